@@ -1,1 +1,4 @@
-
+//! flanneld
+pub mod kernel;
+pub mod model;
+pub mod store;

@@ -1,0 +1,3 @@
+//! How leases become kernel state. One file a backend.
+
+pub mod vxlan;

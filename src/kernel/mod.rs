@@ -1,0 +1,50 @@
+//! The host's network state. The only folder that speaks netlink; the daemon knows only [`Kernel`].
+
+pub mod fake;
+pub mod netlink;
+pub mod socket;
+pub mod sysctl;
+
+use crate::model::iface::HostView;
+use crate::model::kernel_state::{Have, Scope};
+use crate::model::plan::Op;
+use std::io;
+use std::net::IpAddr;
+
+/// Why the kernel did not do what it was asked.
+#[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
+#[error("{what}: {reason}")]
+pub struct KernelError {
+    /// What was asked, such as `dump routes`.
+    pub what: String,
+    /// The positive errno, or 0 when the request failed before the kernel judged it.
+    pub errno: i32,
+    /// The errno's text, with the kernel's own explanation (extended acknowledgement) where there is one.
+    pub reason: String,
+}
+
+impl KernelError {
+    /// The kernel's refusal of `what`; `explanation` may be empty.
+    pub fn from_errno(what: impl Into<String>, errno: i32, explanation: &str) -> Self {
+        let text = io::Error::from_raw_os_error(errno);
+        let reason = if explanation.is_empty() { text.to_string() } else { format!("{text}: {explanation}") };
+        KernelError { what: what.into(), errno, reason }
+    }
+}
+
+/// The kernel, as far as the daemon needs it.
+#[allow(async_fn_in_trait, reason = "the daemon is one thread: no Send bounds are wanted")]
+pub trait Kernel {
+    /// All interfaces with their addresses, and the default routes.
+    async fn host(&mut self) -> Result<HostView, KernelError>;
+
+    /// The index of the interface by which packets to `ip` leave; `None` when there is no route.
+    async fn route_to(&mut self, ip: IpAddr) -> Result<Option<u32>, KernelError>;
+
+    /// Reads in full what concerns us. Consistent: an interrupted dump is read again.
+    async fn observe(&mut self, scope: &Scope) -> Result<Have, KernelError>;
+
+    /// Does the operations in their order on the device named in `scope`, many to a system call. One result for each,
+    /// in the same order; a failing one does not keep the others from being done. Deleting what is not there succeeds.
+    async fn apply(&mut self, scope: &Scope, ops: &[Op]) -> Vec<Result<(), KernelError>>;
+}

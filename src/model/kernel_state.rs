@@ -1,0 +1,185 @@
+//! The part of a host's network state that flanneld looks after: what the kernel should hold ([`Want`]), what it
+//! does hold ([`Have`]), and which of that is ours to change ([`Scope`]).
+
+use super::mac::VtepMac;
+use ipnet::IpNet;
+use std::collections::{BTreeMap, BTreeSet};
+use std::fmt;
+use std::net::IpAddr;
+
+/// A VXLAN device as we make it.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Device {
+    /// `flannel.<VNI>`, or `flannel-v6.<VNI>` for an IPv6 overlay.
+    pub name: String,
+    /// The MAC of this host's tunnel endpoint.
+    pub mac: VtepMac,
+    /// Largest inner packet, in bytes.
+    pub mtu: u32,
+    /// Whether it is administratively up.
+    pub up: bool,
+    /// Tunnel parameters.
+    pub vxlan: Vxlan,
+}
+
+/// Tunnel parameters of a VXLAN device.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Vxlan {
+    /// VXLAN network identifier, 0 to 16777215.
+    pub vni: u32,
+    /// Source address of tunnel packets.
+    pub local: Option<IpAddr>,
+    /// Interface index of the device below.
+    pub lower: u32,
+    /// UDP destination port.
+    pub port: u16,
+    /// Whether the kernel learns FDB entries from received packets.
+    pub learning: bool,
+    /// Group based policy extension.
+    pub gbp: bool,
+    /// Multicast group or default remote; ours has none.
+    pub group: Option<IpAddr>,
+    /// TTL of tunnel packets; 0 lets the kernel choose.
+    pub ttl: u8,
+    /// Seconds after which learned FDB entries go; 300 is the kernel's default.
+    pub ageing: u32,
+}
+
+/// A device that was found under our name.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub enum Found {
+    /// A VXLAN device, with its interface index.
+    Vxlan(u32, Device),
+    /// Some other kind of device, with its interface index and kind.
+    Other(u32, String),
+}
+
+/// An ARP or NDP entry on our device.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct Neighbor {
+    /// The inner MAC; `None` while unresolved.
+    pub mac: Option<VtepMac>,
+    /// Permanent entries are ours; others come from the kernel itself.
+    pub permanent: bool,
+}
+
+/// Where a route leaves the host.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash)]
+pub enum Oif {
+    /// Our VXLAN device, whatever index it has now.
+    Ours,
+    /// Another interface, by index; 0 for routes without one (blackhole).
+    Other(u32),
+}
+
+/// A unicast route in table main.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash)]
+pub struct Route {
+    /// Destination, without host bits.
+    pub dest: IpNet,
+    /// Next hop.
+    pub gateway: Option<IpAddr>,
+    /// Outgoing interface.
+    pub oif: Oif,
+    /// Next hop is taken to be on the link, whatever the addresses say.
+    pub onlink: bool,
+    /// Priority; 0 is tried first (for IPv6 the kernel turns 0 into 1024).
+    pub metric: u32,
+    /// Who installed it (`RTPROT_*`): 2 is the kernel itself, 3 `boot`.
+    pub protocol: u8,
+}
+
+/// `RTPROT_KERNEL`: connected networks; never touched.
+pub const PROTOCOL_KERNEL: u8 = 2;
+
+impl Route {
+    /// Equal in all that decides where packets go: everything but who installed it.
+    pub fn same_path(&self, other: &Route) -> bool {
+        Route { protocol: 0, ..*self } == Route { protocol: 0, ..*other }
+    }
+
+    /// The shape of flannel's overlay routes: onlink over our device, via the destination's own first address.
+    pub fn has_flannel_shape(&self) -> bool {
+        self.oif == Oif::Ours && self.onlink && self.gateway == Some(self.dest.network())
+    }
+}
+
+impl fmt::Display for Route {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        write!(f, "{}", self.dest)?;
+        if let Some(gateway) = self.gateway {
+            write!(f, " via {gateway}")?;
+        }
+        if let Oif::Other(index) = self.oif {
+            write!(f, " dev #{index}")?;
+        }
+        if self.onlink {
+            f.write_str(" onlink")?;
+        }
+        if self.metric != 0 {
+            write!(f, " metric {}", self.metric)?;
+        }
+        Ok(())
+    }
+}
+
+/// What the kernel should hold. All of it is keyed as the kernel keys it, so there is one wanted value per key.
+#[derive(Debug, Clone, Default, PartialEq, Eq)]
+pub struct Want {
+    /// Our VXLAN device; `None` until it is known what it should be.
+    pub device: Option<Device>,
+    /// Addresses on it.
+    pub addresses: BTreeSet<IpNet>,
+    /// Inner IP of a peer's VTEP to its MAC.
+    pub neighbors: BTreeMap<IpAddr, VtepMac>,
+    /// MAC of a peer's VTEP to its underlay address.
+    pub fdb: BTreeMap<VtepMac, IpAddr>,
+    /// Subnet of a peer to the way there.
+    pub routes: BTreeMap<IpNet, Route>,
+    /// Whether these are all peers. Until it is true, what no known peer has may belong to an unknown one.
+    pub peers_complete: bool,
+}
+
+/// What the kernel holds, as far as it concerns us.
+#[derive(Debug, Clone, Default, PartialEq, Eq)]
+pub struct Have {
+    /// The device with our name.
+    pub device: Option<Found>,
+    /// All its addresses but link-local ones.
+    pub addresses: BTreeSet<IpNet>,
+    /// All its neighbours.
+    pub neighbors: BTreeMap<IpAddr, Neighbor>,
+    /// All its permanent FDB entries.
+    pub fdb: BTreeMap<VtepMac, BTreeSet<IpAddr>>,
+    /// Routes in table main that leave by our device or lead into the overlay, by destination.
+    pub routes: BTreeMap<IpNet, Vec<Route>>,
+}
+
+/// What is ours to change or delete. Everything else belongs to somebody else and stays.
+#[derive(Debug, Clone, Default, PartialEq, Eq)]
+pub struct Scope {
+    /// Name of our device.
+    pub device: String,
+    /// The overlay's networks.
+    pub networks: Vec<IpNet>,
+}
+
+impl Scope {
+    /// An address on our device is ours when it lies inside the overlay.
+    pub fn owns_address(&self, address: &IpNet) -> bool {
+        self.networks.iter().any(|network| network.contains(&address.addr()))
+    }
+
+    /// A route on our device is ours when it leads into the overlay or has flannel's own shape (which catches what
+    /// an earlier Network left); a connected network never is.
+    pub fn owns_route(&self, route: &Route) -> bool {
+        route.oif == Oif::Ours
+            && route.protocol != PROTOCOL_KERNEL
+            && (self.covers(route.dest) || route.has_flannel_shape())
+    }
+
+    /// Whether a destination lies inside the overlay.
+    pub fn covers(&self, dest: IpNet) -> bool {
+        self.networks.iter().any(|network| network.contains(&dest))
+    }
+}

@@ -1,0 +1,220 @@
+//! A lease: one host's subnet and how to reach it, as it stands in etcd.
+
+use super::go_json::{GoObject, shorten};
+use super::subnet::{BadKey, SubnetKey};
+use ipnet::Ipv4Net;
+use std::fmt;
+use std::net::{Ipv4Addr, Ipv6Addr};
+use std::num::NonZeroI64;
+
+/// A store's revision: grows with each change (etcd's `mod_revision` and `create_revision`).
+pub type Revision = i64;
+
+/// What keeps a key alive in the store (an etcd lease id). A key without one is a reservation and never expires.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash)]
+pub struct LeaseId(pub NonZeroI64);
+
+impl LeaseId {
+    /// The id etcd gives; its 0 means that there is none.
+    pub fn new(id: i64) -> Option<Self> {
+        NonZeroI64::new(id).map(LeaseId)
+    }
+}
+
+impl fmt::Display for LeaseId {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        write!(f, "{:x}", self.0)
+    }
+}
+
+/// A host's subnet and how to reach it.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Lease {
+    /// The subnet, from the key.
+    pub subnet: SubnetKey,
+    /// How to reach the host, from the value.
+    pub attrs: LeaseAttrs,
+    /// `None` for a reservation.
+    pub lease_id: Option<LeaseId>,
+    /// When the key was made: in a conflict the older one wins.
+    pub created: Revision,
+    /// When the key was last written: guards our own writes.
+    pub modified: Revision,
+}
+
+/// A key under `subnets/` as it was read: a lease, or something that is none.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Record {
+    /// The last segment of the key.
+    pub name: String,
+    /// The lease, or why it is none.
+    pub content: Result<Lease, Malformed>,
+}
+
+/// Why a key or its value is no lease.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Malformed {
+    /// What is wrong, for log and status.
+    pub reason: String,
+    /// The subnet that nobody else may be given, as far as the key tells.
+    pub occupies: Option<Ipv4Net>,
+}
+
+impl Record {
+    /// Reads a key segment and its value. Never fails: what is no lease is a record that says why.
+    pub fn decode(name: &str, value: &[u8], lease_id: Option<LeaseId>, created: Revision, modified: Revision) -> Self {
+        let content = SubnetKey::parse(name).map_err(Malformed::from).and_then(|subnet| {
+            let attrs =
+                LeaseAttrs::from_json(value).map_err(|reason| Malformed { reason, occupies: Some(subnet.v4) })?;
+            Ok(Lease { subnet, attrs, lease_id, created, modified })
+        });
+        Record { name: name.to_owned(), content }
+    }
+
+    /// The IPv4 addresses that are taken by this key, whether or not it is a proper lease.
+    pub fn occupies(&self) -> Option<Ipv4Net> {
+        match &self.content {
+            Ok(lease) => Some(lease.subnet.v4),
+            Err(malformed) => malformed.occupies,
+        }
+    }
+}
+
+impl From<BadKey> for Malformed {
+    fn from(bad: BadKey) -> Self {
+        Malformed { reason: format!("the key names no subnet: {}", bad.reason), occupies: bad.occupies }
+    }
+}
+
+/// The value of a lease's key.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct LeaseAttrs {
+    /// The underlay address of the host.
+    pub public_ip: Ipv4Addr,
+    /// The underlay IPv6 address of a dual-stack host.
+    pub public_ipv6: Option<Ipv6Addr>,
+    /// `vxlan`, `host-gw`, ...; empty for `alloc`.
+    pub backend_type: String,
+    /// The backend's own JSON for IPv4, compact.
+    pub backend_data: Option<Box<str>>,
+    /// The backend's own JSON for IPv6, compact.
+    pub backend_v6_data: Option<Box<str>>,
+}
+
+impl LeaseAttrs {
+    /// Reads the JSON of flannel, today's and 0.7's form alike. An absent PublicIP is 0.0.0.0, as in Go.
+    ///
+    /// # Errors
+    /// Says which member is wrong, and how.
+    pub fn from_json(text: &[u8]) -> Result<Self, String> {
+        let object = GoObject::parse(text).map_err(|e| format!("the value is not a JSON object: {e}"))?;
+        if object.has("PublicIP") && object.raw("PublicIP").is_none() {
+            return Err("PublicIP is null, not an IPv4 address".into());
+        }
+        let data = |name| object.raw(name).map(Box::from);
+        Ok(LeaseAttrs {
+            public_ip: object.get("PublicIP", "an IPv4 address")?.unwrap_or(Ipv4Addr::UNSPECIFIED),
+            public_ipv6: object.get("PublicIPv6", "an IPv6 address")?,
+            backend_type: object.get("BackendType", "text")?.unwrap_or_default(),
+            backend_data: data("BackendData"),
+            backend_v6_data: data("BackendV6Data"),
+        })
+    }
+
+    /// The JSON that today's flannel writes, byte for byte: field order, no spaces, `PublicIPv6` always there, what
+    /// is empty left out behind it.
+    pub fn to_json(&self) -> String {
+        let mut text = format!("{{\"PublicIP\":\"{}\",\"PublicIPv6\":", self.public_ip);
+        match self.public_ipv6 {
+            Some(v6) => text.push_str(&format!("\"{v6}\"")),
+            None => text.push_str("null"),
+        }
+        if !self.backend_type.is_empty() {
+            text.push_str(&format!(",\"BackendType\":{}", serde_json::Value::from(self.backend_type.as_str())));
+        }
+        for (name, data) in [("BackendData", &self.backend_data), ("BackendV6Data", &self.backend_v6_data)] {
+            if let Some(data) = data {
+                text.push_str(&format!(",\"{name}\":{data}"));
+            }
+        }
+        text.push('}');
+        text
+    }
+}
+
+impl fmt::Display for LeaseAttrs {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        let data = self.backend_data.as_deref().unwrap_or("");
+        write!(f, "{} {} {}", self.public_ip, self.backend_type, shorten(data))
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use proptest::prelude::*;
+
+    const TODAY: &str = r#"{"PublicIP":"192.168.64.3","PublicIPv6":null,"BackendType":"vxlan","BackendData":{"VNI":1,"VtepMAC":"c6:d2:32:6f:8f:44"}}"#;
+    const DUAL: &str = r#"{"PublicIP":"192.168.64.3","PublicIPv6":"fd00::3","BackendType":"vxlan","BackendData":{"VNI":1,"VtepMAC":"c6:d2:32:6f:8f:44"},"BackendV6Data":{"VNI":1,"VtepMAC":"c6:d2:32:6f:8f:45"}}"#;
+    const HOST_GW: &str = r#"{"PublicIP":"192.168.64.3","PublicIPv6":null,"BackendType":"host-gw"}"#;
+    const ALLOC: &str = r#"{"PublicIP":"192.168.64.3","PublicIPv6":null}"#;
+    const OF_0_7: &str =
+        r#"{"PublicIP":"172.20.0.114","BackendType":"vxlan","BackendData":{"VtepMAC":"56:27:7d:1c:08:22"}}"#;
+
+    #[test]
+    fn todays_forms_are_written_as_they_were_read() {
+        for text in [TODAY, DUAL, HOST_GW, ALLOC] {
+            assert_eq!(LeaseAttrs::from_json(text.as_bytes()).unwrap().to_json(), text);
+        }
+    }
+
+    #[test]
+    fn the_form_of_0_7_is_read_and_written_in_todays() {
+        let attrs = LeaseAttrs::from_json(OF_0_7.as_bytes()).unwrap();
+        assert_eq!(attrs.public_ip, Ipv4Addr::new(172, 20, 0, 114));
+        assert_eq!(attrs.backend_data.as_deref(), Some(r#"{"VtepMAC":"56:27:7d:1c:08:22"}"#));
+        assert!(attrs.to_json().contains(r#""PublicIPv6":null"#));
+    }
+
+    #[test]
+    fn what_go_cannot_decode_is_an_error_that_names_the_member() {
+        for (text, names) in [
+            ("", "not a JSON object"),
+            ("[]", "not a JSON object"),
+            (r#"{"PublicIP":null}"#, "PublicIP is null"),
+            (r#"{"PublicIP":"300.1.1.1"}"#, "PublicIP is \"300.1.1.1\""),
+            (r#"{"PublicIP":7}"#, "PublicIP is 7"),
+            (r#"{"PublicIP":"10.0.0.1","BackendType":{}}"#, "BackendType is {}"),
+        ] {
+            let error = LeaseAttrs::from_json(text.as_bytes()).unwrap_err();
+            assert!(error.contains(names), "{text}: {error}");
+        }
+    }
+
+    #[test]
+    fn a_bad_value_still_occupies_its_subnet() {
+        let record = Record::decode("10.5.34.0-24", b"garbage", None, 1, 1);
+        assert!(record.content.is_err());
+        assert_eq!(record.occupies(), Some("10.5.34.0/24".parse().unwrap()));
+        assert_eq!(Record::decode("foo", TODAY.as_bytes(), None, 1, 1).occupies(), None);
+    }
+
+    proptest! {
+        #[test]
+        fn any_bytes_are_attributes_or_an_error(bytes: Vec<u8>) {
+            let _ = LeaseAttrs::from_json(&bytes);
+        }
+
+        #[test]
+        fn what_is_written_is_read_back(ip: u32, v6: Option<u128>, kind in "[a-z\"\\\\é-]{0,8}", data: Option<u32>) {
+            let attrs = LeaseAttrs {
+                public_ip: ip.into(),
+                public_ipv6: v6.map(Ipv6Addr::from),
+                backend_type: kind,
+                backend_data: data.map(|n| format!("{{\"VNI\":{n}}}").into()),
+                backend_v6_data: None,
+            };
+            prop_assert_eq!(LeaseAttrs::from_json(attrs.to_json().as_bytes()), Ok(attrs));
+        }
+    }
+}

@@ -1,0 +1,10 @@
+//! What flannel means, as pure values and functions: no I/O, no clock, no randomness of its own.
+
+pub mod config;
+pub mod go_json;
+pub mod iface;
+pub mod kernel_state;
+pub mod lease;
+pub mod mac;
+pub mod plan;
+pub mod subnet;

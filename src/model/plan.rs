@@ -1,0 +1,420 @@
+//! The difference between what the kernel should hold and what it holds, as an ordered list of operations.
+//!
+//! [`Plan::between`] compares everything; [`Plan::at`] compares only some keys, so that one peer's event costs one
+//! peer's work. Both ask the same per-key questions, so both come to the same answer for the same key.
+
+use super::kernel_state::{Device, Found, Have, Neighbor, Oif, PROTOCOL_KERNEL, Route, Scope, Want};
+use super::mac::VtepMac;
+use ipnet::IpNet;
+use std::borrow::Cow;
+use std::collections::{BTreeMap, BTreeSet};
+use std::fmt;
+use std::net::IpAddr;
+
+/// One change to the kernel.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub enum Op {
+    /// Remove the device with this index that stands in our device's place.
+    DeleteDevice(u32),
+    /// Make our device and bring it up.
+    CreateDevice(Device),
+    /// Change the device with this index in place.
+    ChangeDevice(u32, Device),
+    /// Put an address on our device.
+    AddAddress(IpNet),
+    /// Take an address from our device.
+    DeleteAddress(IpNet),
+    /// Make or overwrite a permanent neighbour on our device.
+    SetNeighbor(IpAddr, VtepMac),
+    /// Remove a neighbour from our device.
+    DeleteNeighbor(IpAddr),
+    /// Make or move a permanent FDB entry of our device.
+    SetFdb(VtepMac, IpAddr),
+    /// Remove an FDB entry from our device.
+    DeleteFdb(VtepMac, IpAddr),
+    /// Add a route; fails when another one has its destination and metric.
+    AddRoute(Route),
+    /// Put a route in the place of ours with the same destination and metric.
+    ReplaceRoute(Route),
+    /// Remove exactly this route.
+    DeleteRoute(Route),
+}
+
+/// An operation and its reason.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Step {
+    /// What to do.
+    pub op: Op,
+    /// Why, for the log.
+    pub why: Cow<'static, str>,
+}
+
+/// What a difference is about: one object of the kernel.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash)]
+pub enum Key {
+    /// Our device itself; a difference there may affect everything on it.
+    Device,
+    /// An address on our device.
+    Address(IpNet),
+    /// A neighbour on our device.
+    Neighbor(IpAddr),
+    /// The FDB entry of a MAC.
+    Fdb(VtepMac),
+    /// The route to a destination.
+    Route(IpNet),
+}
+
+/// Operations in the order in which they are to be applied: device, addresses, then what peers need (neighbours, FDB
+/// entries, routes), then what is no longer wanted, in reverse.
+#[derive(Debug, Clone, Default, PartialEq, Eq)]
+pub struct Plan {
+    /// The operations.
+    pub steps: Vec<Step>,
+}
+
+impl Plan {
+    /// Everything that keeps `have` from being `want`, as far as it is ours (`scope`).
+    ///
+    /// While the device is unknown the plan is empty; while the peers are not all known nothing of theirs is removed.
+    pub fn between(have: &Have, want: &Want, scope: &Scope) -> Plan {
+        let mut differ = Differ::new(have, want, scope);
+        if want.device.is_some() {
+            differ.device();
+            differ.everything();
+        }
+        differ.plan()
+    }
+
+    /// What keeps these keys from being as wanted. A difference in the device itself widens it to everything.
+    pub fn at(keys: &[Key], have: &Have, want: &Want, scope: &Scope) -> Plan {
+        let mut differ = Differ::new(have, want, scope);
+        if want.device.is_none() {
+            return Plan::default();
+        }
+        differ.device();
+        if differ.has_device_steps() || keys.contains(&Key::Device) {
+            differ.everything();
+            return differ.plan();
+        }
+        for key in keys {
+            match *key {
+                Key::Device => {}
+                Key::Address(address) => differ.address(address),
+                Key::Neighbor(ip) => differ.neighbor(ip),
+                Key::Fdb(mac) => differ.fdb(mac),
+                Key::Route(dest) => differ.route(dest),
+            }
+        }
+        differ.plan()
+    }
+
+    /// Whether there is nothing to do.
+    pub fn is_empty(&self) -> bool {
+        self.steps.is_empty()
+    }
+}
+
+/// The order in which operations are applied: nothing is used before it exists or removed while it is used.
+#[derive(Clone, Copy)]
+enum Phase {
+    Device,
+    AddressAdd,
+    AddressDelete,
+    NeighborSet,
+    FdbSet,
+    RouteSet,
+    RouteDelete,
+    FdbDelete,
+    NeighborDelete,
+}
+
+/// Asks key by key what differs, and sorts the answers by phase.
+struct Differ<'a> {
+    have: &'a Have,
+    want: &'a Want,
+    scope: &'a Scope,
+    /// Nothing on the old device survives its replacement.
+    replaced: bool,
+    /// A new MAC flushes the permanent neighbours.
+    flushed: bool,
+    steps: [Vec<Step>; 9],
+}
+
+impl<'a> Differ<'a> {
+    fn new(have: &'a Have, want: &'a Want, scope: &'a Scope) -> Self {
+        Differ { have, want, scope, replaced: false, flushed: false, steps: Default::default() }
+    }
+
+    fn plan(self) -> Plan {
+        Plan { steps: self.steps.into_iter().flatten().collect() }
+    }
+
+    fn push(&mut self, phase: Phase, op: Op, why: impl Into<Cow<'static, str>>) {
+        self.steps[phase as usize].push(Step { op, why: why.into() });
+    }
+
+    fn has_device_steps(&self) -> bool {
+        !self.steps[Phase::Device as usize].is_empty()
+    }
+
+    fn everything(&mut self) {
+        let (have, want) = (self.have, self.want);
+        want.addresses.union(&have.addresses).for_each(|address| self.address(*address));
+        want.neighbors.keys().for_each(|ip| self.neighbor(*ip));
+        only_in(&have.neighbors, |ip| want.neighbors.contains_key(ip)).for_each(|ip| self.neighbor(*ip));
+        want.fdb.keys().for_each(|mac| self.fdb(*mac));
+        only_in(&have.fdb, |mac| want.fdb.contains_key(mac)).for_each(|mac| self.fdb(*mac));
+        want.routes.keys().for_each(|dest| self.route(*dest));
+        only_in(&have.routes, |dest| want.routes.contains_key(dest)).for_each(|dest| self.route(*dest));
+    }
+
+    fn device(&mut self) {
+        let Some(want) = &self.want.device else { return };
+        match &self.have.device {
+            None => {
+                self.replaced = true;
+                self.push(Phase::Device, Op::CreateDevice(want.clone()), "missing");
+            }
+            Some(Found::Other(index, kind)) => {
+                self.replace_device(*index, format!("{} is a {kind} device, not VXLAN", want.name));
+            }
+            Some(Found::Vxlan(index, have)) => match fixed_differences(have, want) {
+                differences if !differences.is_empty() => self.replace_device(*index, differences),
+                _ => {
+                    let differences = changeable_differences(have, want);
+                    if !differences.is_empty() {
+                        self.flushed = have.mac != want.mac;
+                        self.push(Phase::Device, Op::ChangeDevice(*index, want.clone()), differences);
+                    }
+                }
+            },
+        }
+    }
+
+    fn replace_device(&mut self, index: u32, why: String) {
+        self.replaced = true;
+        self.push(Phase::Device, Op::DeleteDevice(index), why);
+        if let Some(device) = &self.want.device {
+            self.push(Phase::Device, Op::CreateDevice(device.clone()), "replaced");
+        }
+    }
+
+    fn address(&mut self, address: IpNet) {
+        let wanted = self.want.addresses.contains(&address);
+        let there = !self.replaced && self.have.addresses.contains(&address);
+        match (wanted, there) {
+            (true, false) => self.push(Phase::AddressAdd, Op::AddAddress(address), "missing"),
+            (false, true) if self.scope.owns_address(&address) => {
+                self.push(Phase::AddressDelete, Op::DeleteAddress(address), "foreign address inside the overlay");
+            }
+            _ => {}
+        }
+    }
+
+    fn neighbor(&mut self, ip: IpAddr) {
+        let have = self.have.neighbors.get(&ip).filter(|_| !self.replaced && !self.flushed);
+        match (self.want.neighbors.get(&ip), have) {
+            (Some(mac), None) => self.push(Phase::NeighborSet, Op::SetNeighbor(ip, *mac), "missing"),
+            (Some(mac), Some(have)) if !have.permanent || have.mac != Some(*mac) => {
+                let was = have.mac.map_or("unresolved".to_owned(), |mac| mac.to_string());
+                self.push(Phase::NeighborSet, Op::SetNeighbor(ip, *mac), format!("was {was}"));
+            }
+            (None, Some(have)) if have.permanent && self.want.peers_complete => {
+                self.push(Phase::NeighborDelete, Op::DeleteNeighbor(ip), "no peer has it");
+            }
+            _ => {}
+        }
+    }
+
+    fn fdb(&mut self, mac: VtepMac) {
+        let have = self.have.fdb.get(&mac).filter(|_| !self.replaced);
+        match (self.want.fdb.get(&mac), have) {
+            (Some(dst), None) => self.push(Phase::FdbSet, Op::SetFdb(mac, *dst), "missing"),
+            (Some(dst), Some(have)) if have.len() != 1 || !have.contains(dst) => {
+                self.push(Phase::FdbSet, Op::SetFdb(mac, *dst), format!("pointed to {}", join(have)));
+            }
+            (None, Some(have)) if self.want.peers_complete => {
+                for dst in have {
+                    self.push(Phase::FdbDelete, Op::DeleteFdb(mac, *dst), "no peer has it");
+                }
+            }
+            _ => {}
+        }
+    }
+
+    fn route(&mut self, dest: IpNet) {
+        let none = Vec::new();
+        let all = self.have.routes.get(&dest).unwrap_or(&none);
+        let have: Vec<&Route> = all.iter().filter(|route| !self.replaced || route.oif != Oif::Ours).collect();
+        let Some(want) = self.want.routes.get(&dest) else {
+            if self.want.peers_complete {
+                for route in have.into_iter().filter(|route| self.scope.owns_route(route)) {
+                    self.push(Phase::RouteDelete, Op::DeleteRoute(*route), "no peer has it");
+                }
+            }
+            return;
+        };
+        let in_its_place = |route: &Route| route.metric == want.metric && route.protocol != PROTOCOL_KERNEL;
+        let is_stray = |route: &&Route| !route.same_path(want) && (in_its_place(route) || self.scope.owns_route(route));
+        let strays: Vec<&Route> = have.iter().copied().filter(is_stray).collect();
+        let present = have.iter().any(|route| route.same_path(want));
+        if let ([stray], false) = (&strays[..], present)
+            && stray.metric == want.metric
+            && self.scope.owns_route(stray)
+        {
+            self.push(Phase::RouteSet, Op::ReplaceRoute(*want), format!("was {stray}"));
+            return;
+        }
+        for stray in strays {
+            let why = format!("stands in the place of the route to peer {dest}");
+            self.push(Phase::RouteSet, Op::DeleteRoute(*stray), why);
+        }
+        if !present {
+            self.push(Phase::RouteSet, Op::AddRoute(*want), "missing");
+        }
+    }
+}
+
+fn only_in<'m, K, V>(
+    map: &'m std::collections::BTreeMap<K, V>,
+    other: impl Fn(&K) -> bool + 'm,
+) -> impl Iterator<Item = &'m K> {
+    map.keys().filter(move |key| !other(key))
+}
+
+fn join(addresses: &BTreeSet<IpAddr>) -> String {
+    addresses.iter().map(IpAddr::to_string).collect::<Vec<_>>().join(" and ")
+}
+
+/// What the kernel cannot change in a living VXLAN device.
+fn fixed_differences(have: &Device, want: &Device) -> String {
+    let (h, w) = (&have.vxlan, &want.vxlan);
+    let mut found = Differences::default();
+    found.note("VNI", h.vni, w.vni);
+    if w.port != 0 {
+        found.note("port", h.port, w.port);
+    }
+    found.note("lower device", h.lower, w.lower);
+    found.note("GBP", h.gbp, w.gbp);
+    let text = |group: Option<IpAddr>| group.map_or("none".to_owned(), |ip| ip.to_string());
+    found.note("group", text(h.group), text(w.group));
+    found.0
+}
+
+/// What it can.
+fn changeable_differences(have: &Device, want: &Device) -> String {
+    let (h, w) = (&have.vxlan, &want.vxlan);
+    let text = |local: Option<IpAddr>| local.map_or("none".to_owned(), |ip| ip.to_string());
+    let mut found = Differences::default();
+    found.note("MAC", have.mac, want.mac);
+    found.note("MTU", have.mtu, want.mtu);
+    found.note("up", have.up, want.up);
+    found.note("local", text(h.local), text(w.local));
+    found.note("learning", h.learning, w.learning);
+    found.note("ttl", h.ttl, w.ttl);
+    found.note("ageing", h.ageing, w.ageing);
+    found.0
+}
+
+/// `MTU 1400, not 1450; ...`
+#[derive(Default)]
+struct Differences(String);
+
+impl Differences {
+    fn note<T: PartialEq + fmt::Display>(&mut self, what: &str, have: T, want: T) {
+        if have != want {
+            let separator = if self.0.is_empty() { "" } else { "; " };
+            self.0.push_str(&format!("{separator}{what} {have}, not {want}"));
+        }
+    }
+}
+
+impl fmt::Display for Op {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match self {
+            Op::DeleteDevice(index) => write!(f, "delete device #{index}"),
+            Op::CreateDevice(device) => {
+                write!(f, "create device {} mac {} mtu {}", device.name, device.mac, device.mtu)
+            }
+            Op::ChangeDevice(_, device) => write!(f, "change device {}", device.name),
+            Op::AddAddress(address) => write!(f, "add address {address}"),
+            Op::DeleteAddress(address) => write!(f, "delete address {address}"),
+            Op::SetNeighbor(ip, mac) => write!(f, "set neighbour {ip} {mac}"),
+            Op::DeleteNeighbor(ip) => write!(f, "delete neighbour {ip}"),
+            Op::SetFdb(mac, dst) => write!(f, "set FDB entry {mac} dst {dst}"),
+            Op::DeleteFdb(mac, dst) => write!(f, "delete FDB entry {mac} dst {dst}"),
+            Op::AddRoute(route) => write!(f, "add route {route}"),
+            Op::ReplaceRoute(route) => write!(f, "replace route {route}"),
+            Op::DeleteRoute(route) => write!(f, "delete route {route}"),
+        }
+    }
+}
+
+impl Have {
+    /// What the kernel holds after it has done `op`; `index` is what it would give a new device.
+    pub fn apply(&mut self, op: &Op, index: u32) {
+        match op {
+            Op::DeleteDevice(_) => self.lose_device(),
+            Op::CreateDevice(device) => self.device = Some(Found::Vxlan(index, device.clone())),
+            Op::ChangeDevice(_, device) => self.change_device(device),
+            Op::AddAddress(address) => drop(self.addresses.insert(*address)),
+            Op::DeleteAddress(address) => drop(self.addresses.remove(address)),
+            Op::SetNeighbor(ip, mac) => {
+                let neighbor = Neighbor { mac: Some(*mac), permanent: true };
+                self.neighbors.insert(*ip, neighbor);
+            }
+            Op::DeleteNeighbor(ip) => drop(self.neighbors.remove(ip)),
+            Op::SetFdb(mac, dst) => drop(self.fdb.insert(*mac, [*dst].into())),
+            Op::DeleteFdb(mac, dst) => self.remove_fdb(mac, dst),
+            Op::AddRoute(route) => self.routes.entry(route.dest).or_default().push(*route),
+            Op::ReplaceRoute(route) => self.replace_route(route),
+            Op::DeleteRoute(route) => self.retain_routes(route.dest, |other| !other.same_path(route)),
+        }
+    }
+
+    fn lose_device(&mut self) {
+        self.device = None;
+        self.addresses.clear();
+        self.neighbors.clear();
+        self.fdb.clear();
+        self.routes.values_mut().for_each(|routes| routes.retain(|route| route.oif != Oif::Ours));
+        self.routes.retain(|_, routes| !routes.is_empty());
+    }
+
+    fn change_device(&mut self, device: &Device) {
+        if let Some(Found::Vxlan(_, have)) = &mut self.device {
+            if have.mac != device.mac {
+                self.neighbors.clear();
+            }
+            let port = have.vxlan.port;
+            *have = device.clone();
+            have.vxlan.port = port;
+        }
+    }
+
+    fn remove_fdb(&mut self, mac: &VtepMac, dst: &IpAddr) {
+        if let Some(destinations) = self.fdb.get_mut(mac) {
+            destinations.remove(dst);
+            if destinations.is_empty() {
+                self.fdb.remove(mac);
+            }
+        }
+    }
+
+    fn replace_route(&mut self, route: &Route) {
+        let routes = self.routes.entry(route.dest).or_default();
+        match routes.iter_mut().find(|other| other.metric == route.metric) {
+            Some(other) => *other = *route,
+            None => routes.push(*route),
+        }
+    }
+
+    fn retain_routes(&mut self, dest: IpNet, keep: impl Fn(&Route) -> bool) {
+        if let Some(routes) = self.routes.get_mut(&dest) {
+            routes.retain(keep);
+            if routes.is_empty() {
+                self.routes.remove(&dest);
+            }
+        }
+    }
+}

@@ -1,0 +1,125 @@
+//! Where leases live. The daemon knows only [`Store`]; what is behind it (etcd, memory, later Kubernetes) does not show.
+
+pub mod etcd;
+pub mod memory;
+
+use crate::model::lease::{LeaseAttrs, LeaseId, Record, Revision};
+use crate::model::subnet::SubnetKey;
+use std::net::IpAddr;
+use std::time::Duration;
+
+/// Why a store did not do what it was asked.
+#[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
+pub enum StoreError {
+    /// It cannot be reached, does not answer in time, or has no leader: trying again may help.
+    #[error("{0}")]
+    Unavailable(String),
+    /// It answered and refuses: permissions, a broken request. Trying again helps once somebody mends it.
+    #[error("{0}")]
+    Refused(String),
+    /// The changes since that revision are not kept any more: list again.
+    #[error("changes since revision {0} are compacted")]
+    Compacted(Revision),
+}
+
+/// All keys under `subnets/` at one revision.
+#[derive(Debug, Clone, Default, PartialEq, Eq)]
+pub struct Snapshot {
+    /// The revision of the whole store when it was read.
+    pub revision: Revision,
+    /// Every key, in the order of the keys.
+    pub records: Vec<Record>,
+}
+
+/// One change of a key under `subnets/`.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub enum Change {
+    /// The key was made or overwritten.
+    Put(Record),
+    /// The key named `name` was deleted or expired at `revision`.
+    Delete {
+        /// The last segment of the key.
+        name: String,
+        /// The revision of the deletion; keys deleted together share one.
+        revision: Revision,
+    },
+}
+
+/// Changes in the order of their revisions.
+#[derive(Debug, Clone, Default, PartialEq, Eq)]
+pub struct Changes {
+    /// All changes up to this revision have been delivered.
+    pub revision: Revision,
+    /// The changes; none when the store only reports progress.
+    pub changes: Vec<Change>,
+}
+
+/// When a write is to happen.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Guard {
+    /// Only if the key does not exist.
+    Absent,
+    /// Only if the key was last written at this revision.
+    Unchanged(Revision),
+}
+
+/// What is to keep a written key alive.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Life {
+    /// A new lease with this time to live (whole seconds are what etcd counts).
+    Grant(Duration),
+    /// The lease that the key has already.
+    Keep(LeaseId),
+    /// Nothing: the key is a reservation and stays for ever.
+    Forever,
+}
+
+/// What became of a guarded write.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub enum Written {
+    /// It was done; this is the key as it stands now.
+    Done(Record),
+    /// The guard did not hold; this is what stands there instead, if anything. A lease granted for it is given back.
+    Lost(Option<Record>),
+}
+
+/// Where leases live.
+#[allow(async_fn_in_trait, reason = "the daemon is one thread: no Send bounds are wanted")]
+pub trait Store {
+    /// A running watch.
+    type Watch: Watch;
+
+    /// The network config's text; `None` if there is none.
+    async fn config(&self) -> Result<Option<Vec<u8>>, StoreError>;
+
+    /// All keys under `subnets/`, read from a quorum.
+    async fn list(&self) -> Result<Snapshot, StoreError>;
+
+    /// Every change after `revision`, from now on.
+    async fn watch(&self, after: Revision) -> Result<Self::Watch, StoreError>;
+
+    /// Writes a lease if `guard` holds. After an error it is not known whether it was written: list to find out.
+    async fn write(
+        &self,
+        subnet: SubnetKey,
+        attrs: &LeaseAttrs,
+        guard: Guard,
+        life: Life,
+    ) -> Result<Written, StoreError>;
+
+    /// Deletes a key if it was last written at `unchanged`; tells whether it did.
+    async fn remove(&self, subnet: SubnetKey, unchanged: Revision) -> Result<bool, StoreError>;
+
+    /// Extends a lease to its full time to live, which is returned; `None` when the lease no longer exists.
+    async fn keep_alive(&self, id: LeaseId) -> Result<Option<Duration>, StoreError>;
+
+    /// The addresses at which the store is reached, as far as known: no peer may take them into the overlay.
+    fn addresses(&self) -> Vec<IpAddr>;
+}
+
+/// A running watch.
+#[allow(async_fn_in_trait, reason = "the daemon is one thread: no Send bounds are wanted")]
+pub trait Watch {
+    /// The next changes. After an error the watch is over: list and watch again. Cancel-safe.
+    async fn next(&mut self) -> Result<Changes, StoreError>;
+}
