@@ -1,1 +1,3 @@
+//! A node agent that gives every host a subnet of its own and wires all hosts into one overlay.
 
+pub mod cli;
