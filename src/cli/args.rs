@@ -227,3 +227,6 @@ fn healthz(given: &mut Given) -> Option<Option<SocketAddr>> {
     let (ip, port) = (ip?, port?);
     Some((port != 0).then(|| SocketAddr::new(ip, port)))
 }
+
+#[cfg(test)]
+mod tests;
