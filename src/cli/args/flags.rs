@@ -1,0 +1,294 @@
+//! The flag set as one table, from which the parser, the help and the names in the environment are
+//! made.
+
+use clap::{Arg, ArgAction, Command};
+
+const ETCD: &str = "etcd";
+const INTERFACE: &str = "External interface";
+const LEASE: &str = "Lease";
+const FILES: &str = "Files";
+const HEALTH: &str = "Health";
+const LOGGING: &str = "Logging";
+const COMPATIBILITY: &str = "Accepted for compatibility";
+const OTHER: &str = "Other";
+/// Accepted or refused as its role says, but not in the help.
+const HIDDEN: &str = "";
+
+/// Whether a flag takes a value.
+#[derive(Clone, Copy, PartialEq, Eq)]
+pub(super) enum Arity {
+    /// Stands alone for true, or is given as `--flag=BOOL`; never takes the next argument.
+    Bool,
+    /// Needs a value, `--flag=VALUE` or `--flag VALUE`; the text names the value in the help.
+    Value(&'static str),
+}
+
+/// What is done with a flag that is given.
+#[derive(Clone, Copy)]
+pub(super) enum Role {
+    /// Read into the options.
+    Setting,
+    /// Accepted without a word: it tunes something that a refused or missing feature would do.
+    Silent,
+    /// glog's and klog's own flags: accepted, and named in one warning.
+    Glog,
+    /// A feature that is still to come; the text says what to do instead.
+    Later(&'static str),
+    /// flannel's Kubernetes mode.
+    Kubernetes,
+    /// flannel 0.7's multi-network and client/server modes.
+    MultiNetwork,
+}
+
+/// One flag; its default is the text that a user would give, empty for none.
+pub(super) struct Flag {
+    pub(super) name: &'static str,
+    pub(super) arity: Arity,
+    pub(super) default: &'static str,
+    pub(super) role: Role,
+    repeatable: bool,
+    heading: &'static str,
+    help: &'static str,
+}
+
+const fn value(name: &'static str, value_name: &'static str, default: &'static str) -> Flag {
+    let arity = Arity::Value(value_name);
+    Flag {
+        name,
+        arity,
+        default,
+        role: Role::Setting,
+        repeatable: false,
+        heading: HIDDEN,
+        help: "",
+    }
+}
+
+const fn switch(name: &'static str, default: &'static str) -> Flag {
+    let arity = Arity::Bool;
+    Flag {
+        name,
+        arity,
+        default,
+        role: Role::Setting,
+        repeatable: false,
+        heading: HIDDEN,
+        help: "",
+    }
+}
+
+impl Flag {
+    const fn help(self, heading: &'static str, help: &'static str) -> Self {
+        Self {
+            heading,
+            help,
+            ..self
+        }
+    }
+
+    const fn role(self, role: Role) -> Self {
+        Self { role, ..self }
+    }
+
+    const fn repeatable(self) -> Self {
+        Self {
+            repeatable: true,
+            ..self
+        }
+    }
+
+    fn to_arg(&self) -> Arg {
+        let help = match self.default {
+            "" => self.help.to_owned(),
+            default => format!("{}\n[default: {default}]", self.help),
+        };
+        let arg = Arg::new(self.name).help(help).help_heading(self.heading);
+        let arg = arg.hide(self.heading == HIDDEN);
+        let arg = match self.name.chars().next() {
+            Some(letter) if self.name.len() == 1 => arg.short(letter).alias(self.name),
+            _ => arg.long(self.name),
+        };
+        let arg = match self.arity {
+            Arity::Bool => arg.value_name("BOOL").num_args(0..=1).require_equals(true),
+            Arity::Value(value_name) => arg.value_name(value_name),
+        };
+        match self.repeatable {
+            true => arg.action(ArgAction::Append),
+            false => arg.action(ArgAction::Set).overrides_with(self.name),
+        }
+    }
+}
+
+const NO_TLS: &str = "TLS to etcd is still to come: give http:// endpoints and drop the flag";
+const NO_AUTH: &str = "give an etcd that asks for no password and drop the flag";
+
+/// Every flag that is known, in the order of the help.
+pub(super) static FLAGS: &[Flag] = &[
+    value(
+        "etcd-endpoints",
+        "URLS",
+        "http://127.0.0.1:4001,http://127.0.0.1:2379",
+    )
+    .help(
+        ETCD,
+        "Where etcd answers: http://HOST:PORT, several separated by commas",
+    ),
+    value("etcd-prefix", "KEY", "/coreos.com/network").help(
+        ETCD,
+        "Prefix of all keys: the config is at KEY/config, the leases are below KEY/subnets/",
+    ),
+    value("iface", "NAME|IP", "").repeatable().help(
+        INTERFACE,
+        "Interface to reach the other hosts through, by name or address; may be given\n\
+         several times, the first that fits is taken\n\
+         [default: the interface of the default route]",
+    ),
+    value("iface-regex", "REGEX", "").repeatable().help(
+        INTERFACE,
+        "As --iface, but a pattern for its address or its name; tried after --iface",
+    ),
+    value("iface-can-reach", "IP", "").help(
+        INTERFACE,
+        "Take the interface that the kernel routes IP to; tried last",
+    ),
+    value("public-ip", "IPV4", "").help(
+        INTERFACE,
+        "Address that the other hosts send to\n[default: the interface's own address]",
+    ),
+    value("subnet-lease-ttl", "DURATION", "24h").help(
+        LEASE,
+        "How long the subnet stays reserved for this host after it was last heard of:\n\
+         2s to 30days",
+    ),
+    value("subnet-lease-renew-margin", "MINUTES|DURATION", "60").help(
+        LEASE,
+        "How long before its expiry the lease is renewed, in minutes or with a unit;\n\
+         if it is not given and the TTL is no longer than its default, a third of the TTL",
+    ),
+    value("subnet-file", "FILE", "/run/flannel/subnet.env").help(
+        FILES,
+        "Where to write FLANNEL_SUBNET, FLANNEL_MTU and the like",
+    ),
+    value("docker-opts-file", "FILE", "/run/docker_opts.env").help(
+        FILES,
+        "Where to write Docker's options, DOCKER_OPT_BIP and the like; empty for nowhere",
+    ),
+    value("state-dir", "DIR", "/var/lib/flannel").help(
+        FILES,
+        "Where to remember the MAC address and the lease between runs; if it is not given,\n\
+         systemd's $STATE_DIRECTORY goes before the default",
+    ),
+    value("healthz-ip", "IP", "0.0.0.0").help(HEALTH, "Address to serve /healthz and /readyz on"),
+    value("healthz-port", "PORT", "0").help(
+        HEALTH,
+        "Port to serve /healthz and /readyz on; 0 serves none",
+    ),
+    value("v", "LEVEL", "0").help(
+        LOGGING,
+        "How much to log: 0 is for operation, 1 and up debug, 5 and up trace",
+    ),
+    switch("iptables-forward-rules", "true").help(
+        COMPATIBILITY,
+        "Not implemented: true only warns that the FORWARD chain is left as it is",
+    ),
+    value("iptables-resync", "SECONDS", "5")
+        .help(COMPATIBILITY, "No effect: no firewall rules are kept"),
+    switch("ip-masq-fully-random-disable", "false")
+        .role(Role::Silent)
+        .help(COMPATIBILITY, "No effect: nothing is masqueraded"),
+    switch("ip-masq", "false").role(Role::Later(
+        "masquerade the overlay's outbound traffic with your own rules and drop the flag",
+    )),
+    switch("ip-blackhole-route", "false").role(Role::Later(
+        "add the blackhole route for the subnet yourself and drop the flag",
+    )),
+    value("etcd-keyfile", "FILE", "").role(Role::Later(NO_TLS)),
+    value("etcd-certfile", "FILE", "").role(Role::Later(NO_TLS)),
+    value("etcd-cafile", "FILE", "").role(Role::Later(NO_TLS)),
+    value("etcd-username", "NAME", "").role(Role::Later(NO_AUTH)),
+    value("etcd-password", "PASSWORD", "").role(Role::Later(NO_AUTH)),
+    value("public-ipv6", "IPV6", "")
+        .role(Role::Later("run the overlay over IPv4 and drop the flag")),
+    switch("kube-subnet-mgr", "false").role(Role::Kubernetes),
+    value("kube-api-url", "URL", "").role(Role::Kubernetes),
+    value("kube-annotation-prefix", "PREFIX", "").role(Role::Kubernetes),
+    value("kubeconfig-file", "FILE", "").role(Role::Kubernetes),
+    value("net-config-path", "FILE", "").role(Role::Kubernetes),
+    switch("set-node-network-unavailable", "").role(Role::Kubernetes),
+    value("listen", "ADDRESS", "").role(Role::MultiNetwork),
+    value("remote", "ADDRESS", "").role(Role::MultiNetwork),
+    value("remote-keyfile", "FILE", "").role(Role::MultiNetwork),
+    value("remote-certfile", "FILE", "").role(Role::MultiNetwork),
+    value("remote-cafile", "FILE", "").role(Role::MultiNetwork),
+    value("networks", "NAMES", "").role(Role::MultiNetwork),
+    switch("watch-networks", "false").role(Role::MultiNetwork),
+    value("subnet-dir", "DIR", "").role(Role::MultiNetwork),
+    switch("logtostderr", "").role(Role::Glog),
+    switch("alsologtostderr", "").role(Role::Glog),
+    value("stderrthreshold", "LEVEL", "").role(Role::Glog),
+    value("log_dir", "DIR", "").role(Role::Glog),
+    value("log_backtrace_at", "FILE:LINE", "").role(Role::Glog),
+    value("vmodule", "PATTERNS", "").role(Role::Glog),
+    value("log_file", "FILE", "").role(Role::Glog),
+    value("log_file_max_size", "MEGABYTES", "").role(Role::Glog),
+    switch("skip_headers", "").role(Role::Glog),
+    switch("skip_log_headers", "").role(Role::Glog),
+    switch("add_dir_header", "").role(Role::Glog),
+    switch("one_output", "").role(Role::Glog),
+    value("httptest.serve", "ADDRESS", "").role(Role::Glog),
+];
+
+/// The flag of this name, without dashes.
+pub(super) fn find(name: &str) -> Option<&'static Flag> {
+    FLAGS.iter().find(|flag| flag.name == name)
+}
+
+/// The flag of this name as a user types it.
+pub(super) fn dashed(name: &str) -> String {
+    let dashes = if name.len() == 1 { "-" } else { "--" };
+    format!("{dashes}{name}")
+}
+
+const ABOUT: &str = "\
+Gives this host a subnet of the network that etcd describes, and connects it with the subnets
+of all other hosts.";
+
+const NOTES: &str = "\
+Flags may be written as in flannel, with one dash: -etcd-prefix=/x, -etcd-prefix /x.
+
+Environment:
+  FLANNELD_ETCD_PREFIX and so on, one for each flag
+          Used if the flag is not given and the variable is not empty; FLANNELD_IFACE and
+          FLANNELD_IFACE_REGEX hold one value each
+  FLANNEL_ETCD_ENDPOINTS, FLANNEL_ETCD
+          As --etcd-endpoints, if neither the flag nor FLANNELD_ETCD_ENDPOINTS is given
+  FLANNEL_ETCD_PREFIX, FLANNEL_ETCD_KEY
+          As --etcd-prefix, likewise
+
+Of flannel's flags, --ip-masq, --ip-blackhole-route, --public-ipv6, those for TLS and passwords
+of etcd and those of the Kubernetes mode are not implemented: they are refused, with a message
+that says what to do instead. glog's flags are accepted without effect.";
+
+/// The parser; it knows words that [`super::go_flags`] has brought into the long form.
+pub(super) fn command() -> Command {
+    Command::new("flanneld")
+        .version(env!("CARGO_PKG_VERSION"))
+        .about(ABOUT)
+        .override_usage("flanneld [FLAG]...")
+        .after_help(NOTES)
+        .no_binary_name(true)
+        .next_line_help(true)
+        .disable_help_flag(true)
+        .disable_version_flag(true)
+        .args(FLAGS.iter().map(Flag::to_arg))
+        .arg(builtin("help", 'h', ArgAction::Help).help("Print this text"))
+        .arg(builtin("version", 'V', ArgAction::Version).help("Print the version"))
+}
+
+fn builtin(name: &'static str, short: char, action: ArgAction) -> Arg {
+    Arg::new(name)
+        .long(name)
+        .short(short)
+        .action(action)
+        .help_heading(OTHER)
+}

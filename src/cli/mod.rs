@@ -1,0 +1,3 @@
+//! What an operator can ask for on the command line.
+
+pub mod args;
