@@ -85,9 +85,7 @@ pub struct ArgsError {
 
 impl ArgsError {
     fn one(problem: impl Into<String>) -> Self {
-        Self {
-            problems: vec![problem.into()],
-        }
+        Self { problems: vec![problem.into()] }
     }
 
     /// The problems, one line each; at least one.
@@ -142,10 +140,7 @@ fn not_matched(error: &clap::Error) -> Result<Invocation, ArgsError> {
             let flag = text(ContextKind::InvalidArg).unwrap_or("on the command line");
             let hint = match text(ContextKind::SuggestedArg) {
                 Some(similar) => {
-                    format!(
-                        "did you mean {}?",
-                        flags::dashed(similar.trim_start_matches('-'))
-                    )
+                    format!("did you mean {}?", flags::dashed(similar.trim_start_matches('-')))
                 }
                 None => "--help lists the flags".to_owned(),
             };
@@ -206,9 +201,7 @@ fn lease_times(given: &mut Given) -> Option<(Duration, Duration)> {
         match ttl {
             Some(ttl) if !from_default && margin >= ttl => {
                 let ttl = humantime::format_duration(ttl);
-                Err(format!(
-                    "must be shorter than the lease, whose --subnet-lease-ttl is {ttl}"
-                ))
+                Err(format!("must be shorter than the lease, whose --subnet-lease-ttl is {ttl}"))
             }
             _ => Ok(margin),
         }

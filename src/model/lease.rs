@@ -1,6 +1,7 @@
 //! A lease: one host's subnet and how to reach it, as it stands in etcd.
 
 use super::go_json::{GoObject, shorten};
+use super::mac::VtepMac;
 use super::subnet::{BadKey, SubnetKey};
 use ipnet::Ipv4Net;
 use std::fmt;
@@ -142,6 +143,42 @@ impl LeaseAttrs {
     }
 }
 
+/// What the VXLAN backend publishes of a host: `{"VNI":1,"VtepMAC":"c6:d2:32:6f:8f:44"}`.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct VxlanData {
+    /// VXLAN network identifier; absent in 0.7's form.
+    pub vni: Option<u32>,
+    /// MAC of the tunnel endpoint.
+    pub mac: VtepMac,
+}
+
+impl VxlanData {
+    /// Reads `BackendData`.
+    ///
+    /// # Errors
+    /// Says which member is missing or wrong.
+    pub fn from_json(text: &str) -> Result<Self, String> {
+        let object = GoObject::parse(text.as_bytes())
+            .map_err(|_| format!("BackendData is {}, not an object with a VtepMAC", shorten(text)))?;
+        let mac: String = object.get("VtepMAC", "a MAC address")?.ok_or("BackendData has no VtepMAC")?;
+        let mac = mac.parse().map_err(|e| format!("VtepMAC {e}"))?;
+        Ok(VxlanData { vni: object.get("VNI", "a VXLAN network identifier")?, mac })
+    }
+
+    /// The JSON that today's flannel writes.
+    pub fn to_json(&self) -> String {
+        let vni = self.vni.map(|vni| format!("\"VNI\":{vni},")).unwrap_or_default();
+        format!("{{{vni}\"VtepMAC\":\"{}\"}}", self.mac)
+    }
+}
+
+impl LeaseAttrs {
+    /// The MAC of the host's VXLAN tunnel endpoint, if the lease has a readable one.
+    pub fn vtep_mac(&self) -> Option<VtepMac> {
+        VxlanData::from_json(self.backend_data.as_deref()?).ok().map(|data| data.mac)
+    }
+}
+
 impl fmt::Display for LeaseAttrs {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         let data = self.backend_data.as_deref().unwrap_or("");
@@ -174,6 +211,19 @@ mod tests {
         assert_eq!(attrs.public_ip, Ipv4Addr::new(172, 20, 0, 114));
         assert_eq!(attrs.backend_data.as_deref(), Some(r#"{"VtepMAC":"56:27:7d:1c:08:22"}"#));
         assert!(attrs.to_json().contains(r#""PublicIPv6":null"#));
+    }
+
+    #[test]
+    fn the_vtep_is_read_from_both_forms_and_written_in_todays() {
+        let attrs = LeaseAttrs::from_json(TODAY.as_bytes()).unwrap();
+        let data = VxlanData::from_json(attrs.backend_data.as_deref().unwrap()).unwrap();
+        assert_eq!((data.vni, data.mac.to_string()), (Some(1), "c6:d2:32:6f:8f:44".into()));
+        assert_eq!(Some(data.to_json().into()), attrs.backend_data);
+        let old = LeaseAttrs::from_json(OF_0_7.as_bytes()).unwrap();
+        assert_eq!(old.vtep_mac(), Some("56:27:7d:1c:08:22".parse().unwrap()));
+        for text in ["1", "{}", r#"{"VtepMAC":"x"}"#, r#"{"VNI":-1,"VtepMAC":"56:27:7d:1c:08:22"}"#] {
+            assert!(VxlanData::from_json(text).is_err(), "{text}");
+        }
     }
 
     #[test]

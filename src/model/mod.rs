@@ -3,9 +3,13 @@
 pub mod config;
 pub mod env_files;
 pub mod go_json;
+pub mod identity;
 pub mod iface;
+pub mod judge;
 pub mod kernel_state;
 pub mod lease;
+pub mod lease_set;
 pub mod mac;
 pub mod plan;
+pub mod state_file;
 pub mod subnet;

@@ -3,6 +3,8 @@
 pub mod etcd;
 pub mod memory;
 
+pub use crate::model::lease_set::Change;
+
 use crate::model::lease::{LeaseAttrs, LeaseId, Record, Revision};
 use crate::model::subnet::SubnetKey;
 use std::net::IpAddr;
@@ -29,20 +31,6 @@ pub struct Snapshot {
     pub revision: Revision,
     /// Every key, in the order of the keys.
     pub records: Vec<Record>,
-}
-
-/// One change of a key under `subnets/`.
-#[derive(Debug, Clone, PartialEq, Eq)]
-pub enum Change {
-    /// The key was made or overwritten.
-    Put(Record),
-    /// The key named `name` was deleted or expired at `revision`.
-    Delete {
-        /// The last segment of the key.
-        name: String,
-        /// The revision of the deletion; keys deleted together share one.
-        revision: Revision,
-    },
 }
 
 /// Changes in the order of their revisions.

@@ -9,16 +9,9 @@ use std::net::Ipv6Addr;
 /// What would be right. No endpoint is repeated in it if any of them may hold a password.
 pub(super) fn parse(list: &str) -> Result<Vec<String>, String> {
     if list.contains('@') {
-        return Err(
-            "user and password in an endpoint are not implemented yet: give http://HOST:PORT"
-                .to_owned(),
-        );
+        return Err("user and password in an endpoint are not implemented yet: give http://HOST:PORT".to_owned());
     }
-    let pieces: Vec<&str> = list
-        .split(',')
-        .map(str::trim)
-        .filter(|piece| !piece.is_empty())
-        .collect();
+    let pieces: Vec<&str> = list.split(',').map(str::trim).filter(|piece| !piece.is_empty()).collect();
     if pieces.is_empty() {
         return Err("give at least one endpoint, like http://127.0.0.1:2379".to_owned());
     }
@@ -30,18 +23,13 @@ fn endpoint(piece: &str) -> Result<String, String> {
     match scheme.to_ascii_lowercase().as_str() {
         "http" => {}
         "https" => {
-            return Err(format!(
-                "TLS to etcd is not implemented yet: {piece} must be http://HOST:PORT"
-            ));
+            return Err(format!("TLS to etcd is not implemented yet: {piece} must be http://HOST:PORT"));
         }
         _ => return Err(format!("{piece} must be http://HOST:PORT")),
     }
     let authority = rest.strip_suffix('/').unwrap_or(rest);
     if let Some(end) = authority.find(['/', '?', '#']) {
-        return Err(format!(
-            "{piece} must end after the port: http://{}",
-            &authority[..end]
-        ));
+        return Err(format!("{piece} must end after the port: http://{}", &authority[..end]));
     }
     let (host, port) = host_and_port(authority).map_err(|wanted| format!("{piece} {wanted}"))?;
     Ok(format!("http://{host}:{port}"))
@@ -54,21 +42,11 @@ fn host_and_port(authority: &str) -> Result<(&str, u16), String> {
         None => authority.split_at(authority.find(':').unwrap_or(authority.len())),
     };
     if authority.parse::<Ipv6Addr>().is_ok() {
-        return Err(format!(
-            "needs brackets and a port: http://[{authority}]:2379"
-        ));
+        return Err(format!("needs brackets and a port: http://[{authority}]:2379"));
     }
-    let host_is_valid = match host
-        .strip_prefix('[')
-        .and_then(|host| host.strip_suffix(']'))
-    {
+    let host_is_valid = match host.strip_prefix('[').and_then(|host| host.strip_suffix(']')) {
         Some(address) => address.parse::<Ipv6Addr>().is_ok(),
-        None => {
-            !host.is_empty()
-                && host
-                    .chars()
-                    .all(|c| c.is_ascii_alphanumeric() || "-._".contains(c))
-        }
+        None => !host.is_empty() && host.chars().all(|c| c.is_ascii_alphanumeric() || "-._".contains(c)),
     };
     if !host_is_valid {
         return Err("needs a host name or an address: http://HOST:PORT".to_owned());
@@ -92,19 +70,13 @@ mod tests {
             ("http://127.0.0.1:2379", &["http://127.0.0.1:2379"]),
             ("http://a:1,http://b:2", &["http://a:1", "http://b:2"]),
             (" http://a:1 , ,b:2,", &["http://a:1", "http://b:2"]),
-            (
-                "etcd-0.example.org:2379/",
-                &["http://etcd-0.example.org:2379"],
-            ),
+            ("etcd-0.example.org:2379/", &["http://etcd-0.example.org:2379"]),
             ("HTTP://Etcd_1:02379/", &["http://Etcd_1:2379"]),
             ("[fd00::1]:2379", &["http://[fd00::1]:2379"]),
             ("http://[::1]:65535", &["http://[::1]:65535"]),
         ];
         for (list, expected) in table {
-            let expected = expected
-                .iter()
-                .map(|&endpoint| endpoint.to_owned())
-                .collect();
+            let expected = expected.iter().map(|&endpoint| endpoint.to_owned()).collect();
             assert_eq!(parse(list), Ok(expected), "{list}");
         }
     }
@@ -113,77 +85,26 @@ mod tests {
     fn a_wrong_endpoint_is_named_with_what_is_right() {
         let table = &[
             ("", "give at least one endpoint, like http://127.0.0.1:2379"),
-            (
-                " ,, ",
-                "give at least one endpoint, like http://127.0.0.1:2379",
-            ),
+            (" ,, ", "give at least one endpoint, like http://127.0.0.1:2379"),
             ("etcd", "etcd needs a port: http://etcd:2379"),
-            (
-                "http://a:1,http://etcd",
-                "http://etcd needs a port: http://etcd:2379",
-            ),
-            (
-                "http://etcd/",
-                "http://etcd/ needs a port: http://etcd:2379",
-            ),
-            (
-                "etcd:",
-                "etcd: needs a port from 1 to 65535: http://etcd:2379",
-            ),
-            (
-                "etcd:0",
-                "etcd:0 needs a port from 1 to 65535: http://etcd:2379",
-            ),
-            (
-                "etcd:65536",
-                "etcd:65536 needs a port from 1 to 65535: http://etcd:2379",
-            ),
-            (
-                "etcd:-1",
-                "etcd:-1 needs a port from 1 to 65535: http://etcd:2379",
-            ),
+            ("http://a:1,http://etcd", "http://etcd needs a port: http://etcd:2379"),
+            ("http://etcd/", "http://etcd/ needs a port: http://etcd:2379"),
+            ("etcd:", "etcd: needs a port from 1 to 65535: http://etcd:2379"),
+            ("etcd:0", "etcd:0 needs a port from 1 to 65535: http://etcd:2379"),
+            ("etcd:65536", "etcd:65536 needs a port from 1 to 65535: http://etcd:2379"),
+            ("etcd:-1", "etcd:-1 needs a port from 1 to 65535: http://etcd:2379"),
             ("a:1:2", "a:1:2 needs a port from 1 to 65535: http://a:2379"),
             ("[::1]", "[::1] needs a port: http://[::1]:2379"),
-            (
-                "[::1]2379",
-                "[::1]2379 needs a port from 1 to 65535: http://[::1]:2379",
-            ),
-            (
-                "http://fd00::1",
-                "http://fd00::1 needs brackets and a port: http://[fd00::1]:2379",
-            ),
-            (
-                "[etcd]:2379",
-                "[etcd]:2379 needs a host name or an address: http://HOST:PORT",
-            ),
-            (
-                "http://:2379",
-                "http://:2379 needs a host name or an address: http://HOST:PORT",
-            ),
-            (
-                "a b:2379",
-                "a b:2379 needs a host name or an address: http://HOST:PORT",
-            ),
-            (
-                "a:1;b:2",
-                "a:1;b:2 needs a port from 1 to 65535: http://a:2379",
-            ),
-            (
-                "http://a:1/v2",
-                "http://a:1/v2 must end after the port: http://a:1",
-            ),
-            (
-                "http://a:1?x",
-                "http://a:1?x must end after the port: http://a:1",
-            ),
-            (
-                "unix:///run/etcd",
-                "unix:///run/etcd must be http://HOST:PORT",
-            ),
-            (
-                "https://a:2379",
-                "TLS to etcd is not implemented yet: https://a:2379 must be http://HOST:PORT",
-            ),
+            ("[::1]2379", "[::1]2379 needs a port from 1 to 65535: http://[::1]:2379"),
+            ("http://fd00::1", "http://fd00::1 needs brackets and a port: http://[fd00::1]:2379"),
+            ("[etcd]:2379", "[etcd]:2379 needs a host name or an address: http://HOST:PORT"),
+            ("http://:2379", "http://:2379 needs a host name or an address: http://HOST:PORT"),
+            ("a b:2379", "a b:2379 needs a host name or an address: http://HOST:PORT"),
+            ("a:1;b:2", "a:1;b:2 needs a port from 1 to 65535: http://a:2379"),
+            ("http://a:1/v2", "http://a:1/v2 must end after the port: http://a:1"),
+            ("http://a:1?x", "http://a:1?x must end after the port: http://a:1"),
+            ("unix:///run/etcd", "unix:///run/etcd must be http://HOST:PORT"),
+            ("https://a:2379", "TLS to etcd is not implemented yet: https://a:2379 must be http://HOST:PORT"),
         ];
         for &(list, expected) in table {
             assert_eq!(parse(list), Err(expected.to_owned()), "{list}");
@@ -192,12 +113,9 @@ mod tests {
 
     #[test]
     fn no_part_of_a_password_is_repeated() {
-        for list in [
-            "http://root:s3c,r3t@a:1",
-            "root:s3c/r3t@a:1",
-            "https://root:s3cr3t@a",
-            "http://a:1,http://s3c:r3t@b",
-        ] {
+        for list in
+            ["http://root:s3c,r3t@a:1", "root:s3c/r3t@a:1", "https://root:s3cr3t@a", "http://a:1,http://s3c:r3t@b"]
+        {
             let error = parse(list).expect_err(list);
             assert!(!error.contains("s3c") && !error.contains("r3t"), "{error}");
         }

@@ -53,37 +53,17 @@ pub(super) struct Flag {
 
 const fn value(name: &'static str, value_name: &'static str, default: &'static str) -> Flag {
     let arity = Arity::Value(value_name);
-    Flag {
-        name,
-        arity,
-        default,
-        role: Role::Setting,
-        repeatable: false,
-        heading: HIDDEN,
-        help: "",
-    }
+    Flag { name, arity, default, role: Role::Setting, repeatable: false, heading: HIDDEN, help: "" }
 }
 
 const fn switch(name: &'static str, default: &'static str) -> Flag {
     let arity = Arity::Bool;
-    Flag {
-        name,
-        arity,
-        default,
-        role: Role::Setting,
-        repeatable: false,
-        heading: HIDDEN,
-        help: "",
-    }
+    Flag { name, arity, default, role: Role::Setting, repeatable: false, heading: HIDDEN, help: "" }
 }
 
 impl Flag {
     const fn help(self, heading: &'static str, help: &'static str) -> Self {
-        Self {
-            heading,
-            help,
-            ..self
-        }
+        Self { heading, help, ..self }
     }
 
     const fn role(self, role: Role) -> Self {
@@ -91,10 +71,7 @@ impl Flag {
     }
 
     const fn repeatable(self) -> Self {
-        Self {
-            repeatable: true,
-            ..self
-        }
+        Self { repeatable: true, ..self }
     }
 
     fn to_arg(&self) -> Arg {
@@ -124,37 +101,22 @@ const NO_AUTH: &str = "give an etcd that asks for no password and drop the flag"
 
 /// Every flag that is known, in the order of the help.
 pub(super) static FLAGS: &[Flag] = &[
-    value(
-        "etcd-endpoints",
-        "URLS",
-        "http://127.0.0.1:4001,http://127.0.0.1:2379",
-    )
-    .help(
-        ETCD,
-        "Where etcd answers: http://HOST:PORT, several separated by commas",
-    ),
-    value("etcd-prefix", "KEY", "/coreos.com/network").help(
-        ETCD,
-        "Prefix of all keys: the config is at KEY/config, the leases are below KEY/subnets/",
-    ),
+    value("etcd-endpoints", "URLS", "http://127.0.0.1:4001,http://127.0.0.1:2379")
+        .help(ETCD, "Where etcd answers: http://HOST:PORT, several separated by commas"),
+    value("etcd-prefix", "KEY", "/coreos.com/network")
+        .help(ETCD, "Prefix of all keys: the config is at KEY/config, the leases are below KEY/subnets/"),
     value("iface", "NAME|IP", "").repeatable().help(
         INTERFACE,
         "Interface to reach the other hosts through, by name or address; may be given\n\
          several times, the first that fits is taken\n\
          [default: the interface of the default route]",
     ),
-    value("iface-regex", "REGEX", "").repeatable().help(
-        INTERFACE,
-        "As --iface, but a pattern for its address or its name; tried after --iface",
-    ),
-    value("iface-can-reach", "IP", "").help(
-        INTERFACE,
-        "Take the interface that the kernel routes IP to; tried last",
-    ),
-    value("public-ip", "IPV4", "").help(
-        INTERFACE,
-        "Address that the other hosts send to\n[default: the interface's own address]",
-    ),
+    value("iface-regex", "REGEX", "")
+        .repeatable()
+        .help(INTERFACE, "As --iface, but a pattern for its address or its name; tried after --iface"),
+    value("iface-can-reach", "IP", "").help(INTERFACE, "Take the interface that the kernel routes IP to; tried last"),
+    value("public-ip", "IPV4", "")
+        .help(INTERFACE, "Address that the other hosts send to\n[default: the interface's own address]"),
     value("subnet-lease-ttl", "DURATION", "24h").help(
         LEASE,
         "How long the subnet stays reserved for this host after it was last heard of:\n\
@@ -165,50 +127,34 @@ pub(super) static FLAGS: &[Flag] = &[
         "How long before its expiry the lease is renewed, in minutes or with a unit;\n\
          if it is not given and the TTL is no longer than its default, a third of the TTL",
     ),
-    value("subnet-file", "FILE", "/run/flannel/subnet.env").help(
-        FILES,
-        "Where to write FLANNEL_SUBNET, FLANNEL_MTU and the like",
-    ),
-    value("docker-opts-file", "FILE", "/run/docker_opts.env").help(
-        FILES,
-        "Where to write Docker's options, DOCKER_OPT_BIP and the like; empty for nowhere",
-    ),
+    value("subnet-file", "FILE", "/run/flannel/subnet.env")
+        .help(FILES, "Where to write FLANNEL_SUBNET, FLANNEL_MTU and the like"),
+    value("docker-opts-file", "FILE", "/run/docker_opts.env")
+        .help(FILES, "Where to write Docker's options, DOCKER_OPT_BIP and the like; empty for nowhere"),
     value("state-dir", "DIR", "/var/lib/flannel").help(
         FILES,
         "Where to remember the MAC address and the lease between runs; if it is not given,\n\
          systemd's $STATE_DIRECTORY goes before the default",
     ),
     value("healthz-ip", "IP", "0.0.0.0").help(HEALTH, "Address to serve /healthz and /readyz on"),
-    value("healthz-port", "PORT", "0").help(
-        HEALTH,
-        "Port to serve /healthz and /readyz on; 0 serves none",
-    ),
-    value("v", "LEVEL", "0").help(
-        LOGGING,
-        "How much to log: 0 is for operation, 1 and up debug, 5 and up trace",
-    ),
-    switch("iptables-forward-rules", "true").help(
-        COMPATIBILITY,
-        "Not implemented: true only warns that the FORWARD chain is left as it is",
-    ),
-    value("iptables-resync", "SECONDS", "5")
-        .help(COMPATIBILITY, "No effect: no firewall rules are kept"),
+    value("healthz-port", "PORT", "0").help(HEALTH, "Port to serve /healthz and /readyz on; 0 serves none"),
+    value("v", "LEVEL", "0").help(LOGGING, "How much to log: 0 is for operation, 1 and up debug, 5 and up trace"),
+    switch("iptables-forward-rules", "true")
+        .help(COMPATIBILITY, "Not implemented: true only warns that the FORWARD chain is left as it is"),
+    value("iptables-resync", "SECONDS", "5").help(COMPATIBILITY, "No effect: no firewall rules are kept"),
     switch("ip-masq-fully-random-disable", "false")
         .role(Role::Silent)
         .help(COMPATIBILITY, "No effect: nothing is masqueraded"),
-    switch("ip-masq", "false").role(Role::Later(
-        "masquerade the overlay's outbound traffic with your own rules and drop the flag",
-    )),
-    switch("ip-blackhole-route", "false").role(Role::Later(
-        "add the blackhole route for the subnet yourself and drop the flag",
-    )),
+    switch("ip-masq", "false")
+        .role(Role::Later("masquerade the overlay's outbound traffic with your own rules and drop the flag")),
+    switch("ip-blackhole-route", "false")
+        .role(Role::Later("add the blackhole route for the subnet yourself and drop the flag")),
     value("etcd-keyfile", "FILE", "").role(Role::Later(NO_TLS)),
     value("etcd-certfile", "FILE", "").role(Role::Later(NO_TLS)),
     value("etcd-cafile", "FILE", "").role(Role::Later(NO_TLS)),
     value("etcd-username", "NAME", "").role(Role::Later(NO_AUTH)),
     value("etcd-password", "PASSWORD", "").role(Role::Later(NO_AUTH)),
-    value("public-ipv6", "IPV6", "")
-        .role(Role::Later("run the overlay over IPv4 and drop the flag")),
+    value("public-ipv6", "IPV6", "").role(Role::Later("run the overlay over IPv4 and drop the flag")),
     switch("kube-subnet-mgr", "false").role(Role::Kubernetes),
     value("kube-api-url", "URL", "").role(Role::Kubernetes),
     value("kube-annotation-prefix", "PREFIX", "").role(Role::Kubernetes),
@@ -286,9 +232,5 @@ pub(super) fn command() -> Command {
 }
 
 fn builtin(name: &'static str, short: char, action: ArgAction) -> Arg {
-    Arg::new(name)
-        .long(name)
-        .short(short)
-        .action(action)
-        .help_heading(OTHER)
+    Arg::new(name).long(name).short(short).action(action).help_heading(OTHER)
 }

@@ -29,10 +29,7 @@ impl Value {
     pub(super) fn name(&self) -> String {
         match &self.origin {
             Origin::Environment(variable) => {
-                format!(
-                    "{} (environment variable {variable})",
-                    flags::dashed(self.flag)
-                )
+                format!("{} (environment variable {variable})", flags::dashed(self.flag))
             }
             _ => flags::dashed(self.flag),
         }
@@ -46,11 +43,7 @@ impl fmt::Display for Value {
             Origin::Environment(variable) => write!(f, "environment variable {variable}")?,
             _ => f.write_str(&flags::dashed(self.flag))?,
         }
-        if self.text.contains('@') {
-            Ok(())
-        } else {
-            write!(f, "={:?}", self.text)
-        }
+        if self.text.contains('@') { Ok(()) } else { write!(f, "={:?}", self.text) }
     }
 }
 
@@ -63,11 +56,7 @@ pub(super) struct Given<'a> {
 
 impl<'a> Given<'a> {
     pub(super) fn new(matches: &'a ArgMatches, env: &'a BTreeMap<String, String>) -> Self {
-        Self {
-            matches,
-            env,
-            problems: Vec::new(),
-        }
+        Self { matches, env, problems: Vec::new() }
     }
 
     pub(super) fn report(&mut self, problem: String) {
@@ -83,11 +72,7 @@ impl<'a> Given<'a> {
     pub(super) fn value(&self, name: &'static str) -> Value {
         self.values(name).pop().unwrap_or_else(|| {
             let default = flags::find(name).map_or("", |flag| flag.default);
-            Value {
-                flag: name,
-                text: default.to_owned(),
-                origin: Origin::Default,
-            }
+            Value { flag: name, text: default.to_owned(), origin: Origin::Default }
         })
     }
 
@@ -95,31 +80,17 @@ impl<'a> Given<'a> {
     fn values(&self, name: &'static str) -> Vec<Value> {
         if self.matches.contains_id(name) {
             let texts = self.matches.get_many::<String>(name).into_iter().flatten();
-            return texts
-                .map(|text| Value {
-                    flag: name,
-                    text: text.clone(),
-                    origin: Origin::CommandLine,
-                })
-                .collect();
+            return texts.map(|text| Value { flag: name, text: text.clone(), origin: Origin::CommandLine }).collect();
         }
         let found = from_environment(name, self.env);
         found
-            .map(|(variable, text)| Value {
-                flag: name,
-                text,
-                origin: Origin::Environment(variable),
-            })
+            .map(|(variable, text)| Value { flag: name, text, origin: Origin::Environment(variable) })
             .into_iter()
             .collect()
     }
 
     /// Reads one value. `None` means that it was wrong and has been reported.
-    pub(super) fn read<T>(
-        &mut self,
-        name: &'static str,
-        parse: impl Fn(&str) -> Result<T, String>,
-    ) -> Option<T> {
+    pub(super) fn read<T>(&mut self, name: &'static str, parse: impl Fn(&str) -> Result<T, String>) -> Option<T> {
         let value = self.value(name);
         self.parsed(&value, parse)
     }
@@ -133,10 +104,7 @@ impl<'a> Given<'a> {
     ) -> Option<Vec<T>> {
         let mut values = self.values(name);
         values.retain(|value| !value.text.is_empty());
-        let parsed: Vec<Option<T>> = values
-            .iter()
-            .map(|value| self.parsed(value, &parse))
-            .collect();
+        let parsed: Vec<Option<T>> = values.iter().map(|value| self.parsed(value, &parse)).collect();
         parsed.into_iter().collect()
     }
 
@@ -178,7 +146,5 @@ fn from_environment(name: &str, env: &BTreeMap<String, String>) -> Option<(Strin
 
 /// Drops the quotes that a shell or systemd would have dropped; `docker --env-file` leaves them.
 fn unquoted(text: &str) -> &str {
-    text.strip_prefix('"')
-        .and_then(|text| text.strip_suffix('"'))
-        .unwrap_or(text)
+    text.strip_prefix('"').and_then(|text| text.strip_suffix('"')).unwrap_or(text)
 }

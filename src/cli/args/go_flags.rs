@@ -10,13 +10,8 @@ use super::flags::{self, Arity};
 ///
 /// Reading stops at a request for help or version, and at an unknown flag, since it is not known
 /// whether the next word is its value; the parser then says what is wrong with it.
-pub(super) fn to_long_form(
-    args: impl IntoIterator<Item = OsString>,
-) -> Result<Vec<String>, ArgsError> {
-    let mut words = args
-        .into_iter()
-        .enumerate()
-        .map(|(index, word)| utf8(index, word));
+pub(super) fn to_long_form(args: impl IntoIterator<Item = OsString>) -> Result<Vec<String>, ArgsError> {
+    let mut words = args.into_iter().enumerate().map(|(index, word)| utf8(index, word));
     let mut long = Vec::new();
     while let Some(word) = words.next() {
         let word = word?;
@@ -26,9 +21,7 @@ pub(super) fn to_long_form(
         if body.is_empty() {
             return match words.next() {
                 None => Ok(long),
-                Some(_) => Err(ArgsError::one(
-                    "nothing may follow \"--\": flanneld takes flags only",
-                )),
+                Some(_) => Err(ArgsError::one("nothing may follow \"--\": flanneld takes flags only")),
             };
         }
         let (name, value) = split(body)?;
@@ -41,9 +34,7 @@ pub(super) fn to_long_form(
             (None, Arity::Bool) => "true".to_owned(),
             (None, Arity::Value(value_name)) => words.next().unwrap_or_else(|| {
                 let flag = flags::dashed(name);
-                Err(ArgsError::one(format!(
-                    "{flag} needs a value: {flag}={value_name}"
-                )))
+                Err(ArgsError::one(format!("{flag} needs a value: {flag}={value_name}")))
             })?,
         };
         long.push(format!("--{name}={value}"));
@@ -53,8 +44,7 @@ pub(super) fn to_long_form(
 
 fn utf8(index: usize, word: OsString) -> Result<String, ArgsError> {
     // The word itself is not shown: it may be the value of --etcd-password.
-    word.into_string()
-        .map_err(|_| ArgsError::one(format!("argument {} is not valid UTF-8", index + 1)))
+    word.into_string().map_err(|_| ArgsError::one(format!("argument {} is not valid UTF-8", index + 1)))
 }
 
 /// What follows one or two dashes; `None` for words without a dash and, as in Go, for a lone dash.
@@ -73,9 +63,7 @@ fn split(body: &str) -> Result<(&str, Option<String>), ArgsError> {
         None => (body, None),
     };
     if name.is_empty() || name.starts_with('-') {
-        return Err(ArgsError::one(
-            "a flag is missing its name: write --name=value (--help lists the flags)",
-        ));
+        return Err(ArgsError::one("a flag is missing its name: write --name=value (--help lists the flags)"));
     }
     Ok((name, value))
 }
@@ -92,32 +80,20 @@ fn builtin_or_unknown(name: &str) -> String {
 /// The error for a word where a flag was expected. Go stops reading flags there without a word.
 fn not_a_flag(word: &str, before: &[String]) -> ArgsError {
     let Some(last) = before.last() else {
-        return ArgsError::one(format!(
-            "unknown subcommand {word:?}: flanneld has none, only flags (see --help)"
-        ));
+        return ArgsError::one(format!("unknown subcommand {word:?}: flanneld has none, only flags (see --help)"));
     };
     // It may be the rest of a password that the shell split at a space, or an URL that holds one.
-    let word = match before
-        .iter()
-        .any(|word| word.starts_with("--etcd-password="))
-        || word.contains('@')
-    {
+    let word = match before.iter().any(|word| word.starts_with("--etcd-password=")) || word.contains('@') {
         true => "an argument".to_owned(),
         false => format!("argument {word:?}"),
     };
-    let name = last
-        .split('=')
-        .next()
-        .unwrap_or(last)
-        .trim_start_matches('-');
+    let name = last.split('=').next().unwrap_or(last).trim_start_matches('-');
     match flags::find(name) {
         Some(flag) if flag.arity == Arity::Bool => ArgsError::one(format!(
             "{word} after {flag} is not a flag: write {flag}=true or {flag}=false",
             flag = flags::dashed(name)
         )),
-        _ => ArgsError::one(format!(
-            "{word} is not a flag: flanneld takes flags only (see --help)"
-        )),
+        _ => ArgsError::one(format!("{word} is not a flag: flanneld takes flags only (see --help)")),
     }
 }
 
@@ -161,43 +137,19 @@ mod tests {
     #[test]
     fn words_that_are_no_flags_are_errors() {
         let table: &[(&[&str], &str)] = &[
-            (
-                &["status"],
-                "unknown subcommand \"status\": flanneld has none, only flags (see --help)",
-            ),
-            (
-                &["-v=2", "x"],
-                "argument \"x\" is not a flag: flanneld takes flags only (see --help)",
-            ),
-            (
-                &["-v=2", "-"],
-                "argument \"-\" is not a flag: flanneld takes flags only (see --help)",
-            ),
+            (&["status"], "unknown subcommand \"status\": flanneld has none, only flags (see --help)"),
+            (&["-v=2", "x"], "argument \"x\" is not a flag: flanneld takes flags only (see --help)"),
+            (&["-v=2", "-"], "argument \"-\" is not a flag: flanneld takes flags only (see --help)"),
             (
                 &["--ip-masq", "false"],
                 "argument \"false\" after --ip-masq is not a flag: write --ip-masq=true or \
                  --ip-masq=false",
             ),
-            (
-                &["--etcd-password", "a", "b"],
-                "an argument is not a flag: flanneld takes flags only (see --help)",
-            ),
-            (
-                &["-v=2", "http://u:p@h:1"],
-                "an argument is not a flag: flanneld takes flags only (see --help)",
-            ),
-            (
-                &["--", "x"],
-                "nothing may follow \"--\": flanneld takes flags only",
-            ),
-            (
-                &["---v=2"],
-                "a flag is missing its name: write --name=value (--help lists the flags)",
-            ),
-            (
-                &["-=2"],
-                "a flag is missing its name: write --name=value (--help lists the flags)",
-            ),
+            (&["--etcd-password", "a", "b"], "an argument is not a flag: flanneld takes flags only (see --help)"),
+            (&["-v=2", "http://u:p@h:1"], "an argument is not a flag: flanneld takes flags only (see --help)"),
+            (&["--", "x"], "nothing may follow \"--\": flanneld takes flags only"),
+            (&["---v=2"], "a flag is missing its name: write --name=value (--help lists the flags)"),
+            (&["-=2"], "a flag is missing its name: write --name=value (--help lists the flags)"),
             (&["-iface"], "--iface needs a value: --iface=NAME|IP"),
             (&["-v"], "-v needs a value: -v=LEVEL"),
         ];
@@ -209,10 +161,7 @@ mod tests {
     #[test]
     fn words_that_are_not_utf8_are_counted_not_shown() {
         use std::os::unix::ffi::OsStringExt;
-        let args = [
-            OsString::from("--etcd-password"),
-            OsString::from_vec(vec![b's', 0xff]),
-        ];
+        let args = [OsString::from("--etcd-password"), OsString::from_vec(vec![b's', 0xff])];
         let error = to_long_form(args).map_err(|error| error.to_string());
         assert_eq!(error, Err("argument 2 is not valid UTF-8".to_owned()));
     }

@@ -4,8 +4,7 @@ use super::flags::{Arity, FLAGS, Flag, Role};
 use super::given::{Given, Value};
 use super::values;
 
-const NO_KUBERNETES: &str =
-    "this flanneld keeps its leases in etcd; it has no Kubernetes mode: drop the flag";
+const NO_KUBERNETES: &str = "this flanneld keeps its leases in etcd; it has no Kubernetes mode: drop the flag";
 
 const ONE_NETWORK: &str = "\
 flannel 0.7's multi-network and client/server modes are gone; run one daemon a \
@@ -38,18 +37,13 @@ pub(super) fn check(given: &mut Given) -> Vec<String> {
         match flag.role {
             Role::Setting | Role::Silent => {}
             Role::Glog => ignored.push(name),
-            Role::Later(advice) => given.report(format!(
-                "{name} is not implemented by this version: {advice}"
-            )),
+            Role::Later(advice) => given.report(format!("{name} is not implemented by this version: {advice}")),
             Role::Kubernetes => given.report(format!("{name} is refused: {NO_KUBERNETES}")),
             Role::MultiNetwork => given.report(format!("{name} is refused: {ONE_NETWORK}")),
         }
     }
     if !ignored.is_empty() {
-        warnings.push(format!(
-            "no effect: {}; logs go to standard error, -v says how much",
-            ignored.join(", ")
-        ));
+        warnings.push(format!("no effect: {}; logs go to standard error, -v says how much", ignored.join(", ")));
     }
     warnings
 }

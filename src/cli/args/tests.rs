@@ -9,10 +9,7 @@ type Args<'a> = &'a [&'a str];
 type Env<'a> = &'a [(&'a str, &'a str)];
 
 fn parse_strs(args: Args, env: Env) -> Result<Invocation, ArgsError> {
-    let env = env
-        .iter()
-        .map(|&(name, value)| (name.to_owned(), value.to_owned()))
-        .collect();
+    let env = env.iter().map(|&(name, value)| (name.to_owned(), value.to_owned())).collect();
     parse(args.iter().map(OsString::from), &env)
 }
 
@@ -42,32 +39,21 @@ fn the_flag_set_is_sound() {
 #[test]
 fn defaults() {
     let (options, warnings) = run(&[], &[]);
-    assert_eq!(
-        options.etcd_endpoints,
-        ["http://127.0.0.1:4001", "http://127.0.0.1:2379"]
-    );
+    assert_eq!(options.etcd_endpoints, ["http://127.0.0.1:4001", "http://127.0.0.1:2379"]);
     assert_eq!(options.etcd_prefix, "/coreos.com/network");
     assert!(options.iface.is_empty() && options.iface_regex.is_empty());
     assert_eq!((options.iface_can_reach, options.public_ip), (None, None));
-    assert_eq!(
-        options.subnet_file,
-        PathBuf::from("/run/flannel/subnet.env")
-    );
-    assert_eq!(
-        options.docker_opts_file,
-        Some(PathBuf::from("/run/docker_opts.env"))
-    );
+    assert_eq!(options.subnet_file, PathBuf::from("/run/flannel/subnet.env"));
+    assert_eq!(options.docker_opts_file, Some(PathBuf::from("/run/docker_opts.env")));
     assert_eq!(options.state_dir, PathBuf::from("/var/lib/flannel"));
     assert_eq!(options.subnet_lease_ttl, Duration::from_secs(86_400));
     assert_eq!(options.renew_margin, Duration::from_secs(3_600));
     assert_eq!((options.healthz, options.verbosity), (None, 0));
     assert_eq!(
         warnings,
-        [
-            "--iptables-forward-rules is not implemented by this version; if the FORWARD policy is DROP \
+        ["--iptables-forward-rules is not implemented by this version; if the FORWARD policy is DROP \
              (Docker sets it), accept traffic from and to the network yourself; \
-             --iptables-forward-rules=false silences this"
-        ]
+             --iptables-forward-rules=false silences this"]
     );
 }
 
@@ -120,71 +106,22 @@ fn every_setting_can_be_given() {
 
 #[test]
 fn the_later_value_wins() {
-    let (options, warnings) = run(
-        &[
-            "-v=1",
-            SILENT,
-            "--iptables-forward-rules",
-            "-v",
-            "2",
-            SILENT,
-        ],
-        &[],
-    );
+    let (options, warnings) = run(&["-v=1", SILENT, "--iptables-forward-rules", "-v", "2", SILENT], &[]);
     assert_eq!((options.verbosity, warnings.len()), (2, 0));
-    let (_, warnings) = run(
-        &["--ip-masq", "--ip-masq=false", SILENT],
-        &[("FLANNELD_IP_MASQ", "true")],
-    );
+    let (_, warnings) = run(&["--ip-masq", "--ip-masq=false", SILENT], &[("FLANNELD_IP_MASQ", "true")]);
     assert!(warnings.is_empty(), "{warnings:?}");
 }
 
 #[test]
 fn the_environment_fills_gaps() {
     let table: &[(Args, Env, &str)] = &[
-        (
-            &[],
-            &[
-                ("FLANNELD_ETCD_PREFIX", "/own"),
-                ("FLANNEL_ETCD_PREFIX", "/rpm"),
-            ],
-            "/own",
-        ),
-        (
-            &["-etcd-prefix=/flag"],
-            &[("FLANNELD_ETCD_PREFIX", "/own")],
-            "/flag",
-        ),
-        (
-            &[],
-            &[
-                ("FLANNELD_ETCD_PREFIX", ""),
-                ("FLANNEL_ETCD_PREFIX", "/rpm"),
-            ],
-            "/rpm",
-        ),
-        (
-            &[],
-            &[
-                ("FLANNEL_ETCD_PREFIX", "\"/rpm\""),
-                ("FLANNEL_ETCD_KEY", "/old"),
-            ],
-            "/rpm",
-        ),
-        (
-            &[],
-            &[
-                ("FLANNEL_ETCD_PREFIX", "\"\""),
-                ("FLANNEL_ETCD_KEY", "/old"),
-            ],
-            "/old",
-        ),
+        (&[], &[("FLANNELD_ETCD_PREFIX", "/own"), ("FLANNEL_ETCD_PREFIX", "/rpm")], "/own"),
+        (&["-etcd-prefix=/flag"], &[("FLANNELD_ETCD_PREFIX", "/own")], "/flag"),
+        (&[], &[("FLANNELD_ETCD_PREFIX", ""), ("FLANNEL_ETCD_PREFIX", "/rpm")], "/rpm"),
+        (&[], &[("FLANNEL_ETCD_PREFIX", "\"/rpm\""), ("FLANNEL_ETCD_KEY", "/old")], "/rpm"),
+        (&[], &[("FLANNEL_ETCD_PREFIX", "\"\""), ("FLANNEL_ETCD_KEY", "/old")], "/old"),
         (&[], &[("FLANNELD_ETCD_PREFIX", "\"/own\"")], "\"/own\""),
-        (
-            &[],
-            &[("FLANNELD_VERSION", "true"), ("FLANNELD_HELP", "true")],
-            "/coreos.com/network",
-        ),
+        (&[], &[("FLANNELD_VERSION", "true"), ("FLANNELD_HELP", "true")], "/coreos.com/network"),
     ];
     for (args, env, expected) in table {
         assert_eq!(run(args, env).0.etcd_prefix, *expected, "{args:?} {env:?}");
@@ -213,11 +150,7 @@ fn the_state_directory_may_be_systemds() {
     ];
     for (args, directory, expected) in table {
         let (options, _) = run(args, &[("STATE_DIRECTORY", directory)]);
-        assert_eq!(
-            options.state_dir,
-            PathBuf::from(expected),
-            "{args:?} {directory}"
-        );
+        assert_eq!(options.state_dir, PathBuf::from(expected), "{args:?} {directory}");
     }
 }
 
@@ -228,17 +161,10 @@ fn the_margin_fits_the_ttl() {
         (&["--subnet-lease-ttl=1h"], 1_200),
         (&["--subnet-lease-ttl=30s"], 10),
         (&["--subnet-lease-renew-margin=1439"], 86_340),
-        (
-            &["--subnet-lease-ttl=30s", "--subnet-lease-renew-margin=29s"],
-            29,
-        ),
+        (&["--subnet-lease-ttl=30s", "--subnet-lease-renew-margin=29s"], 29),
     ];
     for (args, seconds) in table {
-        assert_eq!(
-            run(args, &[]).0.renew_margin,
-            Duration::from_secs(*seconds),
-            "{args:?}"
-        );
+        assert_eq!(run(args, &[]).0.renew_margin, Duration::from_secs(*seconds), "{args:?}");
     }
     let table: &[(&[&str], &str)] = &[
         (
@@ -251,10 +177,7 @@ fn the_margin_fits_the_ttl() {
             "--subnet-lease-renew-margin=\"60\": must be shorter than the lease, whose \
               --subnet-lease-ttl is 30s",
         ),
-        (
-            &["--subnet-lease-ttl=24"],
-            "--subnet-lease-ttl=\"24\": needs a unit: 24h, 24m or 24s",
-        ),
+        (&["--subnet-lease-ttl=24"], "--subnet-lease-ttl=\"24\": needs a unit: 24h, 24m or 24s"),
     ];
     for (args, expected) in table {
         assert_eq!(error(args, &[]), *expected, "{args:?}");
@@ -264,56 +187,28 @@ fn the_margin_fits_the_ttl() {
 #[test]
 fn glog_flags_are_accepted_with_one_warning() {
     let (_, warnings) = run(
-        &[
-            "--logtostderr=false",
-            "--log_dir=/var/log/k8s/flannel/",
-            "-alsologtostderr",
-            "-vmodule",
-            "a=1",
-            SILENT,
-        ],
+        &["--logtostderr=false", "--log_dir=/var/log/k8s/flannel/", "-alsologtostderr", "-vmodule", "a=1", SILENT],
         &[("FLANNELD_STDERRTHRESHOLD", "2")],
     );
     assert_eq!(
         warnings,
-        [
-            "no effect: --logtostderr, --alsologtostderr, --stderrthreshold (environment variable \
+        ["no effect: --logtostderr, --alsologtostderr, --stderrthreshold (environment variable \
              FLANNELD_STDERRTHRESHOLD), --log_dir, --vmodule; logs go to standard error, -v says \
-             how much"
-        ]
+             how much"]
     );
 }
 
 #[test]
 fn help_and_version_go_before_mistakes() {
-    for args in [
-        &["-h"][..],
-        &["--help"],
-        &["-help"],
-        &["-v", "x", "--help", "-nonsense"],
-    ] {
+    for args in [&["-h"][..], &["--help"], &["-help"], &["-v", "x", "--help", "-nonsense"]] {
         let Ok(Invocation::ShowHelp(text)) = parse_strs(args, &[("FLANNELD_V", "x")]) else {
             panic!("{args:?}");
         };
-        let headings = [
-            "etcd:",
-            "External interface:",
-            "Lease:",
-            "Files:",
-            "Health:",
-            "Logging:",
-        ];
-        for heading in headings
-            .iter()
-            .chain(&["Accepted for compatibility:", "Other:"])
-        {
+        let headings = ["etcd:", "External interface:", "Lease:", "Files:", "Health:", "Logging:"];
+        for heading in headings.iter().chain(&["Accepted for compatibility:", "Other:"]) {
             assert!(text.contains(heading), "{heading} in {text}");
         }
-        for shown in [
-            "--etcd-prefix <KEY>",
-            "[default: /coreos.com/network]",
-            "-v <LEVEL>",
-        ] {
+        for shown in ["--etcd-prefix <KEY>", "[default: /coreos.com/network]", "-v <LEVEL>"] {
             assert!(text.contains(shown), "{shown} in {text}");
         }
         assert!(text.ends_with(".\n"), "{text}");

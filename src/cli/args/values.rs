@@ -12,15 +12,9 @@ const MIN_LEASE_TTL: Duration = Duration::from_secs(2);
 const MAX_LEASE_TTL: Duration = Duration::from_secs(30 * 24 * 60 * 60);
 
 /// Makes an empty value mean that nothing was given.
-pub(super) fn optional<T>(
-    parse: impl Fn(&str) -> Result<T, String>,
-) -> impl Fn(&str) -> Result<Option<T>, String> {
+pub(super) fn optional<T>(parse: impl Fn(&str) -> Result<T, String>) -> impl Fn(&str) -> Result<Option<T>, String> {
     move |text| {
-        if text.is_empty() {
-            Ok(None)
-        } else {
-            parse(text).map(Some)
-        }
+        if text.is_empty() { Ok(None) } else { parse(text).map(Some) }
     }
 }
 
@@ -59,10 +53,7 @@ pub(super) fn key_prefix(text: &str) -> Result<String, String> {
 /// Reads the name of an interface, or an address that one has.
 pub(super) fn interface(text: &str) -> Result<String, String> {
     if text.contains(|c: char| c == '/' || c.is_whitespace()) {
-        return Err(
-            "must be the name of one interface, like eth0, or its address without a length"
-                .to_owned(),
-        );
+        return Err("must be the name of one interface, like eth0, or its address without a length".to_owned());
     }
     Ok(text.to_owned())
 }
@@ -73,10 +64,7 @@ pub(super) fn regex(text: &str) -> Result<Regex, String> {
         // The last line of the several that draw the place says what is wrong.
         regex::Error::Syntax(drawing) => {
             let reason = drawing.lines().last().unwrap_or_default();
-            format!(
-                "must be a regular expression, but {}",
-                reason.trim_start_matches("error: ")
-            )
+            format!("must be a regular expression, but {}", reason.trim_start_matches("error: "))
         }
         error => format!("must be a regular expression, but {error}"),
     })
@@ -90,43 +78,29 @@ pub(super) fn ip(text: &str) -> Result<IpAddr, String> {
 /// Reads an IPv4 address that other hosts can send to.
 pub(super) fn unicast_v4(text: &str) -> Result<Ipv4Addr, String> {
     match text.parse::<Ipv4Addr>() {
-        Ok(ip)
-            if !(ip.is_unspecified()
-                || ip.is_loopback()
-                || ip.is_multicast()
-                || ip.is_broadcast()) =>
-        {
-            Ok(ip)
-        }
+        Ok(ip) if !(ip.is_unspecified() || ip.is_loopback() || ip.is_multicast() || ip.is_broadcast()) => Ok(ip),
         _ => Err("must be an IPv4 address that other hosts can send to, like 192.0.2.1".to_owned()),
     }
 }
 
 /// Reads the path of a file or directory, absolute or relative.
 pub(super) fn path(text: &str) -> Result<PathBuf, String> {
-    if text.is_empty() {
-        Err("must not be empty".to_owned())
-    } else {
-        Ok(PathBuf::from(text))
-    }
+    if text.is_empty() { Err("must not be empty".to_owned()) } else { Ok(PathBuf::from(text)) }
 }
 
 /// Reads a port; 0 is one, too.
 pub(super) fn port(text: &str) -> Result<u16, String> {
-    text.parse()
-        .map_err(|_| "must be a port from 0 to 65535, where 0 means off".to_owned())
+    text.parse().map_err(|_| "must be a port from 0 to 65535, where 0 means off".to_owned())
 }
 
 /// Reads a number of seconds.
 pub(super) fn seconds(text: &str) -> Result<u32, String> {
-    text.parse()
-        .map_err(|_| "must be a whole number of seconds".to_owned())
+    text.parse().map_err(|_| "must be a whole number of seconds".to_owned())
 }
 
 /// Reads a log level.
 pub(super) fn verbosity(text: &str) -> Result<u8, String> {
-    text.parse()
-        .map_err(|_| "must be a number from 0 to 255".to_owned())
+    text.parse().map_err(|_| "must be a number from 0 to 255".to_owned())
 }
 
 /// Reads the TTL of a lease, 2 s to 30 days.
@@ -135,9 +109,7 @@ pub(super) fn lease_ttl(text: &str) -> Result<Duration, String> {
         return Err(format!("needs a unit: {text}h, {text}m or {text}s"));
     }
     match humantime::parse_duration(text) {
-        Ok(ttl) if ttl.subsec_nanos() == 0 && (MIN_LEASE_TTL..=MAX_LEASE_TTL).contains(&ttl) => {
-            Ok(ttl)
-        }
+        Ok(ttl) if ttl.subsec_nanos() == 0 && (MIN_LEASE_TTL..=MAX_LEASE_TTL).contains(&ttl) => Ok(ttl),
         _ => Err("must be whole seconds from 2s to 30days, like 24h or 1h30m".to_owned()),
     }
 }
@@ -149,9 +121,7 @@ pub(super) fn renew_margin(text: &str) -> Result<Duration, String> {
         Err(_) => humantime::parse_duration(text).ok(),
     };
     let margin = margin.filter(|margin| !margin.is_zero());
-    margin.ok_or_else(|| {
-        "must be a number of minutes, or a duration like 20s, and more than zero".to_owned()
-    })
+    margin.ok_or_else(|| "must be a number of minutes, or a duration like 20s, and more than zero".to_owned())
 }
 
 #[cfg(test)]
@@ -236,11 +206,7 @@ mod tests {
             ("", None),
         ];
         for (text, expected) in table {
-            assert_eq!(
-                renew_margin(text).ok(),
-                expected.map(Duration::from_secs),
-                "{text}"
-            );
+            assert_eq!(renew_margin(text).ok(), expected.map(Duration::from_secs), "{text}");
         }
     }
 
@@ -249,16 +215,9 @@ mod tests {
         for text in ["192.168.64.3", "8.8.8.8", "169.254.1.1"] {
             assert!(unicast_v4(text).is_ok(), "{text}");
         }
-        for text in [
-            "0.0.0.0",
-            "127.0.0.1",
-            "224.0.0.1",
-            "255.255.255.255",
-            "fd00::1",
-            "10.0.0.1/24",
-            "host",
-            "010.0.0.1",
-        ] {
+        for text in
+            ["0.0.0.0", "127.0.0.1", "224.0.0.1", "255.255.255.255", "fd00::1", "10.0.0.1/24", "host", "010.0.0.1"]
+        {
             assert!(unicast_v4(text).is_err(), "{text}");
         }
     }
@@ -266,10 +225,7 @@ mod tests {
     #[test]
     fn an_error_in_a_pattern_is_one_line() {
         let error = regex("eth[").expect_err("an open class");
-        assert_eq!(
-            error,
-            "must be a regular expression, but unclosed character class"
-        );
+        assert_eq!(error, "must be a regular expression, but unclosed character class");
     }
 
     #[test]
@@ -283,10 +239,6 @@ mod tests {
         assert!(verbosity("-1").is_err() && verbosity("debug").is_err());
         assert!(seconds("5").is_ok() && seconds("5s").is_err());
         assert!(path("").is_err() && path("x/y").is_ok());
-        assert!(
-            interface("eth0.100").is_ok()
-                && interface("10.0.0.1/24").is_err()
-                && interface("eth0 eth1").is_err()
-        );
+        assert!(interface("eth0.100").is_ok() && interface("10.0.0.1/24").is_err() && interface("eth0 eth1").is_err());
     }
 }

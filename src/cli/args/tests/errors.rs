@@ -8,66 +8,22 @@ use super::*;
 #[test]
 fn wrong_values_are_named_where_they_were_given() {
     let table: &[(Args, Env, &str)] = &[
-        (
-            &["-v", "x"],
-            &[],
-            "-v=\"x\": must be a number from 0 to 255",
-        ),
-        (
-            &[],
-            &[("FLANNELD_V", "x")],
-            "environment variable FLANNELD_V=\"x\": must be a number from 0 to 255",
-        ),
-        (
-            &[],
-            &[("FLANNEL_ETCD", "a")],
-            "environment variable FLANNEL_ETCD=\"a\": a needs a port: http://a:2379",
-        ),
+        (&["-v", "x"], &[], "-v=\"x\": must be a number from 0 to 255"),
+        (&[], &[("FLANNELD_V", "x")], "environment variable FLANNELD_V=\"x\": must be a number from 0 to 255"),
+        (&[], &[("FLANNEL_ETCD", "a")], "environment variable FLANNEL_ETCD=\"a\": a needs a port: http://a:2379"),
         (
             &["-etcd-endpoints="],
             &[("FLANNEL_ETCD", "a:1")],
             "--etcd-endpoints=\"\": give at least one endpoint, like http://127.0.0.1:2379",
         ),
-        (
-            &["-etcd-prefix="],
-            &[],
-            "--etcd-prefix=\"\": must name a key, like /coreos.com/network",
-        ),
-        (
-            &["--subnet-file="],
-            &[],
-            "--subnet-file=\"\": must not be empty",
-        ),
-        (
-            &["--ip-masq=yes"],
-            &[],
-            "--ip-masq=\"yes\": must be true or false",
-        ),
-        (
-            &["--ip-masq="],
-            &[],
-            "--ip-masq=\"\": must be true or false",
-        ),
-        (
-            &["--iptables-forward-rules=no"],
-            &[],
-            "--iptables-forward-rules=\"no\": must be true or false",
-        ),
-        (
-            &["--iptables-resync=5s"],
-            &[],
-            "--iptables-resync=\"5s\": must be a whole number of seconds",
-        ),
-        (
-            &["--logtostderr=x"],
-            &[],
-            "--logtostderr=\"x\": must be true or false",
-        ),
-        (
-            &["--healthz-port=65536"],
-            &[],
-            "--healthz-port=\"65536\": must be a port from 0 to 65535, where 0 means off",
-        ),
+        (&["-etcd-prefix="], &[], "--etcd-prefix=\"\": must name a key, like /coreos.com/network"),
+        (&["--subnet-file="], &[], "--subnet-file=\"\": must not be empty"),
+        (&["--ip-masq=yes"], &[], "--ip-masq=\"yes\": must be true or false"),
+        (&["--ip-masq="], &[], "--ip-masq=\"\": must be true or false"),
+        (&["--iptables-forward-rules=no"], &[], "--iptables-forward-rules=\"no\": must be true or false"),
+        (&["--iptables-resync=5s"], &[], "--iptables-resync=\"5s\": must be a whole number of seconds"),
+        (&["--logtostderr=x"], &[], "--logtostderr=\"x\": must be true or false"),
+        (&["--healthz-port=65536"], &[], "--healthz-port=\"65536\": must be a port from 0 to 65535, where 0 means off"),
         (
             &["--iface-regex=a", "--iface-regex=("],
             &[],
@@ -81,10 +37,7 @@ fn wrong_values_are_named_where_they_were_given() {
 
 #[test]
 fn all_wrong_values_are_reported_together() {
-    let error = parse_strs(
-        &["-v=x", "--ip-masq", "--public-ip=0.0.0.0"],
-        &[("FLANNELD_HEALTHZ_IP", "h")],
-    );
+    let error = parse_strs(&["-v=x", "--ip-masq", "--public-ip=0.0.0.0"], &[("FLANNELD_HEALTHZ_IP", "h")]);
     let error = error.expect_err("four problems");
     assert_eq!(error.problems().len(), 4, "{error}");
     assert_eq!(error.to_string().lines().count(), 4);
@@ -105,52 +58,20 @@ fn what_is_not_implemented_is_refused() {
             "--ip-masq (environment variable FLANNELD_IP_MASQ) is not implemented by this version: \
              masquerade the overlay's outbound traffic with your own rules and drop the flag",
         ),
-        (
-            &["--ip-blackhole-route"],
-            &[],
-            "--ip-blackhole-route is not implemented by this version: ",
-        ),
-        (
-            &["--etcd-keyfile=k"],
-            &[],
-            "--etcd-keyfile is not implemented by this version: ",
-        ),
-        (
-            &["--etcd-username=u"],
-            &[],
-            "--etcd-username is not implemented by this version: ",
-        ),
-        (
-            &["--public-ipv6=fd00::1"],
-            &[],
-            "--public-ipv6 is not implemented by this version: ",
-        ),
-        (
-            &["--kube-subnet-mgr"],
-            &[],
-            "--kube-subnet-mgr is refused: this flanneld keeps its leases in etcd; ",
-        ),
-        (
-            &["--set-node-network-unavailable=false"],
-            &[],
-            "--set-node-network-unavailable is refused: ",
-        ),
-        (
-            &["--net-config-path=/x"],
-            &[],
-            "--net-config-path is refused: this flanneld keeps its leases in etcd; ",
-        ),
+        (&["--ip-blackhole-route"], &[], "--ip-blackhole-route is not implemented by this version: "),
+        (&["--etcd-keyfile=k"], &[], "--etcd-keyfile is not implemented by this version: "),
+        (&["--etcd-username=u"], &[], "--etcd-username is not implemented by this version: "),
+        (&["--public-ipv6=fd00::1"], &[], "--public-ipv6 is not implemented by this version: "),
+        (&["--kube-subnet-mgr"], &[], "--kube-subnet-mgr is refused: this flanneld keeps its leases in etcd; "),
+        (&["--set-node-network-unavailable=false"], &[], "--set-node-network-unavailable is refused: "),
+        (&["--net-config-path=/x"], &[], "--net-config-path is refused: this flanneld keeps its leases in etcd; "),
         (
             &["-watch-networks"],
             &[],
             "--watch-networks is refused: flannel 0.7's multi-network and client/server modes are gone; run \
              one daemon a network, ",
         ),
-        (
-            &["-remote", "10.0.0.1:8888"],
-            &[],
-            "--remote is refused: flannel 0.7's",
-        ),
+        (&["-remote", "10.0.0.1:8888"], &[], "--remote is refused: flannel 0.7's"),
         (
             &["--etcd-endpoints=https://a:1"],
             &[],
@@ -162,31 +83,15 @@ fn what_is_not_implemented_is_refused() {
         assert!(error.starts_with(expected), "{args:?} {env:?}: {error}");
         assert_eq!(error.lines().count(), 1, "{error}");
     }
-    run(
-        &[
-            "--kube-subnet-mgr=false",
-            "--watch-networks=F",
-            "--kube-api-url=",
-        ],
-        &[],
-    );
+    run(&["--kube-subnet-mgr=false", "--watch-networks=F", "--kube-api-url="], &[]);
 }
 
 #[test]
 fn unknown_flags_are_named_without_their_value() {
     let table: &[(&[&str], &str)] = &[
-        (
-            &["-etcd-prefx=/x"],
-            "unknown flag --etcd-prefx: did you mean --etcd-prefix?",
-        ),
-        (
-            &["--etcd-pasword=s3cret"],
-            "unknown flag --etcd-pasword: did you mean --etcd-password?",
-        ),
-        (
-            &["--etcd-pasword", "s3cret"],
-            "unknown flag --etcd-pasword: did you mean --etcd-password?",
-        ),
+        (&["-etcd-prefx=/x"], "unknown flag --etcd-prefx: did you mean --etcd-prefix?"),
+        (&["--etcd-pasword=s3cret"], "unknown flag --etcd-pasword: did you mean --etcd-password?"),
+        (&["--etcd-pasword", "s3cret"], "unknown flag --etcd-pasword: did you mean --etcd-password?"),
         (&["-xyzzy"], "unknown flag --xyzzy: --help lists the flags"),
         (&["-v2"], "unknown flag --v2: did you mean -v?"),
         (&["-x"], "unknown flag --x: --help lists the flags"),
@@ -214,10 +119,7 @@ fn passwords_are_never_shown() {
         let args: Vec<String> = args.iter().map(|text| with(text)).collect();
         let env: Vec<(&str, String)> = env.iter().map(|&(name, text)| (name, with(text))).collect();
         let args: Vec<&str> = args.iter().map(String::as_str).collect();
-        let env: Vec<(&str, &str)> = env
-            .iter()
-            .map(|(name, text)| (*name, text.as_str()))
-            .collect();
+        let env: Vec<(&str, &str)> = env.iter().map(|(name, text)| (*name, text.as_str())).collect();
         let error = parse_strs(&args, &env).expect_err("a password");
         assert!(!format!("{error} {error:?}").contains(secret), "{error}");
     }
@@ -227,11 +129,9 @@ fn passwords_are_never_shown() {
 fn any_flag() -> impl Strategy<Value = Vec<String>> {
     let names: Vec<&str> = FLAGS.iter().map(|flag| flag.name).collect();
     let value = prop_oneof![".{0,8}", "[0-9]{1,6}[smh]?", "[a-z/.]{1,8}", "(true|false)"];
-    (prop::sample::select(names), any::<bool>(), value).prop_map(|(name, joined, value)| {
-        match joined {
-            true => vec![format!("-{name}={value}")],
-            false => vec![format!("--{name}"), value],
-        }
+    (prop::sample::select(names), any::<bool>(), value).prop_map(|(name, joined, value)| match joined {
+        true => vec![format!("-{name}={value}")],
+        false => vec![format!("--{name}"), value],
     })
 }
 

@@ -1,0 +1,238 @@
+//! Which lease is ours, and what to do about it: one pure decision, taken anew whenever the leases may have changed.
+
+use super::config::Overlay;
+use super::lease::{Lease, LeaseId, Record};
+use super::mac::VtepMac;
+use super::subnet::{SubnetKey, overlap};
+use ipnet::{IpNet, Ipv4Net};
+use std::net::Ipv4Addr;
+
+/// What a host knows of itself.
+#[derive(Debug, Clone, Default, PartialEq, Eq)]
+pub struct Me {
+    /// The address that others reach this host at.
+    pub public_ip: Option<Ipv4Addr>,
+    /// The MAC in the state file.
+    pub remembered_mac: Option<VtepMac>,
+    /// The etcd lease id in the state file.
+    pub remembered_lease: Option<LeaseId>,
+    /// The subnet in the state file.
+    pub remembered_subnet: Option<Ipv4Net>,
+    /// The subnet in `subnet.env`.
+    pub env_subnet: Option<Ipv4Net>,
+    /// The MAC of the VXLAN device, if it exists.
+    pub device_mac: Option<VtepMac>,
+    /// The subnet that this process has given to containers already. It is never changed under them.
+    pub in_use: Option<Ipv4Net>,
+}
+
+/// What to do about our lease.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub enum Claim {
+    /// This one is ours beyond doubt: keep it, on its etcd lease.
+    Keep(Lease),
+    /// It has our public IP, but nothing proves that it is ours (as flannel does, it is taken over): under a new etcd
+    /// lease, so that another live host on that key sees it.
+    Adopt(Lease),
+    /// It is ours beyond doubt but does not fit the config: delete it and decide again.
+    Discard(Lease),
+    /// Make a key for this free subnet.
+    Create(Ipv4Net),
+    /// The subnet in use belongs to this one now.
+    Taken(Record),
+    /// No subnet of the range is free.
+    OutOfSubnets,
+}
+
+impl Me {
+    /// Whether a lease is surely ours: it is kept by the etcd lease that we remember, or it has the MAC that we
+    /// remember or find on our device, or it is the subnet that `subnet.env` names under our public IP.
+    pub fn surely_owns(&self, lease: &Lease) -> bool {
+        let mac = lease.attrs.vtep_mac();
+        let same_lease = lease.lease_id.is_some() && lease.lease_id == self.remembered_lease;
+        let same_mac = mac.is_some() && (mac == self.remembered_mac || mac == self.device_mac);
+        let same_subnet = self.env_subnet == Some(lease.subnet.v4) && self.has_our_ip(lease);
+        same_lease || same_mac || same_subnet
+    }
+
+    fn has_our_ip(&self, lease: &Lease) -> bool {
+        self.public_ip == Some(lease.attrs.public_ip)
+    }
+
+    /// The MAC to publish: that of a lease which is surely ours, else the remembered one, else the device's. `None`
+    /// when a new one must be made.
+    pub fn mac(&self, claim: &Claim) -> Option<VtepMac> {
+        let leased = match claim {
+            Claim::Keep(lease) => lease.attrs.vtep_mac(),
+            _ => None,
+        };
+        [leased, self.remembered_mac, self.device_mac].into_iter().flatten().find(|mac| mac.is_usable())
+    }
+
+    /// Decides from all keys under `subnets/`, and those that are held for absent peers (`held`), with a uniform
+    /// `random` number for a new choice.
+    pub fn claim(&self, records: &[Record], held: &[Ipv4Net], overlay: &Overlay, random: u128) -> Claim {
+        let range = &overlay.subnets;
+        if let Some(subnet) = self.in_use {
+            return self.reclaim(records, subnet);
+        }
+        let fits = |lease: &&Lease| range.contains(lease.subnet.v4.into());
+        let leases = || records.iter().filter_map(|record| record.content.as_ref().ok());
+        let ours = || leases().filter(|lease| self.surely_owns(lease));
+        let preferred = |lease: &&Lease| self.previous().any(|subnet| subnet == lease.subnet.v4);
+        if let Some(lease) = ours().filter(fits).find(preferred).or_else(|| ours().find(fits)) {
+            return Claim::Keep(lease.clone());
+        }
+        if let Some(lease) = ours().next() {
+            return Claim::Discard(lease.clone());
+        }
+        if let Some(lease) = leases().filter(fits).find(|lease| self.has_our_ip(lease)) {
+            return Claim::Adopt(lease.clone());
+        }
+        let taken = || taken(records, held, overlay);
+        let is_free = |subnet: &Ipv4Net| !taken().any(|other| overlap(other, (*subnet).into()));
+        if let Some(subnet) = self.previous().find(|subnet| range.contains((*subnet).into()) && is_free(subnet)) {
+            return Claim::Create(subnet);
+        }
+        match range.choose_free(taken(), random) {
+            Some(IpNet::V4(subnet)) => Claim::Create(subnet),
+            _ => Claim::OutOfSubnets,
+        }
+    }
+
+    fn previous(&self) -> impl Iterator<Item = Ipv4Net> {
+        [self.remembered_subnet, self.env_subnet].into_iter().flatten()
+    }
+
+    /// While containers use a subnet there is only that one: it is kept, made again, or somebody else's.
+    fn reclaim(&self, records: &[Record], subnet: Ipv4Net) -> Claim {
+        let key = SubnetKey::v4(subnet).to_string();
+        let same = records.iter().find(|record| record.name == key);
+        match same.map(|record| (&record.content, record)) {
+            Some((Ok(lease), _)) if self.surely_owns(lease) => Claim::Keep(lease.clone()),
+            Some((_, record)) => Claim::Taken(record.clone()),
+            None => {
+                let covers = |record: &&Record| record.occupies().is_some_and(|net| overlap(net.into(), subnet.into()));
+                records.iter().find(covers).map_or(Claim::Create(subnet), |record| Claim::Taken(record.clone()))
+            }
+        }
+    }
+}
+
+/// The subnets that cannot be given out: every key that names one, refused ones too, and held ones. A key that covers
+/// a whole network or more is nobody's subnet; heeding it would let one key stop all hosts from joining.
+fn taken<'r>(records: &'r [Record], held: &'r [Ipv4Net], overlay: &Overlay) -> impl Iterator<Item = IpNet> + 'r {
+    let longest = overlay.network.prefix_len();
+    let all = records.iter().filter_map(Record::occupies).chain(held.iter().copied());
+    all.filter(move |net| net.prefix_len() > longest).map(IpNet::from)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::model::config::NetworkConfig;
+
+    const MAC: &str = "0e:00:00:00:00:01";
+    const OTHER: &str = "0e:00:00:00:00:99";
+
+    fn overlay() -> Overlay {
+        let text = r#"{"Network":"10.5.0.0/16","SubnetMin":"10.5.1.0","SubnetMax":"10.5.3.0"}"#;
+        NetworkConfig::parse(text.as_bytes()).unwrap().ipv4.unwrap()
+    }
+
+    fn record(name: &str, ip: &str, mac: &str, lease: i64) -> Record {
+        let value =
+            format!(r#"{{"PublicIP":"{ip}","BackendType":"vxlan","BackendData":{{"VNI":1,"VtepMAC":"{mac}"}}}}"#);
+        Record::decode(name, value.as_bytes(), LeaseId::new(lease), 1, 1)
+    }
+
+    fn lease(record: &Record) -> Lease {
+        record.content.clone().unwrap()
+    }
+
+    fn me() -> Me {
+        Me { public_ip: Some("192.168.0.1".parse().unwrap()), ..Me::default() }
+    }
+
+    fn net(text: &str) -> Ipv4Net {
+        text.parse().unwrap()
+    }
+
+    #[test]
+    fn each_proof_makes_a_lease_ours() {
+        let mine = record("10.5.2.0-24", "192.168.0.1", MAC, 7);
+        let moved = record("10.5.2.0-24", "192.168.0.77", MAC, 7);
+        let mac = Some(MAC.parse().unwrap());
+        for (me, record) in [
+            (Me { remembered_lease: LeaseId::new(7), ..me() }, &moved),
+            (Me { remembered_mac: mac, ..me() }, &moved),
+            (Me { device_mac: mac, ..me() }, &moved),
+            (Me { env_subnet: Some(net("10.5.2.0/24")), ..me() }, &mine),
+        ] {
+            let claim = me.claim(std::slice::from_ref(record), &[], &overlay(), 0);
+            assert_eq!(claim, Claim::Keep(lease(record)), "{me:?}");
+            assert_eq!(me.mac(&claim), mac);
+        }
+    }
+
+    #[test]
+    fn our_public_ip_alone_is_adopted_and_another_ones_key_is_left() {
+        let same_ip = record("10.5.2.0-24", "192.168.0.1", OTHER, 7);
+        assert_eq!(me().claim(std::slice::from_ref(&same_ip), &[], &overlay(), 0), Claim::Adopt(lease(&same_ip)));
+        let env = Me { env_subnet: Some(net("10.5.2.0/24")), ..me() };
+        let foreign = record("10.5.2.0-24", "192.168.0.2", OTHER, 7);
+        assert_eq!(env.claim(&[foreign], &[], &overlay(), 0), Claim::Create(net("10.5.1.0/24")));
+    }
+
+    #[test]
+    fn two_reservations_are_not_taken_for_one_lease() {
+        let reserved = record("10.5.2.0-24", "192.168.0.2", OTHER, 0);
+        assert!(!me().surely_owns(&lease(&reserved)));
+    }
+
+    #[test]
+    fn what_does_not_fit_the_config_is_discarded() {
+        let wrong = record("10.5.2.0-25", "192.168.0.1", MAC, 7);
+        let me = Me { remembered_mac: Some(MAC.parse().unwrap()), ..me() };
+        assert_eq!(me.claim(std::slice::from_ref(&wrong), &[], &overlay(), 0), Claim::Discard(lease(&wrong)));
+    }
+
+    #[test]
+    fn the_previous_subnet_is_taken_again_if_it_is_free() {
+        let me = Me { remembered_subnet: Some(net("10.5.3.0/24")), env_subnet: Some(net("10.5.2.0/24")), ..me() };
+        assert_eq!(me.claim(&[], &[], &overlay(), 0), Claim::Create(net("10.5.3.0/24")));
+        let other = record("10.5.3.128-25", "192.168.0.2", OTHER, 7);
+        assert_eq!(me.claim(std::slice::from_ref(&other), &[], &overlay(), 0), Claim::Create(net("10.5.2.0/24")));
+        let held = [net("10.5.2.0/24")];
+        assert_eq!(me.claim(&[other], &held, &overlay(), 0), Claim::Create(net("10.5.1.0/24")));
+    }
+
+    #[test]
+    fn everything_parsable_is_taken_but_what_covers_the_network() {
+        let bad = [
+            Record::decode("10.5.1.7-24", b"", None, 1, 1),
+            Record::decode("10.5.2.0-24", b"garbage", None, 1, 1),
+            Record::decode("0.0.0.0-0", b"{}", None, 1, 1),
+            Record::decode("10.5.0.0-16", b"{}", None, 1, 1),
+        ];
+        assert_eq!(me().claim(&bad, &[], &overlay(), 5), Claim::Create(net("10.5.3.0/24")));
+        assert_eq!(me().claim(&bad, &[net("10.5.3.0/24")], &overlay(), 5), Claim::OutOfSubnets);
+    }
+
+    #[test]
+    fn a_subnet_in_use_is_kept_made_again_or_lost_but_never_changed() {
+        let mac = Some(MAC.parse().unwrap());
+        let me = Me { in_use: Some(net("10.5.2.0/24")), remembered_mac: mac, ..me() };
+        let mine = record("10.5.2.0-24", "192.168.0.1", MAC, 7);
+        let adopted = record("10.5.2.0-24", "192.168.0.1", OTHER, 8);
+        let wider = record("10.5.2.0-23", "192.168.0.2", OTHER, 8);
+        for (records, expected) in [
+            (vec![], Claim::Create(net("10.5.2.0/24"))),
+            (vec![mine.clone()], Claim::Keep(lease(&mine))),
+            (vec![adopted.clone()], Claim::Taken(adopted)),
+            (vec![wider.clone()], Claim::Taken(wider)),
+        ] {
+            assert_eq!(me.claim(&records, &[], &overlay(), 0), expected);
+        }
+    }
+}

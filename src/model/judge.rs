@@ -1,0 +1,296 @@
+//! Peers are not trusted: which leases may become kernel state, and why not the others.
+//!
+//! A lease is judged alone (is its subnet, address and MAC one that a peer may have?), then against the others: of
+//! two that exclude each other the one with the older key wins, whatever becomes of it otherwise. So a verdict
+//! depends on few other leases, and [`Peers::update`] says which verdicts a change may have touched.
+
+use super::lease::{Lease, Record, Revision};
+use super::mac::VtepMac;
+use super::subnet::SubnetKey;
+use ipnet::{IpNet, Ipv4Net};
+use std::collections::{BTreeMap, BTreeSet};
+use std::net::{IpAddr, Ipv4Addr};
+
+/// Where a peer's tunnel ends.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct Endpoint {
+    /// Its underlay address.
+    pub address: Ipv4Addr,
+    /// Its MAC, for backends that have one.
+    pub mac: Option<VtepMac>,
+}
+
+/// What a backend reads in a lease.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub enum Reading {
+    /// A peer.
+    Endpoint(Endpoint),
+    /// A reservation that no host has filled in yet.
+    Pending,
+    /// A lease of another backend.
+    OtherBackend,
+    /// Something that no backend could use, and why.
+    Bad(String),
+}
+
+/// What is to become of a lease.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub enum Verdict {
+    /// It is a peer of ours.
+    Peer(Endpoint),
+    /// It is our own.
+    Own,
+    /// Its host has not appeared yet.
+    Pending,
+    /// It is left to hosts with that backend.
+    OtherBackend,
+    /// It must not reach the kernel, for this reason.
+    Refused(String),
+}
+
+/// What a lease is judged by, apart from other leases.
+#[derive(Debug, Clone, Default, PartialEq, Eq)]
+pub struct Facts {
+    /// The overlay; `None` refuses everything.
+    pub network: Option<IpNet>,
+    /// Our own subnet.
+    pub own_subnet: Option<Ipv4Net>,
+    /// Our own MAC.
+    pub own_mac: Option<VtepMac>,
+    /// All addresses of this host, our public IP among them, but not those on our own device.
+    pub own_addresses: BTreeSet<Ipv4Addr>,
+    /// The networks connected to other interfaces than our device, by interface name.
+    pub connected: Vec<(String, Ipv4Net)>,
+    /// Addresses that the underlay needs: the store's endpoints and next hops, each with what it is.
+    pub underlay: Vec<(String, IpAddr)>,
+}
+
+/// All leases with what was made of them.
+#[derive(Debug, Default)]
+pub struct Peers {
+    facts: Facts,
+    verdicts: BTreeMap<String, Verdict>,
+    /// The leases that pass alone, and so take part in conflicts.
+    fit: BTreeMap<SubnetKey, Fit>,
+    by_mac: BTreeMap<VtepMac, BTreeSet<SubnetKey>>,
+    by_address: BTreeMap<Ipv4Addr, BTreeSet<SubnetKey>>,
+}
+
+#[derive(Debug, Clone, Copy)]
+struct Fit {
+    endpoint: Endpoint,
+    created: Revision,
+}
+
+impl Peers {
+    /// Judges everything anew under other facts.
+    pub fn rejudge<'r>(
+        &mut self,
+        facts: Facts,
+        records: impl Iterator<Item = &'r Record> + Clone,
+        read: impl Fn(&Lease) -> Reading,
+    ) {
+        *self = Peers { facts, ..Peers::default() };
+        for record in records.clone() {
+            self.admit(record, &read);
+        }
+        let all: Vec<SubnetKey> = self.fit.keys().copied().collect();
+        all.into_iter().for_each(|key| self.settle(key));
+    }
+
+    /// What it judges by.
+    pub fn facts(&self) -> &Facts {
+        &self.facts
+    }
+
+    /// Takes in that the key `name` now has this record, or none; returns all names whose verdict may differ now.
+    pub fn update(
+        &mut self,
+        name: &str,
+        record: Option<&Record>,
+        read: impl Fn(&Lease) -> Reading,
+    ) -> BTreeSet<String> {
+        let mut touched = BTreeSet::new();
+        if let Ok(key) = SubnetKey::parse(name)
+            && let Some(old) = self.remove(&key)
+        {
+            touched.extend(self.rivals(&key, old.endpoint));
+        }
+        self.verdicts.remove(name);
+        if let Some(record) = record {
+            self.admit(record, read);
+            if let Ok(key) = SubnetKey::parse(name)
+                && let Some(fit) = self.fit.get(&key).copied()
+            {
+                touched.extend(self.rivals(&key, fit.endpoint));
+                touched.insert(key);
+            }
+        }
+        touched.iter().for_each(|key| self.settle(*key));
+        touched.iter().map(SubnetKey::to_string).chain([name.to_owned()]).collect()
+    }
+
+    /// What is to become of the lease with this name.
+    pub fn verdict(&self, name: &str) -> Option<&Verdict> {
+        self.verdicts.get(name)
+    }
+
+    /// All verdicts, by name.
+    pub fn verdicts(&self) -> impl Iterator<Item = (&String, &Verdict)> {
+        self.verdicts.iter()
+    }
+
+    /// Judges a record alone; one that passes takes part in conflicts from now on.
+    fn admit(&mut self, record: &Record, read: impl Fn(&Lease) -> Reading) {
+        let verdict = match &record.content {
+            Err(malformed) => Verdict::Refused(malformed.reason.clone()),
+            Ok(lease) if self.facts.own_subnet == Some(lease.subnet.v4) => Verdict::Own,
+            Ok(lease) => match read(lease) {
+                Reading::Pending => Verdict::Pending,
+                Reading::OtherBackend => Verdict::OtherBackend,
+                Reading::Bad(reason) => Verdict::Refused(reason),
+                Reading::Endpoint(endpoint) => match self.facts.objection(lease, endpoint) {
+                    Some(reason) => Verdict::Refused(reason),
+                    None => {
+                        self.insert(lease.subnet, Fit { endpoint, created: lease.created });
+                        Verdict::Peer(endpoint)
+                    }
+                },
+            },
+        };
+        self.verdicts.insert(record.name.clone(), verdict);
+    }
+
+    /// Judges one that passes alone against the others.
+    fn settle(&mut self, key: SubnetKey) {
+        let Some(fit) = self.fit.get(&key).copied() else { return };
+        let older = |rival: &SubnetKey| self.fit.get(rival).is_some_and(|r| (r.created, rival) < (fit.created, &key));
+        let rivals = self.rivals(&key, fit.endpoint);
+        let verdict = match rivals.iter().find(|rival| older(rival)) {
+            None => Verdict::Peer(fit.endpoint),
+            Some(rival) => Verdict::Refused(self.conflict(&key, fit.endpoint, rival)),
+        };
+        self.verdicts.insert(key.to_string(), verdict);
+    }
+
+    /// The leases that cannot be programmed beside a lease with this subnet and endpoint: those with its MAC and
+    /// another address, those whose subnet overlaps, those of which one's subnet holds the other's address.
+    fn rivals(&self, key: &SubnetKey, endpoint: Endpoint) -> BTreeSet<SubnetKey> {
+        let mut rivals = BTreeSet::new();
+        let same_mac = endpoint.mac.and_then(|mac| self.by_mac.get(&mac)).into_iter().flatten();
+        let elsewhere =
+            |other: &&SubnetKey| self.fit.get(*other).is_some_and(|f| f.endpoint.address != endpoint.address);
+        rivals.extend(same_mac.filter(elsewhere));
+        rivals.extend(self.within(key.v4));
+        for length in 0..=key.v4.prefix_len() {
+            rivals.extend(self.with_net(key.v4.addr(), length));
+        }
+        for length in 0..=32 {
+            rivals.extend(self.with_net(endpoint.address, length));
+        }
+        let addressed = self.by_address.range(key.v4.network()..=key.v4.broadcast());
+        rivals.extend(addressed.flat_map(|(_, keys)| keys));
+        rivals.remove(key);
+        rivals
+    }
+
+    fn within(&self, net: Ipv4Net) -> impl Iterator<Item = SubnetKey> + '_ {
+        let from = SubnetKey { v4: net, v6: None };
+        self.fit.range(from..).map(|(key, _)| *key).take_while(move |key| net.contains(&key.v4.network()))
+    }
+
+    fn with_net(&self, address: Ipv4Addr, length: u8) -> impl Iterator<Item = SubnetKey> + '_ {
+        let net = Ipv4Net::new(address, length).map(|net| net.trunc());
+        let from = net.ok().map(|v4| SubnetKey { v4, v6: None });
+        let range = from.map(|from| self.fit.range(from..).take_while(move |(key, _)| key.v4 == from.v4));
+        range.into_iter().flatten().map(|(key, _)| *key)
+    }
+
+    fn conflict(&self, key: &SubnetKey, endpoint: Endpoint, rival: &SubnetKey) -> String {
+        let Some(other) = self.fit.get(rival) else { return "conflicts with another lease".into() };
+        let what = if key.v4.contains(&rival.v4) || rival.v4.contains(&key.v4) {
+            "its subnet overlaps".to_owned()
+        } else if key.v4.contains(&other.endpoint.address) {
+            format!("its subnet holds {}, the address of", other.endpoint.address)
+        } else if rival.v4.contains(&endpoint.address) {
+            format!("its address {} lies in the subnet of", endpoint.address)
+        } else {
+            format!("it has the MAC {} of", endpoint.mac.map(|mac| mac.to_string()).unwrap_or_default())
+        };
+        format!("{what} the older lease {rival} of {}", other.endpoint.address)
+    }
+
+    fn insert(&mut self, key: SubnetKey, fit: Fit) {
+        self.fit.insert(key, fit);
+        self.by_address.entry(fit.endpoint.address).or_default().insert(key);
+        if let Some(mac) = fit.endpoint.mac {
+            self.by_mac.entry(mac).or_default().insert(key);
+        }
+    }
+
+    fn remove(&mut self, key: &SubnetKey) -> Option<Fit> {
+        let fit = self.fit.remove(key)?;
+        forget(&mut self.by_address, &fit.endpoint.address, key);
+        if let Some(mac) = fit.endpoint.mac {
+            forget(&mut self.by_mac, &mac, key);
+        }
+        Some(fit)
+    }
+}
+
+fn forget<K: Ord>(index: &mut BTreeMap<K, BTreeSet<SubnetKey>>, at: &K, key: &SubnetKey) {
+    if let Some(keys) = index.get_mut(at) {
+        keys.remove(key);
+        if keys.is_empty() {
+            index.remove(at);
+        }
+    }
+}
+
+impl Facts {
+    /// Why a lease cannot be a peer, whatever the others are.
+    fn objection(&self, lease: &Lease, endpoint: Endpoint) -> Option<String> {
+        self.subnet_objection(lease.subnet.v4).or_else(|| self.endpoint_objection(endpoint))
+    }
+
+    fn subnet_objection(&self, subnet: Ipv4Net) -> Option<String> {
+        let inside =
+            |network: &IpNet| network.contains(&IpNet::from(subnet)) && network.prefix_len() < subnet.prefix_len();
+        if !self.network.as_ref().is_some_and(inside) {
+            let network = self.network.map(|net| net.to_string()).unwrap_or_default();
+            return Some(format!("its subnet is not inside the network {network}"));
+        }
+        if let Some(own) = self.own_subnet.filter(|own| own.contains(&subnet) || subnet.contains(own)) {
+            return Some(format!("its subnet overlaps ours, {own}"));
+        }
+        let hit = self.connected.iter().find(|(_, net)| subnet.contains(&net.addr()) || subnet.contains(&net.trunc()));
+        if let Some((name, net)) = hit {
+            return Some(format!("its subnet holds {net}, which is on this host's {name}"));
+        }
+        let own = self.own_addresses.range(subnet.network()..=subnet.broadcast()).next();
+        if let Some(address) = own {
+            return Some(format!("its subnet holds {address}, an address of this host"));
+        }
+        let needed = self.underlay.iter().find(|(_, ip)| matches!(ip, IpAddr::V4(ip) if subnet.contains(ip)));
+        needed.map(|(what, ip)| format!("its subnet holds {ip}, {what}"))
+    }
+
+    fn endpoint_objection(&self, endpoint: Endpoint) -> Option<String> {
+        let ip = endpoint.address;
+        if ip.is_unspecified() || ip.is_loopback() || ip.is_multicast() || ip.is_broadcast() || ip.octets()[0] == 0 {
+            return Some(format!("its PublicIP {ip} is not the address of a host"));
+        }
+        if self.own_addresses.contains(&ip) {
+            return Some(format!("its PublicIP {ip} is ours"));
+        }
+        let mac = endpoint.mac?;
+        if !mac.is_usable() {
+            return Some(format!("its VtepMAC {mac} is not the address of a host"));
+        }
+        (self.own_mac == Some(mac)).then(|| format!("its VtepMAC {mac} is ours"))
+    }
+}
+
+#[cfg(test)]
+#[path = "judge_tests.rs"]
+mod tests;

@@ -1,0 +1,167 @@
+use super::*;
+use crate::model::lease::{LeaseAttrs, VxlanData};
+use proptest::prelude::*;
+
+fn facts() -> Facts {
+    Facts {
+        network: Some("10.5.0.0/16".parse().unwrap()),
+        own_subnet: Some("10.5.1.0/24".parse().unwrap()),
+        own_mac: Some("0e:00:00:00:00:01".parse().unwrap()),
+        own_addresses: ["192.168.0.1".parse().unwrap(), "10.5.77.9".parse().unwrap()].into(),
+        connected: vec![
+            ("br0".into(), "10.5.50.1/24".parse().unwrap()),
+            ("wide0".into(), "10.5.61.5/17".parse().unwrap()),
+        ],
+        underlay: vec![("an etcd endpoint".into(), "10.5.60.7".parse().unwrap())],
+    }
+}
+
+fn read(lease: &Lease) -> Reading {
+    match lease.attrs.backend_data.as_deref().map(VxlanData::from_json) {
+        Some(Ok(data)) => Reading::Endpoint(Endpoint { address: lease.attrs.public_ip, mac: Some(data.mac) }),
+        Some(Err(reason)) => Reading::Bad(reason),
+        None => Reading::Pending,
+    }
+}
+
+fn record(name: &str, ip: &str, mac: &str, created: Revision) -> Record {
+    let data = (!mac.is_empty()).then(|| format!("{{\"VtepMAC\":\"{mac}\"}}").into());
+    let attrs = LeaseAttrs {
+        public_ip: ip.parse().unwrap(),
+        public_ipv6: None,
+        backend_type: "vxlan".into(),
+        backend_data: data,
+        backend_v6_data: None,
+    };
+    Record::decode(name, attrs.to_json().as_bytes(), None, created, created)
+}
+
+fn judge(records: &[Record]) -> Peers {
+    let mut peers = Peers::default();
+    peers.rejudge(facts(), records.iter(), read);
+    peers
+}
+
+#[test]
+fn alone() {
+    for (name, ip, mac, expected) in [
+        ("10.5.2.0-24", "192.168.0.2", "0e:00:00:00:00:02", "peer"),
+        ("10.5.2.0-30", "192.168.0.2", "0e:00:00:00:00:02", "peer"),
+        ("10.5.1.0-24", "192.168.0.2", "0e:00:00:00:00:02", "own"),
+        ("10.5.2.0-24", "192.168.0.2", "", "pending"),
+        ("foo", "192.168.0.2", "0e:00:00:00:00:02", "names no subnet"),
+        ("10.6.2.0-24", "192.168.0.2", "0e:00:00:00:00:02", "not inside the network 10.5.0.0/16"),
+        ("10.5.0.0-16", "192.168.0.2", "0e:00:00:00:00:02", "not inside"),
+        ("128.0.0.0-1", "192.168.0.2", "0e:00:00:00:00:02", "not inside"),
+        ("0.0.0.0-0", "192.168.0.2", "0e:00:00:00:00:02", "not inside"),
+        ("10.5.0.0-23", "192.168.0.2", "0e:00:00:00:00:02", "overlaps ours"),
+        ("10.5.1.128-25", "192.168.0.2", "0e:00:00:00:00:02", "overlaps ours"),
+        ("10.5.50.0-24", "192.168.0.2", "0e:00:00:00:00:02", "on this host's br0"),
+        ("10.5.50.0-28", "192.168.0.2", "0e:00:00:00:00:02", "on this host's br0"),
+        ("10.5.50.64-28", "192.168.0.2", "0e:00:00:00:00:02", "peer"),
+        ("10.5.48.0-20", "192.168.0.2", "0e:00:00:00:00:02", "on this host's br0"),
+        ("10.5.77.0-24", "192.168.0.2", "0e:00:00:00:00:02", "holds 10.5.77.9, an address of this host"),
+        ("10.5.60.0-24", "192.168.0.2", "0e:00:00:00:00:02", "holds 10.5.60.7, an etcd endpoint"),
+        ("10.5.2.0-24", "0.0.0.0", "0e:00:00:00:00:02", "PublicIP 0.0.0.0"),
+        ("10.5.2.0-24", "0.1.2.3", "0e:00:00:00:00:02", "PublicIP 0.1.2.3"),
+        ("10.5.2.0-24", "127.0.0.1", "0e:00:00:00:00:02", "PublicIP 127.0.0.1"),
+        ("10.5.2.0-24", "224.0.0.1", "0e:00:00:00:00:02", "PublicIP 224.0.0.1"),
+        ("10.5.2.0-24", "255.255.255.255", "0e:00:00:00:00:02", "PublicIP 255.255.255.255"),
+        ("10.5.2.0-24", "192.168.0.1", "0e:00:00:00:00:02", "PublicIP 192.168.0.1 is ours"),
+        ("10.5.2.0-24", "192.168.0.2", "00:00:00:00:00:00", "VtepMAC 00:00:00:00:00:00"),
+        ("10.5.2.0-24", "192.168.0.2", "01:00:5e:00:00:02", "VtepMAC 01:00:5e:00:00:02"),
+        ("10.5.2.0-24", "192.168.0.2", "ff:ff:ff:ff:ff:ff", "VtepMAC ff:ff:ff:ff:ff:ff"),
+        ("10.5.2.0-24", "192.168.0.2", "0e:00:00:00:00:01", "VtepMAC 0e:00:00:00:00:01 is ours"),
+    ] {
+        let verdict = format!("{:?}", judge(&[record(name, ip, mac, 1)]).verdict(name).unwrap());
+        let said = match expected {
+            "peer" => verdict.starts_with("Peer"),
+            "own" | "pending" => verdict.to_lowercase() == expected,
+            reason => verdict.starts_with("Refused") && verdict.contains(reason),
+        };
+        assert!(said, "{name} {ip} {mac}: {verdict}, not {expected}");
+    }
+}
+
+#[test]
+fn of_two_that_exclude_each_other_the_older_wins_until_it_goes() {
+    let good = record("10.5.2.0-24", "192.168.0.2", "0e:00:00:00:00:02", 5);
+    for (rival, reason) in [
+        (record("10.5.3.0-24", "192.168.0.3", "0e:00:00:00:00:02", 6), "it has the MAC 0e:00:00:00:00:02 of the older"),
+        (record("10.5.2.0-25", "192.168.0.3", "0e:00:00:00:00:03", 6), "its subnet overlaps the older"),
+        (record("10.5.2.0-23", "192.168.0.3", "0e:00:00:00:00:03", 6), "its subnet overlaps the older"),
+        (record("10.5.3.0-24", "10.5.2.7", "0e:00:00:00:00:03", 6), "its address 10.5.2.7 lies in the subnet of"),
+    ] {
+        let mut peers = judge(&[rival.clone(), good.clone()]);
+        assert!(matches!(peers.verdict(&good.name), Some(Verdict::Peer(_))), "{reason}");
+        assert!(format!("{:?}", peers.verdict(&rival.name)).contains(reason), "{:?}", peers.verdict(&rival.name));
+        let touched = peers.update(&good.name, None, read);
+        assert!(touched.contains(&rival.name) && touched.contains(&good.name));
+        assert!(matches!(peers.verdict(&rival.name), Some(Verdict::Peer(_))), "{reason}");
+    }
+    let mut peers = judge(&[record("10.5.3.0-24", "10.5.2.7", "0e:00:00:00:00:03", 4), good.clone()]);
+    assert!(format!("{:?}", peers.verdict(&good.name)).contains("holds 10.5.2.7, the address of the older"));
+    assert!(peers.update("10.5.3.0-24", None, read).contains(&good.name));
+}
+
+#[test]
+fn one_host_may_have_two_subnets() {
+    let two = [2, 3].map(|i| record(&format!("10.5.{i}.0-24"), "192.168.0.2", "0e:00:00:00:00:02", i));
+    let peers = judge(&two);
+    assert!(peers.verdicts().all(|(_, verdict)| matches!(verdict, Verdict::Peer(_))));
+}
+
+fn any_record() -> impl Strategy<Value = Record> {
+    let name = prop_oneof![
+        (0u8..8, 22u8..=26).prop_map(|(third, len)| {
+            let net = Ipv4Net::new(Ipv4Addr::new(10, 5, third, 0), len).unwrap().trunc();
+            SubnetKey::v4(net).to_string()
+        }),
+        Just("junk".to_owned()),
+    ];
+    let ip = prop_oneof![(1u8..5).prop_map(|i| format!("192.168.0.{i}")), (0u8..8).prop_map(|i| format!("10.5.{i}.9"))];
+    (name, ip, 0u8..5, 1i64..9)
+        .prop_map(|(name, ip, mac, created)| record(&name, &ip, &format!("0e:00:00:00:00:0{mac}"), created))
+}
+
+proptest! {
+    #[test]
+    fn judging_change_by_change_is_judging_all(changes in prop::collection::vec((any_record(), any::<bool>()), 1..30)) {
+        let mut records: BTreeMap<String, Record> = BTreeMap::new();
+        let mut peers = judge(&[]);
+        for (record, delete) in changes {
+            let before: BTreeMap<String, Verdict> = peers.verdicts().map(|(n, v)| (n.clone(), v.clone())).collect();
+            let name = record.name.clone();
+            if delete {
+                records.remove(&name);
+            } else {
+                records.insert(name.clone(), record);
+            }
+            let touched = peers.update(&name, records.get(&name), read);
+            let all: Vec<Record> = records.values().cloned().collect();
+            let afresh = judge(&all);
+            prop_assert_eq!(&peers.verdicts, &afresh.verdicts);
+            for name in before.keys().chain(afresh.verdicts.keys()) {
+                prop_assert!(before.get(name) == afresh.verdicts.get(name) || touched.contains(name), "{} untold", name);
+            }
+        }
+    }
+
+    #[test]
+    fn no_two_peers_exclude_each_other(records in prop::collection::vec(any_record(), 1..30)) {
+        let unique: BTreeMap<String, Record> = records.into_iter().map(|r| (r.name.clone(), r)).collect();
+        let all: Vec<Record> = unique.into_values().collect();
+        let peers = judge(&all);
+        let accepted: Vec<(Ipv4Net, Endpoint)> = peers.verdicts().filter_map(|(name, verdict)| match verdict {
+            Verdict::Peer(endpoint) => Some((SubnetKey::parse(name).unwrap().v4, *endpoint)),
+            _ => None,
+        }).collect();
+        for (i, (net, endpoint)) in accepted.iter().enumerate() {
+            for (other_net, other) in &accepted[i + 1..] {
+                prop_assert!(!net.contains(other_net) && !other_net.contains(net));
+                prop_assert!(endpoint.mac != other.mac || endpoint.address == other.address);
+                prop_assert!(!net.contains(&other.address) && !other_net.contains(&endpoint.address));
+            }
+        }
+    }
+}

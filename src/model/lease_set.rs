@@ -1,0 +1,242 @@
+//! All keys under `subnets/` as this host knows them, and the peers that it holds although their keys have gone.
+
+use super::lease::{Record, Revision};
+use std::collections::{BTreeMap, BTreeSet};
+use std::time::Duration;
+
+/// A moment, as time since some fixed start; it counts while the host sleeps.
+pub type Moment = Duration;
+
+/// How near to the loss of our own key a peer's deletion is taken for part of the same accident.
+const SAME_ACCIDENT: Duration = Duration::from_secs(5);
+
+/// One change of a key under `subnets/`.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub enum Change {
+    /// The key was made or overwritten.
+    Put(Record),
+    /// The key was deleted or expired.
+    Delete {
+        /// The last segment of the key.
+        name: String,
+        /// The revision of the deletion; keys deleted together share one.
+        revision: Revision,
+    },
+}
+
+/// All keys under `subnets/`; unknown until the first complete list.
+#[derive(Debug, Default)]
+pub struct LeaseSet {
+    records: BTreeMap<String, Record>,
+    /// Peers whose keys have gone in a way that does not look like their own doing, and until when they stay.
+    held: BTreeMap<String, Moment>,
+    known: bool,
+    revision: Revision,
+    own_lost: Option<Moment>,
+}
+
+impl LeaseSet {
+    /// Whether a complete list has been seen.
+    pub fn is_known(&self) -> bool {
+        self.known
+    }
+
+    /// The revision up to which all changes are in.
+    pub fn revision(&self) -> Revision {
+        self.revision
+    }
+
+    /// All records, held ones included.
+    pub fn records(&self) -> impl Iterator<Item = &Record> {
+        self.records.values()
+    }
+
+    /// The record with this name, held or not.
+    pub fn get(&self, name: &str) -> Option<&Record> {
+        self.records.get(name)
+    }
+
+    /// The records that are held although their keys have gone.
+    pub fn held(&self) -> impl Iterator<Item = &Record> {
+        self.held.keys().filter_map(|name| self.records.get(name))
+    }
+
+    /// Takes in a complete list; returns the names whose record changed.
+    ///
+    /// A peer that is absent from it goes at once, unless the store went back in time (wiped, restored) or our own
+    /// key, `own`, is missing too: then it is held until `now + hold`, or until its key is back.
+    pub fn replace(
+        &mut self,
+        revision: Revision,
+        records: Vec<Record>,
+        own: Option<&str>,
+        now: Moment,
+        hold: Duration,
+    ) -> BTreeSet<String> {
+        let listed: BTreeMap<String, Record> = records.into_iter().map(|r| (r.name.clone(), r)).collect();
+        let lost_own = own.is_some_and(|own| self.records.contains_key(own) && !listed.contains_key(own));
+        let doubtful = self.known && (revision < self.revision || lost_own);
+        let mut changed: BTreeSet<String> = listed
+            .iter()
+            .filter(|(name, record)| self.records.get(*name) != Some(record))
+            .map(|(n, _)| n.clone())
+            .collect();
+        let absent: Vec<String> = self.records.keys().filter(|name| !listed.contains_key(*name)).cloned().collect();
+        for name in listed.keys() {
+            self.held.remove(name);
+        }
+        self.records.extend(listed);
+        for name in absent {
+            if !self.held.contains_key(&name) && !(doubtful && Some(&*name) != own) {
+                self.records.remove(&name);
+                changed.insert(name);
+            } else {
+                self.held.entry(name).or_insert(now + hold);
+            }
+        }
+        if lost_own {
+            self.own_lost = Some(now);
+        }
+        (self.known, self.revision) = (true, revision);
+        changed
+    }
+
+    /// Takes in changes in their order; returns the names whose record changed.
+    ///
+    /// A deletion removes a peer at once, unless our own key, `own`, went in the same revision or within 5 s before.
+    pub fn apply(
+        &mut self,
+        revision: Revision,
+        events: Vec<Change>,
+        own: Option<&str>,
+        now: Moment,
+        hold: Duration,
+    ) -> BTreeSet<String> {
+        let own_revision = events.iter().find_map(|event| match event {
+            Change::Delete { name, revision } if Some(&**name) == own => Some(*revision),
+            _ => None,
+        });
+        if own_revision.is_some() {
+            self.own_lost = Some(now);
+        }
+        let just_lost = self.own_lost.is_some_and(|lost| now <= lost + SAME_ACCIDENT) && own_revision.is_none();
+        let mut changed = BTreeSet::new();
+        for event in events {
+            match event {
+                Change::Put(record) => {
+                    changed.insert(record.name.clone());
+                    self.held.remove(&record.name);
+                    self.records.insert(record.name.clone(), record);
+                }
+                Change::Delete { name, revision: at } => {
+                    let accident = Some(&*name) != own && (just_lost || own_revision == Some(at));
+                    if accident && self.records.contains_key(&name) {
+                        self.held.insert(name, now + hold);
+                    } else if self.records.remove(&name).is_some() {
+                        self.held.remove(&name);
+                        changed.insert(name);
+                    }
+                }
+            }
+        }
+        self.revision = self.revision.max(revision);
+        changed
+    }
+
+    /// Lets go of the peers whose time is over; returns their names.
+    pub fn expire(&mut self, now: Moment) -> BTreeSet<String> {
+        let over: BTreeSet<String> =
+            self.held.iter().filter(|(_, until)| **until <= now).map(|(n, _)| n.clone()).collect();
+        for name in &over {
+            self.held.remove(name);
+            self.records.remove(name);
+        }
+        over
+    }
+
+    /// When the next held peer's time is over.
+    pub fn next_expiry(&self) -> Option<Moment> {
+        self.held.values().min().copied()
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    const HOLD: Duration = Duration::from_secs(60);
+    const OWN: Option<&str> = Some("10.5.1.0-24");
+
+    fn at(seconds: u64) -> Moment {
+        Duration::from_secs(seconds)
+    }
+
+    fn record(third: u8) -> Record {
+        Record::decode(&format!("10.5.{third}.0-24"), br#"{"PublicIP":"192.168.0.1"}"#, None, 1, third.into())
+    }
+
+    fn delete(third: u8, revision: Revision) -> Change {
+        Change::Delete { name: format!("10.5.{third}.0-24"), revision }
+    }
+
+    fn set(thirds: &[u8]) -> LeaseSet {
+        let mut set = LeaseSet::default();
+        set.replace(10, thirds.iter().map(|third| record(*third)).collect(), OWN, at(0), HOLD);
+        set
+    }
+
+    fn names(set: &LeaseSet) -> String {
+        set.records().map(|r| r.name.split('.').nth(2).unwrap()).collect::<Vec<_>>().join(" ")
+    }
+
+    #[test]
+    fn a_list_tells_what_changed_attributes_included() {
+        let mut set = set(&[1, 2, 3]);
+        let moved = Record::decode("10.5.2.0-24", br#"{"PublicIP":"192.168.0.9"}"#, None, 1, 11);
+        let changed = set.replace(12, vec![record(1), moved, record(4)], OWN, at(1), HOLD);
+        assert_eq!(changed.into_iter().collect::<Vec<_>>(), ["10.5.2.0-24", "10.5.3.0-24", "10.5.4.0-24"]);
+        assert_eq!(names(&set), "1 2 4");
+        assert!(set.replace(12, set.records().cloned().collect(), OWN, at(2), HOLD).is_empty());
+    }
+
+    #[test]
+    fn a_deletion_removes_at_once() {
+        let mut set = set(&[1, 2, 3]);
+        assert_eq!(set.apply(11, vec![delete(2, 11)], OWN, at(1), HOLD).len(), 1);
+        assert_eq!(names(&set), "1 3");
+    }
+
+    #[test]
+    fn what_goes_together_with_our_own_key_is_held_for_a_time() {
+        let mut set = set(&[1, 2, 3, 4]);
+        set.apply(11, vec![delete(1, 11), delete(2, 11), delete(3, 12)], OWN, at(1), HOLD);
+        assert_eq!(names(&set), "2 4", "another revision is another deed");
+        set.apply(13, vec![delete(4, 13)], OWN, at(5), HOLD);
+        assert_eq!((names(&set), set.held().count()), ("2 4".into(), 2));
+        set.apply(14, vec![Change::Put(record(4))], OWN, at(6), HOLD);
+        assert_eq!(set.next_expiry(), Some(at(61)));
+        assert!(set.expire(at(60)).is_empty());
+        assert_eq!(set.expire(at(61)).len(), 1);
+        assert_eq!(names(&set), "4");
+    }
+
+    #[test]
+    fn a_store_that_went_back_in_time_removes_nobody_at_once() {
+        let mut set = set(&[1, 2, 3]);
+        assert!(set.replace(4, vec![record(1), record(2)], OWN, at(1), HOLD).is_empty());
+        assert_eq!(names(&set), "1 2 3");
+        assert!(set.replace(5, vec![record(1), record(2)], OWN, at(2), HOLD).is_empty(), "held further");
+        assert_eq!(set.next_expiry(), Some(at(61)));
+        set.expire(at(61));
+        assert_eq!(names(&set), "1 2");
+    }
+
+    #[test]
+    fn a_list_without_our_own_key_holds_who_else_is_absent() {
+        let mut set = set(&[1, 2, 3]);
+        set.replace(20, vec![record(3)], OWN, at(1), HOLD);
+        assert_eq!(names(&set), "2 3");
+        set.apply(21, vec![delete(3, 21)], OWN, at(20), HOLD);
+        assert_eq!(names(&set), "2", "an accident is over after five seconds");
+    }
+}

@@ -1,0 +1,142 @@
+//! What a host remembers of itself across restarts and reboots. Losing it costs nothing but certainty.
+
+use super::lease::{LeaseId, Revision};
+use super::mac::VtepMac;
+use ipnet::Ipv4Net;
+use serde::{Deserialize, Serialize};
+use std::net::Ipv4Addr;
+
+/// The memory of one host in one network.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Remembered {
+    /// MAC of our tunnel endpoint.
+    pub mac: VtepMac,
+    /// What kept our key alive when it was last written; `None` for a reservation.
+    pub lease_id: Option<LeaseId>,
+    /// Our subnet.
+    pub subnet: Ipv4Net,
+    /// The address that we had published.
+    pub public_ip: Ipv4Addr,
+    /// Hardware address of the external interface, to know the host by when its address has changed.
+    pub nic_mac: Option<VtepMac>,
+    /// The highest revision of the store that was seen.
+    pub revision: Revision,
+}
+
+/// The file's form. All text but the version and the revision, so that a person can read and mend it.
+#[derive(Serialize, Deserialize)]
+struct File {
+    version: u32,
+    vtep_mac: String,
+    #[serde(default)]
+    etcd_lease: Option<String>,
+    subnet: Ipv4Net,
+    public_ip: Ipv4Addr,
+    #[serde(default)]
+    nic_mac: Option<String>,
+    #[serde(default)]
+    revision: Revision,
+}
+
+const VERSION: u32 = 1;
+
+impl Remembered {
+    /// The file's text.
+    pub fn render(&self) -> String {
+        let file = File {
+            version: VERSION,
+            vtep_mac: self.mac.to_string(),
+            etcd_lease: self.lease_id.map(|id| id.to_string()),
+            subnet: self.subnet,
+            public_ip: self.public_ip,
+            nic_mac: self.nic_mac.map(|mac| mac.to_string()),
+            revision: self.revision,
+        };
+        serde_json::to_string_pretty(&file).unwrap_or_default() + "\n"
+    }
+
+    /// Reads a file's text.
+    ///
+    /// # Errors
+    /// Says what is wrong with it.
+    pub fn parse(text: &str) -> Result<Self, String> {
+        let file: File = serde_json::from_str(text).map_err(|e| e.to_string())?;
+        if file.version != VERSION {
+            return Err(format!("version {} is not {VERSION}", file.version));
+        }
+        let mac = |text: &str| text.parse::<VtepMac>().map_err(|e| e.to_string());
+        let id = |text: String| {
+            let id = i64::from_str_radix(&text, 16).ok().and_then(LeaseId::new);
+            id.ok_or_else(|| format!("etcd_lease {text:?} is not a lease id such as \"694d81e7\""))
+        };
+        Ok(Remembered {
+            mac: mac(&file.vtep_mac)?,
+            lease_id: file.etcd_lease.map(id).transpose()?,
+            subnet: file.subnet.trunc(),
+            public_ip: file.public_ip,
+            nic_mac: file.nic_mac.as_deref().map(mac).transpose()?,
+            revision: file.revision,
+        })
+    }
+}
+
+/// The name of the file: one for each prefix, VNI and public IP, since hosts may share a disk.
+pub fn file_name(prefix: &str, vni: u32, public_ip: Ipv4Addr) -> String {
+    format!("{}{public_ip}.json", file_name_start(prefix, vni))
+}
+
+/// What the files of one prefix and VNI start with, whatever the public IP.
+pub fn file_name_start(prefix: &str, vni: u32) -> String {
+    let plain = |c: char| if c.is_ascii_alphanumeric() || c == '.' || c == '_' { c } else { '-' };
+    let prefix: String = prefix.trim_matches('/').chars().map(plain).collect();
+    format!("{prefix}.{vni}.")
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use proptest::prelude::*;
+
+    fn remembered() -> Remembered {
+        Remembered {
+            mac: "0e:00:00:00:00:01".parse().unwrap(),
+            lease_id: LeaseId::new(0x694d_81e7),
+            subnet: "10.5.34.0/24".parse().unwrap(),
+            public_ip: "192.168.0.1".parse().unwrap(),
+            nic_mac: None,
+            revision: 7,
+        }
+    }
+
+    #[test]
+    fn what_is_rendered_is_read_back() {
+        for lease_id in [None, LeaseId::new(1), LeaseId::new(i64::MAX)] {
+            let state = Remembered { lease_id, nic_mac: lease_id.map(|_| remembered().mac), ..remembered() };
+            assert_eq!(Remembered::parse(&state.render()), Ok(state));
+        }
+    }
+
+    #[test]
+    fn broken_files_are_errors() {
+        let good = remembered().render();
+        for (from, to) in
+            [("0e:00", "xx"), ("694d81e7", "0"), ("10.5.34.0/24", "10.5"), ("version\": 1", "version\": 2"), ("{", "")]
+        {
+            assert!(Remembered::parse(&good.replace(from, to)).is_err(), "{from}");
+        }
+    }
+
+    #[test]
+    fn files_are_named_after_network_and_host() {
+        let name = file_name("/kube-centos/network", 1, "10.0.0.1".parse().unwrap());
+        assert_eq!(name, "kube-centos-network.1.10.0.0.1.json");
+        assert!(!file_name("/../x/..", 1, "10.0.0.1".parse().unwrap()).contains('/'));
+    }
+
+    proptest! {
+        #[test]
+        fn any_text_is_a_state_or_an_error(text: String) {
+            let _ = Remembered::parse(&text);
+        }
+    }
+}
