@@ -1,3 +1,83 @@
-//! How leases become kernel state. One file a backend.
+//! How leases become kernel state. One file a backend; a new one is a file here and an arm in [`from_config`].
 
 pub mod vxlan;
+
+use crate::model::config::NetworkConfig;
+use crate::model::iface::ExternalInterface;
+use crate::model::judge::{Endpoint, Reading};
+use crate::model::kernel_state::{Device, Route};
+use crate::model::lease::{Lease, LeaseAttrs};
+use crate::model::mac::VtepMac;
+use ipnet::{IpNet, Ipv4Net};
+use std::net::{IpAddr, Ipv4Addr};
+
+/// The backends that this version has, as the config names them.
+pub const KINDS: &[&str] = &[vxlan::KIND];
+
+/// What one peer needs in the kernel.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct PeerEntries {
+    /// Inner address of the peer's tunnel endpoint and its MAC.
+    pub neighbor: Option<(IpAddr, VtepMac)>,
+    /// That MAC and the peer's underlay address.
+    pub fdb: Option<(VtepMac, IpAddr)>,
+    /// The way to the peer's subnet.
+    pub route: Route,
+}
+
+/// What this host itself needs in the kernel.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct OwnEntries {
+    /// The device of the overlay.
+    pub device: Device,
+    /// Its address.
+    pub address: IpNet,
+}
+
+/// A way to carry packets between hosts.
+pub trait Backend {
+    /// What the config and the leases call it.
+    fn kind(&self) -> &'static str;
+
+    /// Name of its device; its Linux name tells hosts' administrators which network it belongs to.
+    fn device_name(&self) -> String;
+
+    /// What is worth a warning about the config it was made from.
+    fn warnings(&self) -> &[String];
+
+    /// The network identifier that tells several networks on one host apart.
+    fn network_id(&self) -> u32;
+
+    /// What this host publishes of itself.
+    fn own_attrs(&self, public_ip: Ipv4Addr, mac: VtepMac) -> LeaseAttrs;
+
+    /// What a lease says to this backend.
+    fn read(&self, lease: &Lease) -> Reading;
+
+    /// Largest packet, in bytes, that a container may send over this interface.
+    fn mtu(&self, nic: &ExternalInterface) -> u32;
+
+    /// What this host needs.
+    fn own_entries(&self, nic: &ExternalInterface, subnet: Ipv4Net, mac: VtepMac) -> OwnEntries;
+
+    /// What a peer with this subnet and endpoint needs.
+    fn peer_entries(&self, subnet: Ipv4Net, endpoint: Endpoint) -> PeerEntries;
+}
+
+/// The backend that the config asks for. Without one it is VXLAN, as flannel's documentation says.
+///
+/// # Errors
+/// Every problem of the Backend member, or that this version cannot do what the config asks for.
+pub fn from_config(config: &NetworkConfig) -> Result<Box<dyn Backend>, String> {
+    if config.ipv6.is_some() || config.ipv4.is_none() {
+        return Err(
+            "EnableIPv6 is not implemented by this version: set EnableIPv6 to false and EnableIPv4 to true".into()
+        );
+    }
+    let Some(backend) = &config.backend else { return Ok(Box::new(vxlan::Vxlan::default())) };
+    match backend.kind.as_str() {
+        vxlan::KIND => vxlan::Vxlan::from_params(&backend.params).map(|vxlan| Box::new(vxlan) as Box<dyn Backend>),
+        "" => Err(format!("Backend has no Type: set one of {}", KINDS.join(", "))),
+        other => Err(format!("Backend Type {other:?} is not one that this version has: {}", KINDS.join(", "))),
+    }
+}

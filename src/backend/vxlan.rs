@@ -1,0 +1,299 @@
+//! VXLAN: every host is a tunnel endpoint with a MAC of its own; for each peer there is an ARP entry (its inner
+//! address to its MAC), an FDB entry (its MAC to its underlay address) and a route to its subnet.
+
+use super::{Backend, OwnEntries, PeerEntries};
+use crate::model::go_json::GoObject;
+use crate::model::iface::ExternalInterface;
+use crate::model::judge::{Endpoint, Reading};
+use crate::model::kernel_state::{Device, Oif, Route, Vxlan as VxlanParams};
+use crate::model::lease::{Lease, LeaseAttrs, VxlanData};
+use crate::model::mac::VtepMac;
+use ipnet::{IpNet, Ipv4Net};
+use serde::de::DeserializeOwned;
+use std::net::{IpAddr, Ipv4Addr};
+
+/// The name of the backend in configs and leases.
+pub const KIND: &str = "vxlan";
+
+/// What tunnelling adds to a packet over IPv4, in bytes: outer IP 20, UDP 8, VXLAN 8, inner Ethernet 14.
+pub const OVERHEAD: u32 = 50;
+
+/// The smallest MTU with which IPv4 works (RFC 791).
+const SMALLEST_MTU: u32 = 68;
+
+/// Routes are spread over these protocol numbers, which nobody has been assigned (`/etc/iproute2/rt_protos`): the
+/// kernel's hash of routes mixes the protocol but not the gateway, so without this each further route would cost a
+/// walk over all that are there.
+const PROTOCOLS: std::ops::Range<u32> = 100..186;
+
+/// The VXLAN backend.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Vxlan {
+    vni: u32,
+    /// 0: the kernel's default, 8472.
+    port: u16,
+    /// 0: that of the external interface.
+    mtu: u32,
+    gbp: bool,
+    learning: bool,
+    warnings: Vec<String>,
+}
+
+impl Default for Vxlan {
+    fn default() -> Self {
+        Vxlan { vni: 1, port: 0, mtu: 0, gbp: false, learning: false, warnings: Vec::new() }
+    }
+}
+
+impl Vxlan {
+    /// Reads the members of the config's Backend.
+    ///
+    /// # Errors
+    /// All that are wrong, each with its value and what would be right.
+    pub fn from_params(params: &GoObject) -> Result<Self, String> {
+        let mut problems = Vec::new();
+        let vni: Option<u32> = take(&mut problems, params, "VNI", "a number from 0 to 16777215");
+        let port: Option<u16> = take(&mut problems, params, "Port", "a UDP port from 0 to 65535");
+        let mtu: Option<u32> = take(&mut problems, params, "MTU", "a number of bytes, or 0");
+        let gbp: Option<bool> = take(&mut problems, params, "GBP", "true or false");
+        let learning: Option<bool> = take(&mut problems, params, "Learning", "true or false");
+        let direct: Option<bool> = take(&mut problems, params, "DirectRouting", "true or false");
+        if let Some(vni) = vni.filter(|vni| *vni >= 1 << 24) {
+            problems.push(format!("VNI is {vni}, not a number from 0 to 16777215"));
+        }
+        let smallest = SMALLEST_MTU + OVERHEAD;
+        if let Some(mtu) = mtu.filter(|mtu| *mtu != 0 && !(smallest..=65535).contains(mtu)) {
+            problems.push(format!("MTU is {mtu}, not 0 or {smallest} to 65535 bytes"));
+        }
+        if !problems.is_empty() {
+            return Err(problems.iter().map(|p| format!("Backend.{p}")).collect::<Vec<_>>().join("; "));
+        }
+        let warnings = match direct {
+            Some(true) => vec![
+                "Backend.DirectRouting is not implemented by this version: peers on the same link are reached through \
+                 the tunnel too, which works beside hosts that route to them directly"
+                    .into(),
+            ],
+            _ => Vec::new(),
+        };
+        Ok(Vxlan {
+            vni: vni.unwrap_or(1),
+            port: port.unwrap_or(0),
+            mtu: mtu.unwrap_or(0),
+            gbp: gbp.unwrap_or(false),
+            learning: learning.unwrap_or(false),
+            warnings,
+        })
+    }
+}
+
+fn take<T: DeserializeOwned>(problems: &mut Vec<String>, params: &GoObject, name: &str, expected: &str) -> Option<T> {
+    params.get(name, expected).unwrap_or_else(|problem| {
+        problems.push(problem);
+        None
+    })
+}
+
+impl Backend for Vxlan {
+    fn kind(&self) -> &'static str {
+        KIND
+    }
+
+    fn device_name(&self) -> String {
+        format!("flannel.{}", self.vni)
+    }
+
+    fn warnings(&self) -> &[String] {
+        &self.warnings
+    }
+
+    fn network_id(&self) -> u32 {
+        self.vni
+    }
+
+    fn own_attrs(&self, public_ip: Ipv4Addr, mac: VtepMac) -> LeaseAttrs {
+        LeaseAttrs {
+            public_ip,
+            public_ipv6: None,
+            backend_type: KIND.into(),
+            backend_data: Some(VxlanData { vni: Some(self.vni), mac }.to_json().into()),
+            backend_v6_data: None,
+        }
+    }
+
+    fn read(&self, lease: &Lease) -> Reading {
+        let attrs = &lease.attrs;
+        if !attrs.backend_type.eq_ignore_ascii_case(KIND) {
+            // A reservation may name a host before that host has said how it is reached.
+            let pending = lease.lease_id.is_none() && attrs.backend_type.is_empty();
+            return if pending { Reading::Pending } else { Reading::OtherBackend };
+        }
+        let Some(data) = &attrs.backend_data else {
+            return match lease.lease_id {
+                None => Reading::Pending,
+                Some(_) => Reading::Bad("BackendData is missing: the VtepMAC is not known".into()),
+            };
+        };
+        match VxlanData::from_json(data) {
+            Err(reason) => Reading::Bad(reason),
+            Ok(VxlanData { vni: Some(vni), .. }) if vni != self.vni => {
+                Reading::Bad(format!("its VNI {vni} is not ours, {}", self.vni))
+            }
+            Ok(data) => Reading::Endpoint(Endpoint { address: attrs.public_ip, mac: Some(data.mac) }),
+        }
+    }
+
+    fn mtu(&self, nic: &ExternalInterface) -> u32 {
+        // The kernel clips an MTU above the lower device's silently, so what is written is what really holds.
+        let outer = if self.mtu == 0 { nic.mtu } else { self.mtu.min(nic.mtu) };
+        outer.saturating_sub(OVERHEAD).max(SMALLEST_MTU)
+    }
+
+    fn own_entries(&self, nic: &ExternalInterface, subnet: Ipv4Net, mac: VtepMac) -> OwnEntries {
+        let vxlan = VxlanParams {
+            vni: self.vni,
+            local: Some(nic.address.into()),
+            lower: nic.index,
+            port: self.port,
+            learning: self.learning,
+            gbp: self.gbp,
+            group: None,
+            ttl: 0,
+            ageing: 300,
+        };
+        OwnEntries {
+            device: Device { name: self.device_name(), mac, mtu: self.mtu(nic), up: true, vxlan },
+            address: IpNet::V4(Ipv4Net::from(subnet.network())),
+        }
+    }
+
+    fn peer_entries(&self, subnet: Ipv4Net, endpoint: Endpoint) -> PeerEntries {
+        let inner = IpAddr::V4(subnet.network());
+        PeerEntries {
+            neighbor: endpoint.mac.map(|mac| (inner, mac)),
+            fdb: endpoint.mac.map(|mac| (mac, endpoint.address.into())),
+            route: Route {
+                dest: subnet.into(),
+                gateway: Some(inner),
+                oif: Oif::Ours,
+                onlink: true,
+                metric: 0,
+                protocol: protocol(subnet),
+            },
+        }
+    }
+}
+
+/// The protocol number of the route to a subnet: neighbouring subnets get different ones.
+fn protocol(subnet: Ipv4Net) -> u8 {
+    let index = u32::from(subnet.network()) >> (32 - subnet.prefix_len().max(1));
+    (PROTOCOLS.start + index % (PROTOCOLS.end - PROTOCOLS.start)) as u8
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::backend::from_config;
+    use crate::model::config::NetworkConfig;
+    use crate::model::lease::Record;
+
+    fn backend(text: &str) -> Result<Vxlan, String> {
+        Vxlan::from_params(&GoObject::parse(text.as_bytes()).unwrap())
+    }
+
+    fn nic(mtu: u32) -> ExternalInterface {
+        let address = "192.168.0.1".parse().unwrap();
+        ExternalInterface { index: 2, name: "eth0".into(), mtu, mac: None, address, public_ip: address }
+    }
+
+    #[test]
+    fn the_config_is_read_or_all_its_problems_named() {
+        assert_eq!(backend("{}"), Ok(Vxlan::default()));
+        let full = backend(r#"{"vni":7,"Port":4789,"MTU":1400,"GBP":true,"Learning":true}"#).unwrap();
+        assert_eq!((full.vni, full.port, full.mtu, full.gbp, full.learning), (7, 4789, 1400, true, true));
+        let problems = backend(r#"{"VNI":16777216,"Port":70000,"MTU":60,"GBP":"x"}"#).unwrap_err();
+        for name in ["Backend.VNI is 16777216", "Backend.Port is 70000", "Backend.MTU is 60", "Backend.GBP is \"x\""] {
+            assert!(problems.contains(name), "{problems}");
+        }
+        assert_eq!(backend(r#"{"DirectRouting":true}"#).unwrap().warnings.len(), 1);
+    }
+
+    #[test]
+    fn the_type_is_chosen_or_what_there_is_is_named() {
+        let from = |backend: &str| {
+            let text = format!(r#"{{"Network":"10.5.0.0/16"{backend}}}"#);
+            from_config(&NetworkConfig::parse(text.as_bytes()).unwrap()).map(|backend| backend.kind())
+        };
+        assert_eq!(from(""), Ok("vxlan"));
+        assert_eq!(from(r#","Backend":{"Type":"VXLAN"}"#), Ok("vxlan"));
+        for (text, says) in [
+            (r#","Backend":{}"#, "no Type"),
+            (r#","Backend":{"Type":"udp"}"#, "\"udp\" is not one that this version has: vxlan"),
+            (r#","EnableIPv6":true,"IPv6Network":"fc00::/48""#, "EnableIPv6"),
+        ] {
+            assert!(from(text).unwrap_err().contains(says), "{text}");
+        }
+    }
+
+    #[test]
+    fn the_mtu_is_that_of_the_interface_less_the_overhead() {
+        for (configured, nic_mtu, expected) in
+            [(0, 1500, 1450), (0, 9001, 8951), (1400, 1500, 1350), (9000, 1500, 1450)]
+        {
+            let backend = Vxlan { mtu: configured, ..Vxlan::default() };
+            assert_eq!(backend.mtu(&nic(nic_mtu)), expected);
+        }
+    }
+
+    #[test]
+    fn what_is_published_is_flannels_json() {
+        let attrs = Vxlan::default().own_attrs("192.168.64.3".parse().unwrap(), "c6:d2:32:6f:8f:44".parse().unwrap());
+        let json = r#"{"PublicIP":"192.168.64.3","PublicIPv6":null,"BackendType":"vxlan","BackendData":{"VNI":1,"VtepMAC":"c6:d2:32:6f:8f:44"}}"#;
+        assert_eq!(attrs.to_json(), json);
+    }
+
+    #[test]
+    fn leases_are_read() {
+        for (value, lease, expected) in [
+            (
+                r#"{"PublicIP":"192.168.0.2","BackendType":"vxlan","BackendData":{"VtepMAC":"0e:00:00:00:00:02"}}"#,
+                1,
+                "Endpoint",
+            ),
+            (
+                r#"{"PublicIP":"192.168.0.2","BackendType":"vxlan","BackendData":{"VNI":2,"VtepMAC":"0e:00:00:00:00:02"}}"#,
+                1,
+                "VNI 2 is not ours, 1",
+            ),
+            (r#"{"PublicIP":"192.168.0.2","BackendType":"vxlan"}"#, 1, "BackendData is missing"),
+            (r#"{"PublicIP":"192.168.0.2","BackendType":"vxlan","BackendData":null}"#, 0, "Pending"),
+            (r#"{"PublicIP":"192.168.0.2"}"#, 0, "Pending"),
+            (r#"{"PublicIP":"192.168.0.2"}"#, 1, "OtherBackend"),
+            (r#"{"PublicIP":"192.168.0.2","BackendType":"host-gw"}"#, 1, "OtherBackend"),
+        ] {
+            let id = crate::model::lease::LeaseId::new(lease);
+            let record = Record::decode("10.5.2.0-24", value.as_bytes(), id, 1, 1);
+            let reading = format!("{:?}", Vxlan::default().read(&record.content.unwrap()));
+            assert!(reading.contains(expected), "{value}: {reading}");
+        }
+    }
+
+    #[test]
+    fn a_peer_needs_three_entries() {
+        let endpoint = Endpoint { address: "192.168.0.2".parse().unwrap(), mac: "0e:00:00:00:00:02".parse().ok() };
+        let entries = Vxlan::default().peer_entries("10.5.2.0/24".parse().unwrap(), endpoint);
+        assert_eq!(entries.neighbor, Some(("10.5.2.0".parse().unwrap(), "0e:00:00:00:00:02".parse().unwrap())));
+        assert_eq!(entries.fdb, Some(("0e:00:00:00:00:02".parse().unwrap(), "192.168.0.2".parse().unwrap())));
+        assert_eq!(entries.route.to_string(), "10.5.2.0/24 via 10.5.2.0 onlink");
+        assert!(entries.route.has_flannel_shape());
+    }
+
+    #[test]
+    fn neighbouring_routes_have_different_protocols() {
+        let protocols: Vec<u8> =
+            (0..86u8).map(|i| protocol(Ipv4Net::new(Ipv4Addr::new(10, 5, i, 0), 24).unwrap())).collect();
+        let distinct: std::collections::BTreeSet<&u8> = protocols.iter().collect();
+        assert_eq!(distinct.len(), 86);
+        assert!(protocols.iter().all(|p| (100..=185).contains(p)));
+    }
+}
