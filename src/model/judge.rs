@@ -65,11 +65,39 @@ pub struct Facts {
     pub underlay: Vec<(String, IpAddr)>,
 }
 
+/// How many leases there are with each verdict.
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
+pub struct Tally {
+    /// Peers of ours.
+    pub peers: usize,
+    /// Our own.
+    pub own: usize,
+    /// Reservations without a host.
+    pub pending: usize,
+    /// Leases of other backends.
+    pub other_backend: usize,
+    /// Not trusted.
+    pub refused: usize,
+}
+
+impl Tally {
+    fn of(&mut self, verdict: &Verdict) -> &mut usize {
+        match verdict {
+            Verdict::Peer(_) => &mut self.peers,
+            Verdict::Own => &mut self.own,
+            Verdict::Pending => &mut self.pending,
+            Verdict::OtherBackend => &mut self.other_backend,
+            Verdict::Refused(_) => &mut self.refused,
+        }
+    }
+}
+
 /// All leases with what was made of them.
 #[derive(Debug, Default)]
 pub struct Peers {
     facts: Facts,
     verdicts: BTreeMap<String, Verdict>,
+    tally: Tally,
     /// The leases that pass alone, and so take part in conflicts.
     fit: BTreeMap<SubnetKey, Fit>,
     by_mac: BTreeMap<VtepMac, BTreeSet<SubnetKey>>,
@@ -87,11 +115,11 @@ impl Peers {
     pub fn rejudge<'r>(
         &mut self,
         facts: Facts,
-        records: impl Iterator<Item = &'r Record> + Clone,
+        records: impl Iterator<Item = &'r Record>,
         read: impl Fn(&Lease) -> Reading,
     ) {
         *self = Peers { facts, ..Peers::default() };
-        for record in records.clone() {
+        for record in records {
             self.admit(record, &read);
         }
         let all: Vec<SubnetKey> = self.fit.keys().copied().collect();
@@ -116,7 +144,7 @@ impl Peers {
         {
             touched.extend(self.rivals(&key, old.endpoint));
         }
-        self.verdicts.remove(name);
+        self.forget_verdict(name);
         if let Some(record) = record {
             self.admit(record, read);
             if let Ok(key) = SubnetKey::parse(name)
@@ -133,6 +161,11 @@ impl Peers {
     /// What is to become of the lease with this name.
     pub fn verdict(&self, name: &str) -> Option<&Verdict> {
         self.verdicts.get(name)
+    }
+
+    /// How many leases there are with each verdict.
+    pub fn tally(&self) -> Tally {
+        self.tally
     }
 
     /// All verdicts, by name.
@@ -158,7 +191,20 @@ impl Peers {
                 },
             },
         };
-        self.verdicts.insert(record.name.clone(), verdict);
+        self.set_verdict(record.name.clone(), verdict);
+    }
+
+    fn set_verdict(&mut self, name: String, verdict: Verdict) {
+        *self.tally.of(&verdict) += 1;
+        if let Some(old) = self.verdicts.insert(name, verdict) {
+            *self.tally.of(&old) -= 1;
+        }
+    }
+
+    fn forget_verdict(&mut self, name: &str) {
+        if let Some(old) = self.verdicts.remove(name) {
+            *self.tally.of(&old) -= 1;
+        }
     }
 
     /// Judges one that passes alone against the others.
@@ -170,7 +216,7 @@ impl Peers {
             None => Verdict::Peer(fit.endpoint),
             Some(rival) => Verdict::Refused(self.conflict(&key, fit.endpoint, rival)),
         };
-        self.verdicts.insert(key.to_string(), verdict);
+        self.set_verdict(key.to_string(), verdict);
     }
 
     /// The leases that cannot be programmed beside a lease with this subnet and endpoint: those with its MAC and

@@ -141,6 +141,7 @@ proptest! {
             let all: Vec<Record> = records.values().cloned().collect();
             let afresh = judge(&all);
             prop_assert_eq!(&peers.verdicts, &afresh.verdicts);
+            prop_assert_eq!(peers.tally(), afresh.tally());
             for name in before.keys().chain(afresh.verdicts.keys()) {
                 prop_assert!(before.get(name) == afresh.verdicts.get(name) || touched.contains(name), "{} untold", name);
             }

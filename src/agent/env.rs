@@ -1,0 +1,97 @@
+//! What the daemon takes from its surroundings besides store and kernel, as arguments: time, randomness, and whom to
+//! tell. So whole clusters can run in one test under a clock that the test turns.
+
+use crate::model::lease_set::Moment;
+use nix::time::{ClockId, clock_gettime};
+use rand::rngs::StdRng;
+use rand::{RngExt, SeedableRng};
+use std::cell::RefCell;
+use std::time::Duration;
+
+/// News for the service manager.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub enum Notice {
+    /// The overlay works: lease, device, files and the known peers are there.
+    Ready,
+    /// One line for an administrator.
+    Status(String),
+    /// Start-up is still waiting for something and will go on doing so for at least this long.
+    StillStarting(Duration),
+    /// The loop turns.
+    Alive,
+}
+
+/// Time, randomness and the service manager.
+pub struct Env {
+    now: Box<dyn Fn() -> Moment>,
+    rng: RefCell<StdRng>,
+    notify: Box<dyn Fn(Notice)>,
+}
+
+impl Env {
+    /// Surroundings made of these parts; `now` must not go backwards.
+    pub fn new(now: impl Fn() -> Moment + 'static, seed: u64, notify: impl Fn(Notice) + 'static) -> Self {
+        Env { now: Box::new(now), rng: RefCell::new(StdRng::seed_from_u64(seed)), notify: Box::new(notify) }
+    }
+
+    /// The host's own: a clock that counts while the host sleeps (`CLOCK_BOOTTIME`), and true randomness.
+    pub fn of_host(notify: impl Fn(Notice) + 'static) -> Self {
+        Env::new(boottime, rand::random(), notify)
+    }
+
+    /// Time since some fixed start.
+    pub fn now(&self) -> Moment {
+        (self.now)()
+    }
+
+    /// A uniform number.
+    pub fn random(&self) -> u128 {
+        self.rng.borrow_mut().random()
+    }
+
+    /// Six uniform bytes.
+    pub fn random_bytes(&self) -> [u8; 6] {
+        self.rng.borrow_mut().random()
+    }
+
+    /// `around` give or take a fifth, so that hosts which started together do not go on together.
+    pub fn jittered(&self, around: Duration) -> Duration {
+        around.mul_f64(self.rng.borrow_mut().random_range(0.8..1.2))
+    }
+
+    /// Tells the service manager.
+    pub fn notify(&self, notice: Notice) {
+        (self.notify)(notice)
+    }
+}
+
+fn boottime() -> Moment {
+    clock_gettime(ClockId::CLOCK_BOOTTIME).map(Duration::from).unwrap_or_default()
+}
+
+/// Growing pauses between attempts.
+#[derive(Debug, Clone)]
+pub struct Backoff {
+    next: Duration,
+    first: Duration,
+    most: Duration,
+}
+
+impl Backoff {
+    /// Pauses that start at `first` and double up to `most`.
+    pub fn new(first: Duration, most: Duration) -> Self {
+        Backoff { next: first, first, most }
+    }
+
+    /// How long to pause now.
+    pub fn pause(&mut self, env: &Env) -> Duration {
+        let pause = env.jittered(self.next);
+        self.next = (self.next * 2).min(self.most);
+        pause
+    }
+
+    /// It went well: start small again.
+    pub fn reset(&mut self) {
+        self.next = self.first;
+    }
+}

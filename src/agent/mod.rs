@@ -1,0 +1,4 @@
+//! agent
+pub mod env;
+pub mod status;
+pub mod world;

@@ -1,0 +1,181 @@
+//! How the daemon is doing: one value that the health endpoints and the service manager's status line render.
+
+use super::env::{Env, Notice};
+use crate::model::judge::Tally;
+use crate::model::lease_set::Moment;
+use ipnet::Ipv4Net;
+use std::cell::{Ref, RefCell};
+use std::collections::BTreeMap;
+use std::rc::Rc;
+use std::time::Duration;
+
+/// Something that keeps the daemon from being ready, or that an administrator should know.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord)]
+pub enum Topic {
+    /// The network config in the store.
+    Config,
+    /// The external interface.
+    Interface,
+    /// Our own lease.
+    Lease,
+    /// The list of peers, and the watch for their changes.
+    Peers,
+    /// Device, routes, neighbours, FDB.
+    Kernel,
+    /// `subnet.env` and `docker_opts.env`.
+    Files,
+}
+
+/// How the daemon is doing.
+#[derive(Debug, Clone, Default, PartialEq)]
+pub struct Status {
+    /// Our subnet, once the lease is held.
+    pub subnet: Option<Ipv4Net>,
+    /// What was made of the leases in the store.
+    pub leases: Tally,
+    /// Peers whose entries stay although their keys have gone.
+    pub held: usize,
+    /// Changes made to the kernel since the start.
+    pub kernel_changes: u64,
+    /// Changes that the kernel refused since the start.
+    pub kernel_failures: u64,
+    /// When the main loop last turned.
+    pub last_turn: Option<Moment>,
+    /// Whether everything has been in place once.
+    pub started: bool,
+    troubles: BTreeMap<Topic, String>,
+}
+
+/// For how long the main loop may stand still before the daemon no longer counts as alive.
+const STUCK_AFTER: Duration = Duration::from_secs(30);
+
+impl Status {
+    /// Why the host is not ready; empty when it is.
+    pub fn reasons(&self) -> Vec<String> {
+        let starting = (!self.started && self.troubles.is_empty()).then(|| "starting".to_owned());
+        self.troubles.values().cloned().chain(starting).collect()
+    }
+
+    /// Whether the main loop turns.
+    pub fn is_alive(&self, now: Moment) -> bool {
+        self.last_turn.is_none_or(|turn| now.saturating_sub(turn) < STUCK_AFTER)
+    }
+
+    /// One line for `systemctl status`.
+    pub fn line(&self) -> String {
+        let (Tally { peers, pending, other_backend, refused, .. }, held) = (self.leases, self.held);
+        let mut parts: Vec<String> = self.reasons();
+        if let Some(subnet) = self.subnet {
+            parts.push(format!("subnet {subnet}"));
+            parts.push(format!("{peers} peers"));
+        }
+        let some = [(held, "held"), (pending, "pending"), (other_backend, "of other backends"), (refused, "refused")];
+        parts.extend(some.iter().filter(|(count, _)| *count > 0).map(|(count, what)| format!("{count} {what}")));
+        parts.join(", ")
+    }
+}
+
+/// The one [`Status`] of a daemon, shared by its tasks. Tells the service manager when its line changes, and the log
+/// when a trouble begins, changes or ends.
+#[derive(Clone)]
+pub struct Board {
+    status: Rc<RefCell<Status>>,
+    env: Rc<Env>,
+}
+
+impl Board {
+    /// A board with nothing on it yet.
+    pub fn new(env: Rc<Env>) -> Self {
+        Board { status: Rc::default(), env }
+    }
+
+    /// The status as it is now.
+    pub fn read(&self) -> Ref<'_, Status> {
+        self.status.borrow()
+    }
+
+    /// Whether the main loop turns.
+    pub fn is_alive(&self) -> bool {
+        self.status.borrow().is_alive(self.env.now())
+    }
+
+    /// Changes the status.
+    pub fn update(&self, change: impl FnOnce(&mut Status)) {
+        let before = self.read().line();
+        change(&mut self.status.borrow_mut());
+        let after = self.read().line();
+        if before != after {
+            self.env.notify(Notice::Status(after));
+        }
+    }
+
+    /// Something stands in the way. Logged only when it is new or has another reason than before.
+    pub fn trouble(&self, topic: Topic, reason: impl Into<String>) {
+        let reason = reason.into();
+        if self.read().troubles.get(&topic) != Some(&reason) {
+            tracing::warn!("{reason}");
+            self.update(|status| drop(status.troubles.insert(topic, reason)));
+        }
+    }
+
+    /// It no longer does.
+    pub fn over(&self, topic: Topic) {
+        if self.read().troubles.contains_key(&topic) {
+            self.update(|status| {
+                if let Some(reason) = status.troubles.remove(&topic) {
+                    tracing::info!("over: {reason}");
+                }
+            });
+        }
+    }
+
+    /// The same as `trouble` while waiting at start-up: the service manager is asked for patience as well.
+    pub fn waiting(&self, topic: Topic, reason: impl Into<String>, pause: Duration) {
+        self.trouble(topic, reason);
+        self.env.notify(Notice::StillStarting(pause + Duration::from_secs(30)));
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn board() -> (Board, Rc<RefCell<Vec<Notice>>>) {
+        let heard: Rc<RefCell<Vec<Notice>>> = Rc::default();
+        let ear = heard.clone();
+        (Board::new(Rc::new(Env::new(Duration::default, 1, move |notice| ear.borrow_mut().push(notice)))), heard)
+    }
+
+    #[test]
+    fn a_trouble_is_told_once_and_its_end_too() {
+        let (board, heard) = board();
+        board.trouble(Topic::Config, "no config");
+        board.trouble(Topic::Config, "no config");
+        assert_eq!(*heard.borrow(), [Notice::Status("no config".into())]);
+        assert_eq!(board.read().reasons(), ["no config"]);
+        board.over(Topic::Config);
+        board.over(Topic::Config);
+        assert_eq!(heard.borrow()[1..], [Notice::Status("starting".into())]);
+    }
+
+    #[test]
+    fn the_line_tells_subnet_and_peers_and_what_is_wrong() {
+        let (board, _) = board();
+        board.update(|status| {
+            status.started = true;
+            status.subnet = "10.5.34.0/24".parse().ok();
+            status.leases = Tally { peers: 12, refused: 1, ..Tally::default() };
+        });
+        assert_eq!(board.read().line(), "subnet 10.5.34.0/24, 12 peers, 1 refused");
+        assert!(board.read().reasons().is_empty());
+        board.trouble(Topic::Peers, "etcd does not answer");
+        assert_eq!(board.read().line(), "etcd does not answer, subnet 10.5.34.0/24, 12 peers, 1 refused");
+    }
+
+    #[test]
+    fn a_loop_that_stands_still_is_not_alive() {
+        let status = Status { last_turn: Some(Duration::from_secs(100)), ..Status::default() };
+        assert!(status.is_alive(Duration::from_secs(129)));
+        assert!(!status.is_alive(Duration::from_secs(131)));
+    }
+}

@@ -1,0 +1,304 @@
+//! All facts of one host, and what follows from them: what the kernel should hold. Pure; the loop feeds it facts and
+//! asks which objects may differ now.
+
+use crate::backend::{Backend, PeerEntries};
+use crate::model::iface::{ExternalInterface, HostView};
+use crate::model::judge::{Facts, Peers, Tally, Verdict};
+use crate::model::kernel_state::{Scope, Want};
+use crate::model::lease::{Record, Revision};
+use crate::model::lease_set::{Change, LeaseSet, Moment};
+use crate::model::mac::VtepMac;
+use crate::model::plan::Key;
+use crate::model::subnet::SubnetKey;
+use ipnet::{IpNet, Ipv4Net};
+use std::collections::{BTreeMap, BTreeSet};
+use std::net::IpAddr;
+use std::rc::Rc;
+use std::time::Duration;
+
+/// What a host knows for sure of itself.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Own {
+    /// The interface that carries tunnel packets.
+    pub nic: ExternalInterface,
+    /// Our subnet.
+    pub subnet: Ipv4Net,
+    /// The MAC of our tunnel endpoint.
+    pub mac: VtepMac,
+}
+
+/// Which objects may differ from what is wanted.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub enum Dirty {
+    /// Only these.
+    Keys(BTreeSet<Key>),
+    /// Any.
+    All,
+}
+
+impl Default for Dirty {
+    fn default() -> Self {
+        Dirty::Keys(BTreeSet::new())
+    }
+}
+
+impl Dirty {
+    /// Both together.
+    pub fn merge(&mut self, other: Dirty) {
+        match (&mut *self, other) {
+            (Dirty::Keys(keys), Dirty::Keys(more)) => keys.extend(more),
+            _ => *self = Dirty::All,
+        }
+    }
+
+    /// Whether nothing differs.
+    pub fn is_clean(&self) -> bool {
+        matches!(self, Dirty::Keys(keys) if keys.is_empty())
+    }
+}
+
+/// All facts of one host, and what follows from them.
+pub struct World {
+    backend: Rc<dyn Backend>,
+    network: IpNet,
+    endpoints: Vec<IpAddr>,
+    own: Own,
+    host: HostView,
+    leases: LeaseSet,
+    peers: Peers,
+    entries: BTreeMap<String, PeerEntries>,
+    /// How many peers have a tunnel endpoint with this MAC: a host with two subnets has one endpoint for both.
+    fdb_users: BTreeMap<VtepMac, usize>,
+    /// The refusals that have been logged.
+    refused: BTreeMap<String, String>,
+    want: Want,
+    hold: Duration,
+}
+
+impl World {
+    /// A host that knows itself and no peers. `endpoints` are the store's addresses; `hold` says how long the entries
+    /// of a peer stay that vanished in a way that does not look like its own doing.
+    pub fn new(
+        backend: Rc<dyn Backend>,
+        network: IpNet,
+        endpoints: Vec<IpAddr>,
+        own: Own,
+        host: HostView,
+        hold: Duration,
+    ) -> Self {
+        let mut world = World {
+            backend,
+            network,
+            endpoints,
+            own,
+            host,
+            leases: LeaseSet::default(),
+            peers: Peers::default(),
+            entries: BTreeMap::new(),
+            fdb_users: BTreeMap::new(),
+            refused: BTreeMap::new(),
+            want: Want::default(),
+            hold,
+        };
+        world.rebuild();
+        world
+    }
+
+    /// What the kernel should hold.
+    pub fn want(&self) -> &Want {
+        &self.want
+    }
+
+    /// What is ours in the kernel.
+    pub fn scope(&self) -> Scope {
+        Scope { device: self.backend.device_name(), networks: vec![self.network] }
+    }
+
+    /// What this host knows of itself.
+    pub fn own(&self) -> &Own {
+        &self.own
+    }
+
+    /// The keys in the store.
+    pub fn leases(&self) -> &LeaseSet {
+        &self.leases
+    }
+
+    /// Largest packet that containers may send, in bytes.
+    pub fn mtu(&self) -> u32 {
+        self.backend.mtu(&self.own.nic)
+    }
+
+    /// What was made of the leases.
+    pub fn tally(&self) -> Tally {
+        self.peers.tally()
+    }
+
+    /// The host's interfaces, or what it knows of itself, may have changed.
+    pub fn set_host(&mut self, own: Own, host: HostView) -> Dirty {
+        let same_self = own == self.own;
+        (self.own, self.host) = (own, host);
+        if same_self && self.facts() == *self.peers.facts() {
+            return Dirty::default();
+        }
+        self.rebuild();
+        Dirty::All
+    }
+
+    /// A complete list of all keys.
+    pub fn set_leases(&mut self, revision: Revision, records: Vec<Record>, now: Moment) -> Dirty {
+        let first = !self.leases.is_known();
+        let own = self.own_name();
+        let changed = self.leases.replace(revision, records, Some(&own), now, self.hold);
+        if first {
+            self.rebuild();
+            return Dirty::All;
+        }
+        self.update(changed)
+    }
+
+    /// Changes of some keys.
+    pub fn change_leases(&mut self, revision: Revision, changes: Vec<Change>, now: Moment) -> Dirty {
+        let own = self.own_name();
+        let changed = self.leases.apply(revision, changes, Some(&own), now, self.hold);
+        self.update(changed)
+    }
+
+    /// Lets go of peers that were held for long enough.
+    pub fn expire(&mut self, now: Moment) -> Dirty {
+        let over = self.leases.expire(now);
+        self.update(over)
+    }
+
+    fn own_name(&self) -> String {
+        SubnetKey::v4(self.own.subnet).to_string()
+    }
+
+    fn update(&mut self, names: BTreeSet<String>) -> Dirty {
+        let mut keys = BTreeSet::new();
+        for name in names {
+            let backend = self.backend.clone();
+            let touched = self.peers.update(&name, self.leases.get(&name), |lease| backend.read(lease));
+            self.follow(touched, &mut keys);
+        }
+        Dirty::Keys(keys)
+    }
+
+    /// Judges everything anew and builds what is wanted from nothing.
+    fn rebuild(&mut self) {
+        let backend = self.backend.clone();
+        let own = backend.own_entries(&self.own.nic, self.own.subnet, self.own.mac);
+        self.peers.rejudge(self.facts(), self.leases.records(), |lease| backend.read(lease));
+        self.entries.clear();
+        self.fdb_users.clear();
+        self.want = Want {
+            device: Some(own.device),
+            addresses: [own.address].into(),
+            peers_complete: self.leases.is_known(),
+            ..Want::default()
+        };
+        let names = self.peers.verdicts().map(|(name, _)| name.clone()).collect();
+        self.follow(names, &mut BTreeSet::new());
+    }
+
+    /// Brings what is wanted for some keys in line with their verdicts; `keys` collects what that touches.
+    fn follow(&mut self, names: BTreeSet<String>, keys: &mut BTreeSet<Key>) {
+        let mut demanded = Vec::new();
+        for name in names {
+            self.tell(&name);
+            let new = match (self.peers.verdict(&name), SubnetKey::parse(&name)) {
+                (Some(Verdict::Peer(endpoint)), Ok(key)) => Some(self.backend.peer_entries(key.v4, *endpoint)),
+                _ => None,
+            };
+            if self.entries.get(&name) == new.as_ref() {
+                continue;
+            }
+            if let Some(old) = self.entries.remove(&name) {
+                self.withdraw(old, keys);
+            }
+            demanded.extend(new.map(|new| (name, new)));
+        }
+        // Only now: what one key gives up another may take over.
+        for (name, new) in demanded {
+            self.demand(new, keys);
+            self.entries.insert(name, new);
+        }
+    }
+
+    fn demand(&mut self, entries: PeerEntries, keys: &mut BTreeSet<Key>) {
+        if let Some((ip, mac)) = entries.neighbor {
+            self.want.neighbors.insert(ip, mac);
+            keys.insert(Key::Neighbor(ip));
+        }
+        if let Some((mac, dst)) = entries.fdb {
+            *self.fdb_users.entry(mac).or_default() += 1;
+            self.want.fdb.insert(mac, dst);
+            keys.insert(Key::Fdb(mac));
+        }
+        self.want.routes.insert(entries.route.dest, entries.route);
+        keys.insert(Key::Route(entries.route.dest));
+    }
+
+    fn withdraw(&mut self, entries: PeerEntries, keys: &mut BTreeSet<Key>) {
+        if let Some((ip, _)) = entries.neighbor {
+            self.want.neighbors.remove(&ip);
+            keys.insert(Key::Neighbor(ip));
+        }
+        if let Some((mac, _)) = entries.fdb {
+            let users = self.fdb_users.entry(mac).or_default();
+            *users = users.saturating_sub(1);
+            if *users == 0 {
+                self.fdb_users.remove(&mac);
+                self.want.fdb.remove(&mac);
+            }
+            keys.insert(Key::Fdb(mac));
+        }
+        self.want.routes.remove(&entries.route.dest);
+        keys.insert(Key::Route(entries.route.dest));
+    }
+
+    /// Logs each refusal once, and its end.
+    fn tell(&mut self, name: &str) {
+        let refused = match self.peers.verdict(name) {
+            Some(Verdict::Refused(reason)) => Some(reason.clone()),
+            _ => None,
+        };
+        if self.refused.get(name) == refused.as_ref() {
+            return;
+        }
+        match refused {
+            Some(reason) => {
+                tracing::warn!(lease = name, "refused: {reason}");
+                self.refused.insert(name.to_owned(), reason);
+            }
+            None => {
+                tracing::info!(lease = name, "no longer refused");
+                self.refused.remove(name);
+            }
+        }
+    }
+
+    fn facts(&self) -> Facts {
+        let device = self.backend.device_name();
+        let others = || self.host.interfaces.iter().filter(|interface| interface.name != device);
+        let v4 = |net: IpNet| match net {
+            IpNet::V4(net) => Some(net),
+            IpNet::V6(_) => None,
+        };
+        let nets = others().flat_map(|i| i.addresses.iter().filter_map(move |a| Some((i.name.clone(), v4(a.net)?))));
+        let connected: Vec<(String, Ipv4Net)> = nets.collect();
+        let own_addresses =
+            connected.iter().map(|(_, net)| net.addr()).chain([self.own.nic.public_ip, self.own.nic.address]);
+        let gateways = self.host.default_routes.iter().filter_map(|route| route.gateway);
+        let underlay = gateways.map(|ip| ("the next hop of a default route".to_owned(), ip));
+        let endpoints = self.endpoints.iter().map(|ip| ("an endpoint of etcd".to_owned(), *ip));
+        Facts {
+            network: Some(self.network),
+            own_subnet: Some(self.own.subnet),
+            own_mac: Some(self.own.mac),
+            own_addresses: own_addresses.collect(),
+            connected,
+            underlay: underlay.chain(endpoints).collect(),
+        }
+    }
+}
