@@ -3,3 +3,6 @@
 //! Everything here needs root and a few tools (`make setup`); what is missing is named, nothing is skipped.
 
 mod lab;
+
+mod join;
+mod outage;
