@@ -6,3 +6,5 @@ mod lab;
 
 mod join;
 mod outage;
+mod peers;
+mod restart;

@@ -2,7 +2,7 @@
 
 use std::time::Duration;
 
-use crate::lab::{CONFIG, Lab, Lease, PREFIX, Tables, eventually_eq};
+use crate::lab::{CONFIG, Lab, Lease, PREFIX, containers_on};
 
 #[test]
 fn a_host_that_starts_before_etcd_joins_when_etcd_is_there() {
@@ -21,48 +21,24 @@ fn a_host_that_starts_before_etcd_joins_when_etcd_is_there() {
 fn while_etcd_is_dead_or_hangs_traffic_flows_and_afterwards_changes_arrive() {
     let lab = Lab::new("outage");
     let mut etcd = lab.etcd_with_config();
-    let mut hosts = lab.hosts(2);
-    hosts.iter_mut().for_each(|host| host.join());
-    let peer = etcd
-        .leases()
-        .into_iter()
-        .find(|lease| lease.public_ip == hosts[1].public_ip())
-        .unwrap();
-    let containers = hosts
-        .iter_mut()
-        .map(|host| host.attach_container("c1"))
-        .collect::<Vec<_>>();
-    eventually_eq("the peer is there", &Tables::to([&peer]), || {
-        hosts[0].tables()
-    });
-    containers[0].ping(containers[1].address(), 1).unwrap();
+    let mut hosts = lab.joined(2);
+    hosts.iter().for_each(|host| host.follows(&etcd));
+    let containers = containers_on(&mut hosts);
+    let (from, to) = (&containers[0], containers[1].address());
+    from.ping(to, 1).unwrap();
 
-    let pinging = containers[0].ping_background(containers[1].address());
+    let pinging = from.ping_background(to);
     etcd.kill();
-    assert!(containers[0].ping(containers[1].address(), 5).is_ok());
+    from.ping(to, 5).unwrap();
     etcd.start();
-    let first = Lease::guest(201);
-    etcd.put_lease(&first);
-    eventually_eq(
-        "a change after the crash",
-        &Tables::to([&peer, &first]),
-        || hosts[0].tables(),
-    );
+    etcd.put_lease(&Lease::guest(201));
+    hosts.iter().for_each(|host| host.follows(&etcd));
 
     etcd.pause();
-    assert!(containers[0].ping(containers[1].address(), 5).is_ok());
+    from.ping(to, 5).unwrap();
     etcd.resume();
-    let second = Lease::guest(202);
-    etcd.put_lease(&second);
-    eventually_eq(
-        "a change after the hang",
-        &Tables::to([&peer, &first, &second]),
-        || hosts[0].tables(),
-    );
-    let pinged = pinging.stop();
-    assert!(
-        pinged.received > 0 && pinged.received + 1 >= pinged.sent,
-        "{pinged:?}"
-    );
+    etcd.put_lease(&Lease::guest(202));
+    hosts.iter().for_each(|host| host.follows(&etcd));
+    assert!(pinging.stop().lost_nothing());
     assert!(hosts.iter_mut().all(|host| host.running()));
 }

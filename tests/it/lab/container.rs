@@ -20,33 +20,27 @@ pub struct Pinging {
     child: Child,
 }
 
-#[derive(Debug)]
 pub struct Pinged {
     pub sent: u32,
     pub received: u32,
 }
 
+impl Pinged {
+    /// The last packet may still have been on its way when ping was stopped.
+    pub fn lost_nothing(&self) -> bool {
+        println!("{} sent, {} received", self.sent, self.received);
+        self.received > 0 && self.received + 1 >= self.sent
+    }
+}
+
 impl Container {
     /// The `n`th address of the gateway's subnet, on a veth pair that ends in docker0.
-    pub(super) fn create(
-        name: String,
-        host: &Netns,
-        veth: &str,
-        gateway: Ipv4Net,
-        n: u8,
-        mtu: &str,
-    ) -> Container {
+    pub(super) fn create(name: String, host: &Netns, veth: &str, gateway: Ipv4Net, n: u8, mtu: &str) -> Container {
         let address = Ipv4Addr::from(u32::from(gateway.network()) + u32::from(n));
         let netns = Netns::create(name);
-        host.ip(&format!(
-            "link add {veth} mtu {mtu} type veth peer name eth0 mtu {mtu} netns {}",
-            netns.name()
-        ));
+        host.ip(&format!("link add {veth} mtu {mtu} type veth peer name eth0 mtu {mtu} netns {}", netns.name()));
         host.ip(&format!("link set {veth} master docker0 up"));
-        netns.ip(&format!(
-            "addr add {address}/{} dev eth0",
-            gateway.prefix_len()
-        ));
+        netns.ip(&format!("addr add {address}/{} dev eth0", gateway.prefix_len()));
         netns.ip("link set eth0 up");
         netns.ip(&format!("route add default via {}", gateway.addr()));
         Container { netns, address }
@@ -68,26 +62,15 @@ impl Container {
 
     fn ping_with(&self, to: Ipv4Addr, flags: &[&str]) -> Result<String, String> {
         let to = to.to_string();
-        let text = self
-            .netns
-            .run(&[&["ping", "-n", "-i", "0.1", "-W", "2"], flags, &[&to]].concat())?;
-        if text.contains(" 0% packet loss") {
-            Ok(text)
-        } else {
-            Err(text)
-        }
+        let text = self.netns.run(&[&["ping", "-n", "-i", "0.1", "-W", "2"], flags, &[&to]].concat())?;
+        if text.contains(" 0% packet loss") { Ok(text) } else { Err(text) }
     }
 
     /// Twenty packets a second.
     pub fn ping_background(&self, to: Ipv4Addr) -> Pinging {
         let mut command = self.netns.command("ping");
-        command
-            .args(["-n", "-q", "-i", "0.05", &to.to_string()])
-            .stdin(Stdio::null())
-            .stdout(Stdio::piped());
-        Pinging {
-            child: command.spawn().expect("ping"),
-        }
+        command.args(["-n", "-q", "-i", "0.05", &to.to_string()]).stdin(Stdio::null()).stdout(Stdio::piped());
+        Pinging { child: command.spawn().expect("ping") }
     }
 }
 
@@ -95,16 +78,8 @@ impl Pinging {
     pub fn stop(mut self) -> Pinged {
         kill(Pid::from_raw(self.child.id().cast_signed()), Signal::SIGINT).expect("SIGINT");
         let mut text = String::new();
-        self.child
-            .stdout
-            .take()
-            .expect("its output")
-            .read_to_string(&mut text)
-            .expect("its output");
-        let summary = text
-            .lines()
-            .find(|line| line.contains("packets transmitted"))
-            .expect("a summary");
+        self.child.stdout.take().expect("its output").read_to_string(&mut text).expect("its output");
+        let summary = text.lines().find(|line| line.contains("packets transmitted")).expect("a summary");
         let mut numbers = summary.split(' ').filter_map(|word| word.parse().ok());
         let (sent, received) = (numbers.next().unwrap(), numbers.next().unwrap());
         Pinged { sent, received }

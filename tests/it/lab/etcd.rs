@@ -12,7 +12,7 @@ use super::netns::{self, http_get};
 use super::overlay::Lease;
 use super::process::{Process, print_log_if_panicking};
 use super::wait::{PATIENCE, wait_until};
-use super::{PREFIX, Underlay};
+use super::{Host, PREFIX, Underlay};
 
 pub struct Etcd {
     process: Option<Process>,
@@ -35,15 +35,9 @@ pub struct KeyValue {
 impl Etcd {
     pub(super) fn on_underlay(underlay: Arc<Underlay>) -> Etcd {
         let address = |port| SocketAddr::from(([172, 31, 0, 254], port));
-        let dir =
-            TempDir::with_prefix_in("etcd-", underlay.dir.path()).expect("a directory for etcd");
-        let mut etcd = Etcd {
-            process: None,
-            clients: address(2379),
-            peers: address(2380),
-            dir,
-            underlay: Some(underlay),
-        };
+        let dir = TempDir::with_prefix_in("etcd-", underlay.dir.path()).expect("a directory for etcd");
+        let mut etcd =
+            Etcd { process: None, clients: address(2379), peers: address(2380), dir, underlay: Some(underlay) };
         assert!(etcd.try_start(), "etcd did not become healthy");
         etcd
     }
@@ -54,13 +48,7 @@ impl Etcd {
         for _ in 0..5 {
             let dir = TempDir::with_prefix("flannel-etcd-").expect("a directory for etcd");
             let [clients, peers] = free_ports();
-            let mut etcd = Etcd {
-                process: None,
-                clients,
-                peers,
-                dir,
-                underlay: None,
-            };
+            let mut etcd = Etcd { process: None, clients, peers, dir, underlay: None };
             if etcd.try_start() {
                 return etcd;
             }
@@ -98,14 +86,8 @@ impl Etcd {
 
     /// Puts the key with an etcd lease of its own, as a daemon would; gives the lease's id.
     pub fn put_with_ttl(&self, key: &str, value: &str, seconds: u32) -> i64 {
-        let granted: Value = serde_json::from_str(&self.ctl(&[
-            "lease",
-            "grant",
-            &seconds.to_string(),
-            "-w",
-            "json",
-        ]))
-        .expect("JSON");
+        let granted: Value =
+            serde_json::from_str(&self.ctl(&["lease", "grant", &seconds.to_string(), "-w", "json"])).expect("JSON");
         let id = granted["ID"].as_i64().expect("a lease id");
         self.ctl(&["put", &format!("--lease={id:x}"), key, value]);
         id
@@ -126,10 +108,7 @@ impl Etcd {
 
     /// Keys and values under `prefix`, in order of their keys.
     pub fn get_prefix(&self, prefix: &str) -> Vec<(String, String)> {
-        self.entries(&["--prefix", prefix])
-            .into_iter()
-            .map(|entry| (entry.key, entry.value))
-            .collect()
+        self.entries(&["--prefix", prefix]).into_iter().map(|entry| (entry.key, entry.value)).collect()
     }
 
     /// The id of the etcd lease that `key` hangs on.
@@ -147,10 +126,24 @@ impl Etcd {
     /// What flannel's hosts have registered under [`PREFIX`].
     pub fn leases(&self) -> Vec<Lease> {
         let entries = self.get_prefix(&format!("{PREFIX}/subnets/"));
-        entries
-            .iter()
-            .map(|(key, value)| Lease::parse(key, value))
-            .collect()
+        entries.iter().map(|(key, value)| Lease::parse(key, value)).collect()
+    }
+
+    /// The one lease of `host`; panics if there is none or more than one.
+    #[track_caller]
+    pub fn lease_of_host(&self, host: &Host) -> Lease {
+        let (own, _) = self.leases_seen_from(host);
+        assert_eq!(own.len(), 1, "leases of {}: {own:?}", host.public_ip());
+        own.into_iter().next().unwrap()
+    }
+
+    /// All leases but those of `host`.
+    pub fn peers_of(&self, host: &Host) -> Vec<Lease> {
+        self.leases_seen_from(host).1
+    }
+
+    fn leases_seen_from(&self, host: &Host) -> (Vec<Lease>, Vec<Lease>) {
+        self.leases().into_iter().partition(|lease| lease.public_ip == host.public_ip())
     }
 
     pub fn put_lease(&self, lease: &Lease) {
@@ -168,15 +161,9 @@ impl Etcd {
         for (field, value) in text.lines().filter_map(|line| line.split_once(" : ")) {
             let string = || serde_json::from_str::<String>(value).expect("a quoted string");
             match (field, entries.last_mut()) {
-                ("\"Key\"", _) => entries.push(KeyValue {
-                    key: string(),
-                    value: String::new(),
-                    lease: None,
-                }),
+                ("\"Key\"", _) => entries.push(KeyValue { key: string(), value: String::new(), lease: None }),
                 ("\"Value\"", Some(entry)) => entry.value = string(),
-                ("\"Lease\"", Some(entry)) => {
-                    entry.lease = value.parse().ok().filter(|id| *id != 0)
-                }
+                ("\"Lease\"", Some(entry)) => entry.lease = value.parse().ok().filter(|id| *id != 0),
                 _ => {}
             }
         }
@@ -185,12 +172,8 @@ impl Etcd {
 
     fn ctl(&self, words: &[&str]) -> String {
         let mut command = self.command("etcdctl");
-        command
-            .env("ETCDCTL_API", "3")
-            .arg(format!("--endpoints={}", self.endpoint()))
-            .args(words);
-        netns::output(&mut command)
-            .unwrap_or_else(|text| panic!("etcdctl {}: {text}", words.join(" ")))
+        command.env("ETCDCTL_API", "3").arg(format!("--endpoints={}", self.endpoint())).args(words);
+        netns::output(&mut command).unwrap_or_else(|text| panic!("etcdctl {}: {text}", words.join(" ")))
     }
 
     fn command(&self, program: &str) -> Command {
@@ -203,38 +186,13 @@ impl Etcd {
     fn try_start(&mut self) -> bool {
         let peers = format!("http://{}", self.peers);
         let mut command = self.command("etcd");
-        command
-            .args(["--name", "n1", "--data-dir"])
-            .arg(self.dir.path().join("data"));
-        command.args([
-            "--listen-client-urls",
-            &self.endpoint(),
-            "--advertise-client-urls",
-            &self.endpoint(),
-        ]);
-        command.args([
-            "--listen-peer-urls",
-            &peers,
-            "--initial-advertise-peer-urls",
-            &peers,
-        ]);
+        command.args(["--name", "n1", "--data-dir"]).arg(self.dir.path().join("data"));
+        command.args(["--listen-client-urls", &self.endpoint(), "--advertise-client-urls", &self.endpoint()]);
+        command.args(["--listen-peer-urls", &peers, "--initial-advertise-peer-urls", &peers]);
         command.args(["--initial-cluster", &format!("n1={peers}")]);
         // Nothing here survives a power cut anyway, and an election of one need not take a second.
-        command.args([
-            "--unsafe-no-fsync",
-            "--heartbeat-interval",
-            "10",
-            "--election-timeout",
-            "100",
-        ]);
-        command.args([
-            "--logger",
-            "zap",
-            "--log-outputs",
-            "stderr",
-            "--log-level",
-            "warn",
-        ]);
+        command.args(["--unsafe-no-fsync", "--heartbeat-interval", "10", "--election-timeout", "100"]);
+        command.args(["--logger", "zap", "--log-outputs", "stderr", "--log-level", "warn"]);
         let mut process = Process::spawn(&mut command, &self.log());
         let mut alive = true;
         wait_until(PATIENCE, || {

@@ -16,8 +16,8 @@ use super::netns::{Netns, http_get};
 use super::notify::{Notification, Notify};
 use super::process::{Exit, Process, print_log_if_panicking};
 use super::tables::{Device, FdbEntry, Neighbor, Route, Tables};
-use super::wait::PATIENCE;
-use super::{Container, PREFIX, Underlay};
+use super::wait::{PATIENCE, eventually_eq};
+use super::{Container, DEVICE, Etcd, PREFIX, Underlay};
 
 const FLANNELD: &str = env!("CARGO_BIN_EXE_flanneld");
 
@@ -40,27 +40,13 @@ impl Host {
         let netns = Netns::create(format!("{}-h{index}", underlay.prefix));
         let dir = underlay.dir.path().join(format!("h{index}"));
         fs::create_dir(&dir).expect("the host's directory");
-        netns.ip(&format!(
-            "link add eth0 type veth peer name p{index} netns {}",
-            underlay.netns.name()
-        ));
-        underlay
-            .netns
-            .ip(&format!("link set p{index} master br0 up"));
+        netns.ip(&format!("link add eth0 type veth peer name p{index} netns {}", underlay.netns.name()));
+        underlay.netns.ip(&format!("link set p{index} master br0 up"));
         netns.ip(&format!("addr add 172.31.0.{index}/24 dev eth0"));
         netns.ip("link set eth0 up");
         netns.ip("route add default via 172.31.0.254");
-        netns
-            .enter(|| fs::write("/proc/sys/net/ipv4/ip_forward", "1"))
-            .expect("ip_forward");
-        Host {
-            daemon: None,
-            containers: 0,
-            index,
-            dir,
-            netns,
-            _underlay: underlay,
-        }
+        netns.enter(|| fs::write("/proc/sys/net/ipv4/ip_forward", "1")).expect("ip_forward");
+        Host { daemon: None, containers: 0, index, dir, netns, _underlay: underlay }
     }
 
     /// The address of its NIC.
@@ -92,20 +78,11 @@ impl Host {
 
     /// Starts any daemon, with exactly these flags.
     pub fn start_with(&mut self, binary: &str, flags: &[String]) {
-        assert!(
-            self.daemon.is_none(),
-            "host {} runs a daemon already",
-            self.index
-        );
+        assert!(self.daemon.is_none(), "host {} runs a daemon already", self.index);
         let notify = Notify::listen(&self.path("notify"));
         let mut command = self.netns.command(binary);
-        command
-            .args(flags)
-            .env_clear()
-            .env("PATH", std::env::var_os("PATH").unwrap_or_default());
-        command
-            .env("NOTIFY_SOCKET", notify.path())
-            .env("RUST_BACKTRACE", "1");
+        command.args(flags).env_clear().env("PATH", std::env::var_os("PATH").unwrap_or_default());
+        command.env("NOTIFY_SOCKET", notify.path()).env("RUST_BACKTRACE", "1");
         let process = Process::spawn(&mut command, &self.path("log"));
         self.daemon = Some(Daemon { process, notify });
     }
@@ -118,33 +95,31 @@ impl Host {
 
     /// Waits for READY=1.
     #[track_caller]
-    pub fn wait_ready(&self) -> Instant {
-        let ready = self.daemon().notify.wait_ready(PATIENCE);
-        ready.unwrap_or_else(|| {
-            panic!(
-                "host {} not ready within {PATIENCE:?}, STATUS={:?}",
-                self.index,
-                self.status()
-            )
-        })
+    pub fn wait_ready(&self) {
+        let status = || self.status().unwrap_or_default();
+        assert!(self.ready_within(PATIENCE), "host {} not ready within {PATIENCE:?}, STATUS={}", self.index, status());
     }
 
     /// Whether READY=1 comes within `timeout`.
     pub fn ready_within(&self, timeout: Duration) -> bool {
-        self.daemon().notify.wait_ready(timeout).is_some()
+        self.daemon().notify.wait_ready(timeout)
     }
 
     /// To be called right after the start: the daemon stops (SIGSTOP) at its READY=1, so that what it had done by then can
     /// be looked at in peace, until [`Host::thaw`].
     pub fn freeze_at_ready(&self) {
         let pid = self.daemon().process.pid();
-        self.daemon()
-            .notify
-            .at_ready(move || kill(pid, Signal::SIGSTOP).expect("SIGSTOP"));
+        self.daemon().notify.at_ready(move || kill(pid, Signal::SIGSTOP).expect("SIGSTOP"));
     }
 
     pub fn thaw(&self) {
         self.daemon().process.resume();
+    }
+
+    /// When READY=1 came.
+    pub fn ready_at(&self) -> Option<Instant> {
+        let notified = self.notified();
+        notified.iter().find(|notification| notification.text == "READY=1").map(|ready| ready.at)
     }
 
     /// Everything it told its service manager since its start.
@@ -155,10 +130,7 @@ impl Host {
     /// Its last STATUS=.
     pub fn status(&self) -> Option<String> {
         let notified = self.notified();
-        let last = notified
-            .iter()
-            .rev()
-            .find_map(|notification| notification.text.strip_prefix("STATUS="));
+        let last = notified.iter().rev().find_map(|notification| notification.text.strip_prefix("STATUS="));
         last.map(str::to_owned)
     }
 
@@ -167,9 +139,7 @@ impl Host {
     }
 
     pub fn running(&mut self) -> bool {
-        self.daemon
-            .as_mut()
-            .is_some_and(|daemon| daemon.process.running())
+        self.daemon.as_mut().is_some_and(|daemon| daemon.process.running())
     }
 
     /// Waits for the daemon to end by itself.
@@ -193,14 +163,11 @@ impl Host {
 
     /// Status code and body of a GET to the daemon, from inside the host.
     pub fn http_get(&self, port: u16, path: &str) -> io::Result<(u16, String)> {
-        self.netns
-            .enter(|| http_get(SocketAddr::from(([127, 0, 0, 1], port)), path))
+        self.netns.enter(|| http_get(SocketAddr::from(([127, 0, 0, 1], port)), path))
     }
 
     fn daemon(&self) -> &Daemon {
-        self.daemon
-            .as_ref()
-            .unwrap_or_else(|| panic!("host {} runs no daemon", self.index))
+        self.daemon.as_ref().unwrap_or_else(|| panic!("host {} runs no daemon", self.index))
     }
 
     // Its files
@@ -218,12 +185,8 @@ impl Host {
     #[track_caller]
     pub fn subnet_env(&self, key: &str) -> String {
         let text = self.file("subnet.env").expect("subnet.env");
-        let value = text
-            .lines()
-            .find_map(|line| line.strip_prefix(key)?.strip_prefix('='));
-        value
-            .unwrap_or_else(|| panic!("no {key} in subnet.env: {text}"))
-            .to_owned()
+        let value = text.lines().find_map(|line| line.strip_prefix(key)?.strip_prefix('='));
+        value.unwrap_or_else(|| panic!("no {key} in subnet.env: {text}")).to_owned()
     }
 
     /// Its own subnet, as `172.30.46.0/24`.
@@ -268,14 +231,16 @@ impl Host {
         FdbEntry::list(&self.bridge_json(&format!("fdb show dev {device}")))
     }
 
-    /// All three tables of flannel.1.
+    /// All three tables of its VXLAN device.
     pub fn tables(&self) -> Tables {
-        let device = "flannel.1";
-        Tables {
-            routes: self.routes(device),
-            neighbors: self.neighbors(device),
-            fdb: self.fdb(device),
-        }
+        Tables { routes: self.routes(DEVICE), neighbors: self.neighbors(DEVICE), fdb: self.fdb(DEVICE) }
+    }
+
+    /// Panics unless the tables come to hold exactly the peers that etcd knows just now.
+    #[track_caller]
+    pub fn follows(&self, etcd: &Etcd) {
+        let what = format!("host {} holds exactly its peers", self.index);
+        eventually_eq(&what, &Tables::to(&etcd.peers_of(self)), || self.tables());
     }
 
     // Its containers
@@ -292,23 +257,13 @@ impl Host {
         self.containers += 1;
         let netns = format!("{}-{name}", self.netns.name());
         let veth = format!("veth{}", self.containers);
-        Container::create(
-            netns,
-            &self.netns,
-            &veth,
-            gateway,
-            1 + self.containers,
-            &mtu,
-        )
+        Container::create(netns, &self.netns, &veth, gateway, 1 + self.containers, &mtu)
     }
 }
 
 impl Drop for Host {
     fn drop(&mut self) {
         self.daemon = None;
-        print_log_if_panicking(
-            &format!("flanneld on host {}", self.index),
-            &self.path("log"),
-        );
+        print_log_if_panicking(&format!("flanneld on host {}", self.index), &self.path("log"));
     }
 }

@@ -25,7 +25,7 @@ mod wait;
 pub use container::Container;
 pub use etcd::Etcd;
 pub use host::Host;
-pub use overlay::{CONFIG, Lease, NETWORK, PREFIX};
+pub use overlay::{CONFIG, DEVICE, Lease, NETWORK, PREFIX};
 pub use tables::{Tables, Vxlan};
 pub use wait::{eventually, eventually_eq};
 
@@ -57,17 +57,13 @@ impl Lab {
         require();
         sweep_once();
         let prefix = unique_prefix();
-        let dir = tempfile::Builder::new()
-            .prefix(&format!("{prefix}-{name}-"))
-            .tempdir()
-            .expect("a temporary directory");
+        let dir =
+            tempfile::Builder::new().prefix(&format!("{prefix}-{name}-")).tempdir().expect("a temporary directory");
         let netns = Netns::create(format!("{prefix}-u"));
         netns.ip("link add br0 type bridge");
         netns.ip("addr add 172.31.0.254/24 dev br0");
         netns.ip("link set br0 up");
-        Lab {
-            underlay: Arc::new(Underlay { prefix, netns, dir }),
-        }
+        Lab { underlay: Arc::new(Underlay { prefix, netns, dir }) }
     }
 
     /// A real etcd on the underlay's own address; one for each lab.
@@ -90,6 +86,23 @@ impl Lab {
     pub fn hosts(&self, count: u8) -> Vec<Host> {
         (1..=count).map(|index| self.host(index)).collect()
     }
+
+    /// Hosts whose daemons were started at the same moment and are ready.
+    pub fn joined(&self, count: u8) -> Vec<Host> {
+        let mut hosts = self.hosts(count);
+        start_all(&mut hosts);
+        hosts.iter().for_each(Host::wait_ready);
+        hosts
+    }
+}
+
+pub fn start_all(hosts: &mut [Host]) {
+    hosts.iter_mut().for_each(|host| host.start(&[]));
+}
+
+/// A container on each host.
+pub fn containers_on(hosts: &mut [Host]) -> Vec<Container> {
+    hosts.iter_mut().map(|host| host.attach_container("c1")).collect()
 }
 
 const TOOLS: [&str; 6] = ["ip", "bridge", "nsenter", "ping", "etcd", "etcdctl"];
@@ -120,16 +133,10 @@ fn sweep_once() {
     static SWEPT: Once = Once::new();
     SWEPT.call_once(|| {
         let temporary = env::temp_dir();
-        for name in names_in(Path::new("/run/netns"))
-            .into_iter()
-            .filter(|name| is_orphan(name))
-        {
+        for name in names_in(Path::new("/run/netns")).into_iter().filter(|name| is_orphan(name)) {
             netns::delete(&name);
         }
-        for name in names_in(&temporary)
-            .into_iter()
-            .filter(|name| is_orphan(name))
-        {
+        for name in names_in(&temporary).into_iter().filter(|name| is_orphan(name)) {
             let _ = fs::remove_dir_all(temporary.join(name));
         }
     });
@@ -137,17 +144,11 @@ fn sweep_once() {
 
 fn names_in(dir: &Path) -> BTreeSet<String> {
     let entries = fs::read_dir(dir).into_iter().flatten().flatten();
-    entries
-        .filter_map(|entry| entry.file_name().into_string().ok())
-        .collect()
+    entries.filter_map(|entry| entry.file_name().into_string().ok()).collect()
 }
 
 /// Whether `name` starts as [`unique_prefix`] makes it, for a process that is no more.
 fn is_orphan(name: &str) -> bool {
-    let pid = name
-        .strip_prefix("fl")
-        .and_then(|rest| rest.split_once('-'))
-        .map(|(pid, _)| pid);
-    pid.and_then(|pid| pid.parse::<u32>().ok())
-        .is_some_and(|pid| !Path::new("/proc").join(pid.to_string()).exists())
+    let pid = name.strip_prefix("fl").and_then(|rest| rest.split_once('-')).map(|(pid, _)| pid);
+    pid.and_then(|pid| pid.parse::<u32>().ok()).is_some_and(|pid| !Path::new("/proc").join(pid.to_string()).exists())
 }

@@ -29,10 +29,7 @@ impl Netns {
     /// A command that will run inside; the process keeps the id it is spawned with.
     pub fn command(&self, program: &str) -> Command {
         let mut command = Command::new("nsenter");
-        command
-            .arg(format!("--net=/run/netns/{}", self.name))
-            .arg("--")
-            .arg(program);
+        command.arg(format!("--net=/run/netns/{}", self.name)).arg("--").arg(program);
         command
     }
 
@@ -43,11 +40,7 @@ impl Netns {
 
     /// `ip -n NAME ARGS`; failing is a bug of the test.
     pub fn ip(&self, args: &str) {
-        must(
-            Command::new("ip")
-                .args(["-n", &self.name])
-                .args(args.split_whitespace()),
-        );
+        must(Command::new("ip").args(["-n", &self.name]).args(args.split_whitespace()));
     }
 
     /// `ip -j -n NAME ARGS`, or null where `ip` says that there is no such thing.
@@ -62,15 +55,9 @@ impl Netns {
 
     fn json(&self, tool: &str, args: &str) -> Value {
         let words = args.split_whitespace();
-        match output(
-            Command::new(tool)
-                .args(["-j", "-n", &self.name])
-                .args(words),
-        ) {
+        match output(Command::new(tool).args(["-j", "-n", &self.name]).args(words)) {
             Ok(text) if text.trim().is_empty() => Value::Array(Vec::new()),
-            Ok(text) => {
-                serde_json::from_str(&text).unwrap_or_else(|e| panic!("{tool} {args}: {e}: {text}"))
-            }
+            Ok(text) => serde_json::from_str(&text).unwrap_or_else(|e| panic!("{tool} {args}: {e}: {text}")),
             Err(_) => Value::Null,
         }
     }
@@ -108,8 +95,7 @@ pub fn http_get(address: SocketAddr, path: &str) -> io::Result<(u16, String)> {
     stream.read_to_string(&mut answer)?;
     let code = answer.split(' ').nth(1).and_then(|code| code.parse().ok());
     let body = answer.split_once("\r\n\r\n").map_or("", |(_, body)| body);
-    code.map(|code| (code, body.to_owned()))
-        .ok_or_else(|| io::Error::other(answer.clone()))
+    code.map(|code| (code, body.to_owned())).ok_or_else(|| io::Error::other(answer.clone()))
 }
 
 fn must(command: &mut Command) {
@@ -120,19 +106,10 @@ fn must(command: &mut Command) {
 
 /// What the command printed on both streams, as an error if it failed.
 pub fn output(command: &mut Command) -> Result<String, String> {
-    let Output {
-        status,
-        stdout,
-        stderr,
-    } = command
-        .output()
-        .unwrap_or_else(|e| panic!("{command:?}: {e}"));
+    let Output { status, stdout, stderr } = command.output().unwrap_or_else(|e| panic!("{command:?}: {e}"));
     let stdout = String::from_utf8_lossy(&stdout).into_owned();
     match status.success() {
         true => Ok(stdout),
-        false => Err(format!(
-            "{status}: {stdout}{}",
-            String::from_utf8_lossy(&stderr)
-        )),
+        false => Err(format!("{status}: {stdout}{}", String::from_utf8_lossy(&stderr))),
     }
 }

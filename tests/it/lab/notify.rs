@@ -45,12 +45,7 @@ impl Notify {
             let heard = heard.clone();
             move || heard.listen(&socket)
         });
-        Notify {
-            path: path.to_owned(),
-            socket,
-            heard,
-            listener: Some(listener),
-        }
+        Notify { path: path.to_owned(), socket, heard, listener: Some(listener) }
     }
 
     pub fn path(&self) -> &Path {
@@ -66,25 +61,18 @@ impl Notify {
         self.heard.state.lock().unwrap().at_ready = Some(Box::new(action));
     }
 
-    /// When READY=1 came, if it comes within `timeout`.
-    pub fn wait_ready(&self, timeout: Duration) -> Option<Instant> {
+    /// Whether READY=1 comes within `timeout`.
+    pub fn wait_ready(&self, timeout: Duration) -> bool {
         let state = self.heard.state.lock().unwrap();
-        let not_ready = |state: &mut State| state.ready().is_none();
-        let (state, _) = self
-            .heard
-            .changed
-            .wait_timeout_while(state, timeout, not_ready)
-            .unwrap();
+        let not_ready = |state: &mut State| !state.ready();
+        let (state, _) = self.heard.changed.wait_timeout_while(state, timeout, not_ready).unwrap();
         state.ready()
     }
 }
 
 impl State {
-    fn ready(&self) -> Option<Instant> {
-        self.notifications
-            .iter()
-            .find(|notification| notification.text == "READY=1")
-            .map(|ready| ready.at)
+    fn ready(&self) -> bool {
+        self.notifications.iter().any(|notification| notification.text == "READY=1")
     }
 }
 
@@ -95,12 +83,9 @@ impl Heard {
             let at = Instant::now();
             let text = String::from_utf8_lossy(&buffer[..length]);
             let mut state = self.state.lock().unwrap();
-            let lines = text.lines().map(|line| Notification {
-                at,
-                text: line.to_owned(),
-            });
+            let lines = text.lines().map(|line| Notification { at, text: line.to_owned() });
             state.notifications.extend(lines);
-            if state.ready().is_some()
+            if state.ready()
                 && let Some(action) = state.at_ready.take()
             {
                 action();

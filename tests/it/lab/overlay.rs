@@ -4,9 +4,12 @@ use serde_json::{Value, json};
 
 /// Where the lab's network lives in etcd.
 pub const PREFIX: &str = "/kube-centos/network";
+/// The VXLAN device of every host.
+pub const DEVICE: &str = "flannel.1";
 pub const NETWORK: &str = "172.30.0.0/16";
 /// The upper half of the network is left to guests ([`Lease::guest`]), so that no host is ever given a guest's subnet.
-pub const CONFIG: &str = r#"{ "Network": "172.30.0.0/16", "SubnetLen": 24, "SubnetMax": "172.30.127.0", "Backend": { "Type": "vxlan" } }"#;
+pub const CONFIG: &str =
+    r#"{ "Network": "172.30.0.0/16", "SubnetLen": 24, "SubnetMax": "172.30.127.0", "Backend": { "Type": "vxlan" } }"#;
 
 /// One host's registration.
 #[derive(Debug, Clone, PartialEq, Eq, PartialOrd, Ord)]
@@ -30,19 +33,9 @@ impl Lease {
 
     pub fn parse(key: &str, value: &str) -> Lease {
         let subnet = key.rsplit('/').next().unwrap().replacen('-', "/", 1);
-        let attributes: Value =
-            serde_json::from_str(value).unwrap_or_else(|e| panic!("{key}: {e}: {value}"));
-        let text = |value: &Value| {
-            value
-                .as_str()
-                .unwrap_or_else(|| panic!("{key}: {attributes}"))
-                .to_owned()
-        };
-        Lease {
-            subnet,
-            public_ip: text(&attributes["PublicIP"]),
-            mac: text(&attributes["BackendData"]["VtepMAC"]),
-        }
+        let attributes: Value = serde_json::from_str(value).unwrap_or_else(|e| panic!("{key}: {e}: {value}"));
+        let text = |value: &Value| value.as_str().unwrap_or_else(|| panic!("{key}: {attributes}")).to_owned();
+        Lease { subnet, public_ip: text(&attributes["PublicIP"]), mac: text(&attributes["BackendData"]["VtepMAC"]) }
     }
 
     pub fn key(&self) -> String {

@@ -26,16 +26,10 @@ pub struct Exit {
 impl Process {
     /// Starts `command`; what it writes is appended to `log`.
     pub fn spawn(command: &mut Command, log: &Path) -> Process {
-        let file = OpenOptions::new()
-            .create(true)
-            .append(true)
-            .open(log)
-            .expect("the log file");
+        let file = OpenOptions::new().create(true).append(true).open(log).expect("the log file");
         let both = file.try_clone().expect("the log file");
         command.stdin(Stdio::null()).stdout(file).stderr(both);
-        let child = command
-            .spawn()
-            .unwrap_or_else(|e| panic!("{command:?}: {e}"));
+        let child = command.spawn().unwrap_or_else(|e| panic!("{command:?}: {e}"));
         Process { child }
     }
 
@@ -44,10 +38,7 @@ impl Process {
     }
 
     pub fn running(&mut self) -> bool {
-        self.child
-            .try_wait()
-            .expect("waiting for a child")
-            .is_none()
+        self.child.try_wait().expect("waiting for a child").is_none()
     }
 
     /// SIGSTOP: it keeps its sockets but answers nothing.
@@ -69,18 +60,12 @@ impl Process {
     pub fn wait(mut self) -> Exit {
         let start = Instant::now();
         while self.running() {
-            assert!(
-                start.elapsed() < PATIENCE,
-                "still running after {PATIENCE:?}"
-            );
+            assert!(start.elapsed() < PATIENCE, "still running after {PATIENCE:?}");
             thread::sleep(Duration::from_millis(1));
         }
         let took = start.elapsed();
         let status = self.child.wait().expect("waiting for a child");
-        Exit {
-            code: status.code(),
-            took,
-        }
+        Exit { code: status.code(), took }
     }
 }
 

@@ -71,11 +71,7 @@ impl Tables {
                 onlink: true,
                 metric: 0,
             });
-            tables.neighbors.insert(Neighbor {
-                ip: gateway,
-                mac: peer.mac.clone(),
-                state: "PERMANENT".into(),
-            });
+            tables.neighbors.insert(Neighbor { ip: gateway, mac: peer.mac.clone(), state: "PERMANENT".into() });
             tables.fdb.insert(FdbEntry {
                 mac: peer.mac.clone(),
                 dst: Some(peer.public_ip.clone()),
@@ -133,9 +129,7 @@ impl Device {
             mac: text(&json["address"]),
             mtu: number(&json["mtu"]),
             up: words(&json["flags"]).split(' ').any(|flag| flag == "UP"),
-            addresses: addresses
-                .map(|a| format!("{}/{}", text(&a["local"]), a["prefixlen"]))
-                .collect(),
+            addresses: addresses.map(|a| format!("{}/{}", text(&a["local"]), a["prefixlen"])).collect(),
             vxlan: (info["info_kind"] == "vxlan").then(|| Vxlan::parse(&info["info_data"])),
         }
     }
@@ -158,18 +152,9 @@ impl Vxlan {
 
 impl fmt::Debug for Route {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        let Route {
-            to,
-            via,
-            onlink,
-            metric,
-        } = self;
+        let Route { to, via, onlink, metric } = self;
         let via = via.as_deref().unwrap_or("-");
-        write!(
-            f,
-            "{to} via {via}{} metric {metric}",
-            if *onlink { " onlink" } else { "" }
-        )
+        write!(f, "{to} via {via}{} metric {metric}", if *onlink { " onlink" } else { "" })
     }
 }
 
@@ -189,19 +174,11 @@ impl fmt::Debug for FdbEntry {
 /// Some versions of `ip` print an empty object for what a filter left out.
 fn list<T: Ord>(json: &Value, key: &str, parse: impl Fn(&Value) -> T) -> BTreeSet<T> {
     let entries = json.as_array().into_iter().flatten();
-    entries
-        .filter(|entry| entry.get(key).is_some())
-        .map(parse)
-        .collect()
+    entries.filter(|entry| entry.get(key).is_some()).map(parse).collect()
 }
 
 fn words(json: &Value) -> String {
-    let words: Vec<&str> = json
-        .as_array()
-        .into_iter()
-        .flatten()
-        .filter_map(Value::as_str)
-        .collect();
+    let words: Vec<&str> = json.as_array().into_iter().flatten().filter_map(Value::as_str).collect();
     words.join(" ")
 }
 

@@ -26,24 +26,13 @@ pub fn wait_until(timeout: Duration, mut condition: impl FnMut() -> bool) -> boo
 /// Panics unless `condition` becomes true within [`PATIENCE`].
 #[track_caller]
 pub fn eventually(what: &str, condition: impl FnMut() -> bool) {
-    assert!(
-        wait_until(PATIENCE, condition),
-        "not within {PATIENCE:?}: {what}"
-    );
+    assert!(wait_until(PATIENCE, condition), "not within {PATIENCE:?}: {what}");
 }
 
 /// Panics with both values unless `actual` becomes `expected` within [`PATIENCE`].
 #[track_caller]
-pub fn eventually_eq<T: PartialEq + Debug>(
-    what: &str,
-    expected: &T,
-    mut actual: impl FnMut() -> T,
-) {
+pub fn eventually_eq<T: PartialEq + Debug>(what: &str, expected: &T, mut actual: impl FnMut() -> T) {
     let mut last = None;
     let equal = wait_until(PATIENCE, || last.insert(actual()) == expected);
-    assert!(
-        equal,
-        "not within {PATIENCE:?}: {what}\nexpected {expected:#?}\nbut it is {:#?}",
-        last.unwrap()
-    );
+    assert!(equal, "not within {PATIENCE:?}: {what}\nexpected {expected:#?}\nbut it is {:#?}", last.unwrap());
 }
