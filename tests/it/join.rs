@@ -91,7 +91,7 @@ fn hosts_that_start_before_the_config_wait_for_it() {
         assert_eq!(host.file("subnet.env"), None);
     }
     etcd.put(&format!("{PREFIX}/config"), CONFIG);
-    hosts.iter().for_each(Host::wait_ready);
+    hosts.iter().for_each(|host| host.wait_ready());
     hosts.iter().for_each(|host| host.follows(&etcd));
 }
 
@@ -117,7 +117,7 @@ fn twenty_five_hosts_that_start_together_get_a_subnet_each() {
     let mut hosts = lab.hosts(HOSTS);
     let start = Instant::now();
     start_all(&mut hosts);
-    hosts.iter().for_each(Host::wait_ready);
+    hosts.iter().for_each(|host| host.wait_ready());
     let last = hosts.iter().filter_map(Host::ready_at).max();
     println!("{HOSTS} hosts ready after {:?}", last.map(|last| last - start));
     let subnets: BTreeSet<String> = hosts.iter().map(Host::subnet).collect();

@@ -91,7 +91,7 @@ impl Lab {
     pub fn joined(&self, count: u8) -> Vec<Host> {
         let mut hosts = self.hosts(count);
         start_all(&mut hosts);
-        hosts.iter().for_each(Host::wait_ready);
+        hosts.iter().for_each(|host| host.wait_ready());
         hosts
     }
 }
