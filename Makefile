@@ -1,0 +1,31 @@
+# `make` lists what there is.
+
+.DEFAULT_GOAL := help
+.PHONY: help setup build test check demo demo-down ci
+
+profile := $(if $(RELEASE),release,debug)
+
+help: ## List the targets
+	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "  make %-10s %s\n", $$1, $$2 }' $(MAKEFILE_LIST)
+
+setup: ## Install what building and testing need, where it is missing
+	@.ci/setup
+
+build: setup ## Build flanneld (RELEASE=1: optimised, takes minutes)
+	cargo build $(if $(RELEASE),--release)
+
+test: setup ## Run every test (as root: hosts are network namespaces, etcd is real)
+	cargo test
+
+check: setup ## Check the format and the lints
+	cargo fmt --check
+	cargo clippy --all-targets -- -D warnings
+
+demo: build ## Show three hosts join one overlay (KEEP=1: leave it standing)
+	@FLANNELD=$${FLANNELD:-target/$(profile)/flanneld} examples/demo/demo.sh
+
+demo-down: ## Remove the demos that were left standing
+	@examples/demo/demo.sh down
+
+ci: ## Do all that must hold before a change goes in
+	@.ci/run

@@ -1,0 +1,230 @@
+//! A real etcd, and etcdctl to look into it.
+
+use std::net::{SocketAddr, TcpListener};
+use std::path::PathBuf;
+use std::process::Command;
+use std::sync::Arc;
+
+use serde_json::Value;
+use tempfile::TempDir;
+
+use super::netns::{self, http_get};
+use super::overlay::Lease;
+use super::process::{Process, print_log_if_panicking};
+use super::wait::{PATIENCE, wait_until};
+use super::{Host, PREFIX, Underlay};
+
+pub struct Etcd {
+    process: Option<Process>,
+    clients: SocketAddr,
+    peers: SocketAddr,
+    dir: TempDir,
+    /// None: it runs in the machine's own namespace, on loopback.
+    underlay: Option<Arc<Underlay>>,
+}
+
+/// A key as etcd holds it.
+#[derive(Debug, Clone)]
+pub struct KeyValue {
+    pub key: String,
+    pub value: String,
+    /// None: a key that never expires.
+    pub lease: Option<i64>,
+}
+
+impl Etcd {
+    pub(super) fn on_underlay(underlay: Arc<Underlay>) -> Etcd {
+        let address = |port| SocketAddr::from(([172, 31, 0, 254], port));
+        let dir = TempDir::with_prefix_in("etcd-", underlay.dir.path()).expect("a directory for etcd");
+        let mut etcd =
+            Etcd { process: None, clients: address(2379), peers: address(2380), dir, underlay: Some(underlay) };
+        assert!(etcd.try_start(), "etcd did not become healthy");
+        etcd
+    }
+
+    /// On loopback of the machine itself, on free ports: for tests that need no hosts.
+    pub fn on_loopback() -> Etcd {
+        // A free port may be taken by someone else before etcd binds it.
+        for _ in 0..5 {
+            let dir = TempDir::with_prefix("flannel-etcd-").expect("a directory for etcd");
+            let [clients, peers] = free_ports();
+            let mut etcd = Etcd { process: None, clients, peers, dir, underlay: None };
+            if etcd.try_start() {
+                return etcd;
+            }
+        }
+        panic!("etcd did not become healthy on any of five pairs of ports");
+    }
+
+    /// What clients connect to.
+    pub fn endpoint(&self) -> String {
+        format!("http://{}", self.clients)
+    }
+
+    /// kill -9.
+    pub fn kill(&mut self) {
+        self.process = None;
+    }
+
+    /// After [`Etcd::kill`]: again, on the same data.
+    pub fn start(&mut self) {
+        assert!(self.try_start(), "etcd did not become healthy again");
+    }
+
+    /// SIGSTOP: connections stay, nothing is answered.
+    pub fn pause(&self) {
+        self.process.as_ref().expect("a running etcd").pause();
+    }
+
+    pub fn resume(&self) {
+        self.process.as_ref().expect("a running etcd").resume();
+    }
+
+    pub fn put(&self, key: &str, value: &str) {
+        self.ctl(&["put", key, value]);
+    }
+
+    /// Puts the key with an etcd lease of its own, as a daemon would; gives the lease's id.
+    pub fn put_with_ttl(&self, key: &str, value: &str, seconds: u32) -> i64 {
+        let granted: Value =
+            serde_json::from_str(&self.ctl(&["lease", "grant", &seconds.to_string(), "-w", "json"])).expect("JSON");
+        let id = granted["ID"].as_i64().expect("a lease id");
+        self.ctl(&["put", &format!("--lease={id:x}"), key, value]);
+        id
+    }
+
+    /// Ends a lease as if its TTL had passed; its keys go.
+    pub fn revoke(&self, lease: i64) {
+        self.ctl(&["lease", "revoke", &format!("{lease:x}")]);
+    }
+
+    pub fn del(&self, key: &str) {
+        self.ctl(&["del", key]);
+    }
+
+    pub fn get(&self, key: &str) -> Option<String> {
+        self.entries(&[key]).pop().map(|entry| entry.value)
+    }
+
+    /// Keys and values under `prefix`, in order of their keys.
+    pub fn get_prefix(&self, prefix: &str) -> Vec<(String, String)> {
+        self.entries(&["--prefix", prefix]).into_iter().map(|entry| (entry.key, entry.value)).collect()
+    }
+
+    /// The id of the etcd lease that `key` hangs on.
+    pub fn lease_of(&self, key: &str) -> Option<i64> {
+        self.entries(&[key]).pop().and_then(|entry| entry.lease)
+    }
+
+    /// The TTL that was granted to a lease, in seconds.
+    pub fn granted_ttl(&self, lease: i64) -> i64 {
+        let answer = self.ctl(&["lease", "timetolive", &format!("{lease:x}"), "-w", "json"]);
+        let answer: Value = serde_json::from_str(&answer).expect("JSON");
+        answer["granted-ttl"].as_i64().unwrap_or(0)
+    }
+
+    /// What flannel's hosts have registered under [`PREFIX`].
+    pub fn leases(&self) -> Vec<Lease> {
+        let entries = self.get_prefix(&format!("{PREFIX}/subnets/"));
+        entries.iter().map(|(key, value)| Lease::parse(key, value)).collect()
+    }
+
+    /// The one lease of `host`; panics if there is none or more than one.
+    #[track_caller]
+    pub fn lease_of_host(&self, host: &Host) -> Lease {
+        let (own, _) = self.leases_seen_from(host);
+        assert_eq!(own.len(), 1, "leases of {}: {own:?}", host.public_ip());
+        own.into_iter().next().unwrap()
+    }
+
+    /// All leases but those of `host`.
+    pub fn peers_of(&self, host: &Host) -> Vec<Lease> {
+        self.leases_seen_from(host).1
+    }
+
+    fn leases_seen_from(&self, host: &Host) -> (Vec<Lease>, Vec<Lease>) {
+        self.leases().into_iter().partition(|lease| lease.public_ip == host.public_ip())
+    }
+
+    pub fn put_lease(&self, lease: &Lease) {
+        self.put(&lease.key(), &lease.value());
+    }
+
+    pub fn put_leases<'a>(&self, leases: impl IntoIterator<Item = &'a Lease>) {
+        leases.into_iter().for_each(|lease| self.put_lease(lease));
+    }
+
+    /// `-w fields` prints one `"Field" : VALUE` a line, strings quoted.
+    fn entries(&self, words: &[&str]) -> Vec<KeyValue> {
+        let text = self.ctl(&[&["get", "-w", "fields"], words].concat());
+        let mut entries: Vec<KeyValue> = Vec::new();
+        for (field, value) in text.lines().filter_map(|line| line.split_once(" : ")) {
+            let string = || serde_json::from_str::<String>(value).expect("a quoted string");
+            match (field, entries.last_mut()) {
+                ("\"Key\"", _) => entries.push(KeyValue { key: string(), value: String::new(), lease: None }),
+                ("\"Value\"", Some(entry)) => entry.value = string(),
+                ("\"Lease\"", Some(entry)) => entry.lease = value.parse().ok().filter(|id| *id != 0),
+                _ => {}
+            }
+        }
+        entries
+    }
+
+    fn ctl(&self, words: &[&str]) -> String {
+        let mut command = self.command("etcdctl");
+        command.env("ETCDCTL_API", "3").arg(format!("--endpoints={}", self.endpoint())).args(words);
+        netns::output(&mut command).unwrap_or_else(|text| panic!("etcdctl {}: {text}", words.join(" ")))
+    }
+
+    fn command(&self, program: &str) -> Command {
+        match &self.underlay {
+            Some(underlay) => underlay.netns.command(program),
+            None => Command::new(program),
+        }
+    }
+
+    fn try_start(&mut self) -> bool {
+        let peers = format!("http://{}", self.peers);
+        let mut command = self.command("etcd");
+        command.args(["--name", "n1", "--data-dir"]).arg(self.dir.path().join("data"));
+        command.args(["--listen-client-urls", &self.endpoint(), "--advertise-client-urls", &self.endpoint()]);
+        command.args(["--listen-peer-urls", &peers, "--initial-advertise-peer-urls", &peers]);
+        command.args(["--initial-cluster", &format!("n1={peers}")]);
+        // Nothing here survives a power cut anyway, and an election of one need not take a second.
+        command.args(["--unsafe-no-fsync", "--heartbeat-interval", "10", "--election-timeout", "100"]);
+        command.args(["--logger", "zap", "--log-outputs", "stderr", "--log-level", "warn"]);
+        let mut process = Process::spawn(&mut command, &self.log());
+        let mut alive = true;
+        wait_until(PATIENCE, || {
+            alive = process.running();
+            !alive || self.healthy()
+        });
+        self.process = Some(process);
+        alive && self.healthy()
+    }
+
+    fn healthy(&self) -> bool {
+        let get = || http_get(self.clients, "/health");
+        let answer = match &self.underlay {
+            Some(underlay) => underlay.netns.enter(get),
+            None => get(),
+        };
+        answer.is_ok_and(|(code, body)| code == 200 && body.contains("true"))
+    }
+
+    fn log(&self) -> PathBuf {
+        self.dir.path().join("log")
+    }
+}
+
+impl Drop for Etcd {
+    fn drop(&mut self) {
+        self.kill();
+        print_log_if_panicking("etcd", &self.log());
+    }
+}
+
+fn free_ports() -> [SocketAddr; 2] {
+    let listeners = [(); 2].map(|()| TcpListener::bind("127.0.0.1:0").expect("a free port"));
+    listeners.map(|listener| listener.local_addr().expect("its address"))
+}

@@ -1,0 +1,269 @@
+//! A host of the cluster: a network namespace with a NIC, a run directory, and a daemon that comes and goes.
+
+use std::collections::BTreeSet;
+use std::fs;
+use std::io;
+use std::net::SocketAddr;
+use std::path::PathBuf;
+use std::sync::Arc;
+use std::time::{Duration, Instant};
+
+use ipnet::Ipv4Net;
+use nix::sys::signal::{Signal, kill};
+use serde_json::Value;
+
+use super::netns::{Netns, http_get};
+use super::notify::{Notification, Notify};
+use super::process::{Exit, Process, print_log_if_panicking};
+use super::tables::{Device, FdbEntry, Neighbor, Route, Tables};
+use super::wait::{PATIENCE, eventually_eq};
+use super::{Container, DEVICE, Etcd, PREFIX, Underlay};
+
+const FLANNELD: &str = env!("CARGO_BIN_EXE_flanneld");
+
+pub struct Host {
+    daemon: Option<Daemon>,
+    containers: u8,
+    index: u8,
+    dir: PathBuf,
+    netns: Netns,
+    _underlay: Arc<Underlay>,
+}
+
+struct Daemon {
+    process: Process,
+    notify: Notify,
+}
+
+impl Host {
+    pub(super) fn create(underlay: Arc<Underlay>, index: u8) -> Host {
+        let netns = Netns::create(format!("{}-h{index}", underlay.prefix));
+        let dir = underlay.dir.path().join(format!("h{index}"));
+        fs::create_dir(&dir).expect("the host's directory");
+        netns.ip(&format!("link add eth0 type veth peer name p{index} netns {}", underlay.netns.name()));
+        underlay.netns.ip(&format!("link set p{index} master br0 up"));
+        netns.ip(&format!("addr add 172.31.0.{index}/24 dev eth0"));
+        netns.ip("link set eth0 up");
+        netns.ip("route add default via 172.31.0.254");
+        netns.enter(|| fs::write("/proc/sys/net/ipv4/ip_forward", "1")).expect("ip_forward");
+        Host { daemon: None, containers: 0, index, dir, netns, _underlay: underlay }
+    }
+
+    /// The address of its NIC.
+    pub fn public_ip(&self) -> String {
+        format!("172.31.0.{}", self.index)
+    }
+
+    // The daemon
+
+    /// The flags that every daemon of a lab gets, and `extra` after them.
+    pub fn flags(&self, extra: &[&str]) -> Vec<String> {
+        let path = |name: &str| self.path(name).display().to_string();
+        let mut flags = vec![
+            "--etcd-endpoints=http://172.31.0.254:2379".to_owned(),
+            format!("--etcd-prefix={PREFIX}"),
+            "--iface=eth0".to_owned(),
+            format!("--subnet-file={}", path("subnet.env")),
+            format!("--docker-opts-file={}", path("docker_opts.env")),
+            format!("--state-dir={}", path("state")),
+        ];
+        flags.extend(extra.iter().map(|&flag| flag.to_owned()));
+        flags
+    }
+
+    /// Starts the daemon under test.
+    pub fn start(&mut self, extra: &[&str]) {
+        self.start_with(FLANNELD, &self.flags(extra));
+    }
+
+    /// Starts any daemon, with exactly these flags.
+    pub fn start_with(&mut self, binary: &str, flags: &[String]) {
+        assert!(self.daemon.is_none(), "host {} runs a daemon already", self.index);
+        let notify = Notify::listen(&self.path("notify"));
+        let mut command = self.netns.command(binary);
+        command.args(flags).env_clear().env("PATH", std::env::var_os("PATH").unwrap_or_default());
+        command.env("NOTIFY_SOCKET", notify.path()).env("RUST_BACKTRACE", "1");
+        let process = Process::spawn(&mut command, &self.path("log"));
+        self.daemon = Some(Daemon { process, notify });
+    }
+
+    /// Starts the daemon under test and waits until it is ready.
+    pub fn join(&mut self) {
+        self.start(&[]);
+        self.wait_ready();
+    }
+
+    /// Waits for READY=1.
+    #[track_caller]
+    pub fn wait_ready(&self) {
+        let status = || self.status().unwrap_or_default();
+        assert!(self.ready_within(PATIENCE), "host {} not ready within {PATIENCE:?}, STATUS={}", self.index, status());
+    }
+
+    /// Whether READY=1 comes within `timeout`.
+    pub fn ready_within(&self, timeout: Duration) -> bool {
+        self.daemon().notify.wait_ready(timeout)
+    }
+
+    /// To be called right after the start: the daemon stops (SIGSTOP) at its READY=1, so that what it had done by then can
+    /// be looked at in peace, until [`Host::thaw`].
+    pub fn freeze_at_ready(&self) {
+        let pid = self.daemon().process.pid();
+        self.daemon().notify.at_ready(move || kill(pid, Signal::SIGSTOP).expect("SIGSTOP"));
+    }
+
+    pub fn thaw(&self) {
+        self.daemon().process.resume();
+    }
+
+    /// When READY=1 came.
+    pub fn ready_at(&self) -> Option<Instant> {
+        let notified = self.notified();
+        notified.iter().find(|notification| notification.text == "READY=1").map(|ready| ready.at)
+    }
+
+    /// Everything it told its service manager since its start.
+    pub fn notified(&self) -> Vec<Notification> {
+        self.daemon().notify.notifications()
+    }
+
+    /// Its last STATUS=.
+    pub fn status(&self) -> Option<String> {
+        let notified = self.notified();
+        let last = notified.iter().rev().find_map(|notification| notification.text.strip_prefix("STATUS="));
+        last.map(str::to_owned)
+    }
+
+    pub fn pid(&self) -> i32 {
+        self.daemon().process.pid().as_raw()
+    }
+
+    pub fn running(&mut self) -> bool {
+        self.daemon.as_mut().is_some_and(|daemon| daemon.process.running())
+    }
+
+    /// Waits for the daemon to end by itself.
+    pub fn wait_exit(&mut self) -> Exit {
+        self.daemon.take().expect("a daemon").process.wait()
+    }
+
+    /// SIGTERM.
+    pub fn stop(&mut self) -> Exit {
+        self.daemon.take().expect("a daemon").process.stop()
+    }
+
+    pub fn kill9(&mut self) {
+        self.daemon = None;
+    }
+
+    /// All that its daemons have written so far.
+    pub fn log(&self) -> String {
+        fs::read_to_string(self.path("log")).unwrap_or_default()
+    }
+
+    /// Status code and body of a GET to the daemon, from inside the host.
+    pub fn http_get(&self, port: u16, path: &str) -> io::Result<(u16, String)> {
+        self.netns.enter(|| http_get(SocketAddr::from(([127, 0, 0, 1], port)), path))
+    }
+
+    fn daemon(&self) -> &Daemon {
+        self.daemon.as_ref().unwrap_or_else(|| panic!("host {} runs no daemon", self.index))
+    }
+
+    // Its files
+
+    pub fn path(&self, name: &str) -> PathBuf {
+        self.dir.join(name)
+    }
+
+    /// The content of one of the daemon's files: `subnet.env`, `docker_opts.env`.
+    pub fn file(&self, name: &str) -> Option<String> {
+        fs::read_to_string(self.path(name)).ok()
+    }
+
+    /// A value from subnet.env.
+    #[track_caller]
+    pub fn subnet_env(&self, key: &str) -> String {
+        let text = self.file("subnet.env").expect("subnet.env");
+        let value = text.lines().find_map(|line| line.strip_prefix(key)?.strip_prefix('='));
+        value.unwrap_or_else(|| panic!("no {key} in subnet.env: {text}")).to_owned()
+    }
+
+    /// Its own subnet, as `172.30.46.0/24`.
+    #[track_caller]
+    pub fn subnet(&self) -> String {
+        let bridge: Ipv4Net = self.subnet_env("FLANNEL_SUBNET").parse().expect("a subnet");
+        bridge.trunc().to_string()
+    }
+
+    // Its kernel
+
+    pub fn run(&self, words: &[&str]) -> Result<String, String> {
+        self.netns.run(words)
+    }
+
+    pub fn ip(&self, args: &str) {
+        self.netns.ip(args);
+    }
+
+    pub fn ip_json(&self, args: &str) -> Value {
+        self.netns.ip_json(args)
+    }
+
+    pub fn bridge_json(&self, args: &str) -> Value {
+        self.netns.bridge_json(args)
+    }
+
+    pub fn device(&self, name: &str) -> Option<Device> {
+        let json = self.ip_json(&format!("-d addr show dev {name}"));
+        json.get(0).map(Device::parse)
+    }
+
+    pub fn routes(&self, device: &str) -> BTreeSet<Route> {
+        Route::list(&self.ip_json(&format!("-4 route show dev {device}")))
+    }
+
+    pub fn neighbors(&self, device: &str) -> BTreeSet<Neighbor> {
+        Neighbor::list(&self.ip_json(&format!("-4 neigh show dev {device}")))
+    }
+
+    pub fn fdb(&self, device: &str) -> BTreeSet<FdbEntry> {
+        FdbEntry::list(&self.bridge_json(&format!("fdb show dev {device}")))
+    }
+
+    /// All three tables of its VXLAN device.
+    pub fn tables(&self) -> Tables {
+        Tables { routes: self.routes(DEVICE), neighbors: self.neighbors(DEVICE), fdb: self.fdb(DEVICE) }
+    }
+
+    /// Panics unless the tables come to hold exactly the peers that etcd knows just now.
+    #[track_caller]
+    pub fn follows(&self, etcd: &Etcd) {
+        let what = format!("host {} holds exactly its peers", self.index);
+        eventually_eq(&what, &Tables::to(&etcd.peers_of(self)), || self.tables());
+    }
+
+    // Its containers
+
+    /// A container on docker0 as Docker would build it from subnet.env.
+    pub fn attach_container(&mut self, name: &str) -> Container {
+        let gateway: Ipv4Net = self.subnet_env("FLANNEL_SUBNET").parse().expect("a subnet");
+        let mtu = self.subnet_env("FLANNEL_MTU");
+        if self.containers == 0 {
+            self.ip("link add docker0 type bridge");
+            self.ip(&format!("addr add {gateway} dev docker0"));
+            self.ip(&format!("link set docker0 mtu {mtu} up"));
+        }
+        self.containers += 1;
+        let netns = format!("{}-{name}", self.netns.name());
+        let veth = format!("veth{}", self.containers);
+        Container::create(netns, &self.netns, &veth, gateway, 1 + self.containers, &mtu)
+    }
+}
+
+impl Drop for Host {
+    fn drop(&mut self) {
+        self.daemon = None;
+        print_log_if_panicking(&format!("flanneld on host {}", self.index), &self.path("log"));
+    }
+}

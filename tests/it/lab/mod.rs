@@ -1,0 +1,154 @@
+//! A cluster on one machine: an underlay network, an etcd, and hosts, each in a network namespace of its own.
+//!
+//! ```text
+//!   container ── docker0 ┐                                ┌ docker0 ── container
+//!                   host 1 (flanneld)              host 2 (flanneld)
+//!                  eth0 172.31.0.1                eth0 172.31.0.2
+//!                        └────────── br0 ───────────┘
+//!                       underlay 172.31.0.254: etcd, the hosts' default gateway
+//! ```
+//!
+//! Every value cleans up after itself when it is dropped, also when a test panics; the logs are printed then. Names carry
+//! the process id and a counter, so tests run side by side. Nothing touches the network of the machine itself.
+
+mod container;
+mod etcd;
+mod host;
+mod netns;
+mod notify;
+mod overlay;
+mod process;
+mod tables;
+mod tests;
+mod wait;
+
+pub use container::Container;
+pub use etcd::Etcd;
+pub use host::Host;
+pub use overlay::{CONFIG, DEVICE, Lease, NETWORK, PREFIX};
+pub use tables::{Tables, Vxlan};
+pub use wait::{eventually, eventually_eq};
+
+use std::collections::BTreeSet;
+use std::os::unix::fs::MetadataExt;
+use std::path::Path;
+use std::sync::atomic::{AtomicU32, Ordering};
+use std::sync::{Arc, Once};
+use std::{env, fs, process as std_process};
+
+use netns::Netns;
+use tempfile::TempDir;
+
+/// One isolated network, empty but for its bridge.
+pub struct Lab {
+    underlay: Arc<Underlay>,
+}
+
+/// What everything in a lab stands on; it goes when the last of them has gone.
+struct Underlay {
+    prefix: String,
+    netns: Netns,
+    dir: TempDir,
+}
+
+impl Lab {
+    /// Panics with a list of what the machine lacks, if it lacks anything.
+    pub fn new(name: &str) -> Lab {
+        require();
+        sweep_once();
+        let prefix = unique_prefix();
+        let dir =
+            tempfile::Builder::new().prefix(&format!("{prefix}-{name}-")).tempdir().expect("a temporary directory");
+        let netns = Netns::create(format!("{prefix}-u"));
+        netns.ip("link add br0 type bridge");
+        netns.ip("addr add 172.31.0.254/24 dev br0");
+        netns.ip("link set br0 up");
+        Lab { underlay: Arc::new(Underlay { prefix, netns, dir }) }
+    }
+
+    /// A real etcd on the underlay's own address; one for each lab.
+    pub fn etcd(&self) -> Etcd {
+        Etcd::on_underlay(self.underlay.clone())
+    }
+
+    /// An etcd that already holds the usual network config.
+    pub fn etcd_with_config(&self) -> Etcd {
+        let etcd = self.etcd();
+        etcd.put(&format!("{PREFIX}/config"), CONFIG);
+        etcd
+    }
+
+    /// Host number `index`: its address is 172.31.0.`index`.
+    pub fn host(&self, index: u8) -> Host {
+        Host::create(self.underlay.clone(), index)
+    }
+
+    pub fn hosts(&self, count: u8) -> Vec<Host> {
+        (1..=count).map(|index| self.host(index)).collect()
+    }
+
+    /// Hosts whose daemons were started at the same moment and are ready.
+    pub fn joined(&self, count: u8) -> Vec<Host> {
+        let mut hosts = self.hosts(count);
+        start_all(&mut hosts);
+        hosts.iter().for_each(|host| host.wait_ready());
+        hosts
+    }
+}
+
+pub fn start_all(hosts: &mut [Host]) {
+    hosts.iter_mut().for_each(|host| host.start(&[]));
+}
+
+/// A container on each host.
+pub fn containers_on(hosts: &mut [Host]) -> Vec<Container> {
+    hosts.iter_mut().map(|host| host.attach_container("c1")).collect()
+}
+
+const TOOLS: [&str; 6] = ["ip", "bridge", "nsenter", "ping", "etcd", "etcdctl"];
+
+fn require() {
+    let path = env::var_os("PATH").unwrap_or_default();
+    let installed = |tool: &&str| env::split_paths(&path).any(|dir| dir.join(tool).is_file());
+    let mut missing: Vec<&str> = TOOLS.into_iter().filter(|tool| !installed(tool)).collect();
+    if fs::metadata("/proc/self").is_ok_and(|me| me.uid() != 0) {
+        missing.insert(0, "root");
+    }
+    assert!(
+        missing.is_empty(),
+        "these tests build network namespaces and run a real etcd, but this is missing: {}. Run them as root; `make \
+         setup` installs the tools.",
+        missing.join(", ")
+    );
+}
+
+fn unique_prefix() -> String {
+    static COUNTER: AtomicU32 = AtomicU32::new(1);
+    let number = COUNTER.fetch_add(1, Ordering::Relaxed);
+    format!("fl{}-{number}", std_process::id())
+}
+
+/// Removes the namespaces and directories of earlier runs that were killed before they could do so themselves.
+fn sweep_once() {
+    static SWEPT: Once = Once::new();
+    SWEPT.call_once(|| {
+        let temporary = env::temp_dir();
+        for name in names_in(Path::new("/run/netns")).into_iter().filter(|name| is_orphan(name)) {
+            netns::delete(&name);
+        }
+        for name in names_in(&temporary).into_iter().filter(|name| is_orphan(name)) {
+            let _ = fs::remove_dir_all(temporary.join(name));
+        }
+    });
+}
+
+fn names_in(dir: &Path) -> BTreeSet<String> {
+    let entries = fs::read_dir(dir).into_iter().flatten().flatten();
+    entries.filter_map(|entry| entry.file_name().into_string().ok()).collect()
+}
+
+/// Whether `name` starts as [`unique_prefix`] makes it, for a process that is no more.
+fn is_orphan(name: &str) -> bool {
+    let pid = name.strip_prefix("fl").and_then(|rest| rest.split_once('-')).map(|(pid, _)| pid);
+    pid.and_then(|pid| pid.parse::<u32>().ok()).is_some_and(|pid| !Path::new("/proc").join(pid.to_string()).exists())
+}

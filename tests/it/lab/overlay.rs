@@ -1,0 +1,57 @@
+//! What the hosts of an overlay keep in etcd, read and written here without the daemon's own code.
+
+use serde_json::{Value, json};
+
+/// Where the lab's network lives in etcd.
+pub const PREFIX: &str = "/kube-centos/network";
+/// The VXLAN device of every host.
+pub const DEVICE: &str = "flannel.1";
+pub const NETWORK: &str = "172.30.0.0/16";
+/// The upper half of the network is left to guests ([`Lease::guest`]), so that no host is ever given a guest's subnet.
+pub const CONFIG: &str =
+    r#"{ "Network": "172.30.0.0/16", "SubnetLen": 24, "SubnetMax": "172.30.127.0", "Backend": { "Type": "vxlan" } }"#;
+
+/// One host's registration.
+#[derive(Debug, Clone, PartialEq, Eq, PartialOrd, Ord)]
+pub struct Lease {
+    /// As `172.30.46.0/24`.
+    pub subnet: String,
+    pub public_ip: String,
+    pub mac: String,
+}
+
+impl Lease {
+    /// A host that nobody runs: subnet 172.30.`n`.0/24 behind 172.31.0.`n`.
+    pub fn guest(n: u8) -> Lease {
+        assert!(n >= 128, "the lower half of the network belongs to hosts");
+        Lease {
+            subnet: format!("172.30.{n}.0/24"),
+            public_ip: format!("172.31.0.{n}"),
+            mac: format!("0e:00:00:00:00:{n:02x}"),
+        }
+    }
+
+    pub fn parse(key: &str, value: &str) -> Lease {
+        let subnet = key.rsplit('/').next().unwrap().replacen('-', "/", 1);
+        let attributes: Value = serde_json::from_str(value).unwrap_or_else(|e| panic!("{key}: {e}: {value}"));
+        let text = |value: &Value| value.as_str().unwrap_or_else(|| panic!("{key}: {attributes}")).to_owned();
+        Lease { subnet, public_ip: text(&attributes["PublicIP"]), mac: text(&attributes["BackendData"]["VtepMAC"]) }
+    }
+
+    pub fn key(&self) -> String {
+        format!("{PREFIX}/subnets/{}", self.subnet.replace('/', "-"))
+    }
+
+    /// As flannel writes it, byte by byte.
+    pub fn value(&self) -> String {
+        let (ip, mac) = (json!(self.public_ip), json!(self.mac));
+        format!(
+            r#"{{"PublicIP":{ip},"PublicIPv6":null,"BackendType":"vxlan","BackendData":{{"VNI":1,"VtepMAC":{mac}}}}}"#
+        )
+    }
+
+    /// The subnet's first address, which is the host's own on the overlay.
+    pub fn gateway(&self) -> &str {
+        self.subnet.split('/').next().unwrap()
+    }
+}

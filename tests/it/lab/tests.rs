@@ -1,0 +1,54 @@
+//! The lab itself: what it builds is real, and nothing of it stays.
+
+use std::panic::{AssertUnwindSafe, catch_unwind};
+use std::path::Path;
+
+use super::{CONFIG, Etcd, Lab, Lease, PREFIX, names_in};
+
+#[test]
+fn nothing_stays_after_a_panic() {
+    let mut seen = None;
+    let result = catch_unwind(AssertUnwindSafe(|| {
+        let lab = Lab::new("panic");
+        let _etcd = lab.etcd_with_config();
+        let mut host = lab.host(1);
+        host.start_with("sleep", &["60".to_owned()]);
+        let dir = lab.underlay.dir.path().to_owned();
+        let of_the_lab =
+            names_in(Path::new("/run/netns")).into_iter().filter(|name| name.starts_with(&lab.underlay.prefix));
+        assert_eq!(of_the_lab.count(), 2);
+        seen = Some((lab.underlay.prefix.clone() + "-", dir, host.pid()));
+        panic!("as a failing test would");
+    }));
+    assert!(result.is_err());
+    let (prefix, dir, pid) = seen.expect("the lab was built");
+    assert!(!names_in(Path::new("/run/netns")).iter().any(|name| name.starts_with(&prefix)));
+    assert!(!dir.exists());
+    assert!(!Path::new(&format!("/proc/{pid}")).exists());
+}
+
+#[test]
+fn hosts_reach_each_other_and_etcd() {
+    let lab = Lab::new("underlay");
+    let etcd = lab.etcd();
+    let hosts = lab.hosts(2);
+    hosts[0].run(&["ping", "-c", "1", "-W", "2", &hosts[1].public_ip()]).unwrap();
+    let endpoint = format!("--endpoints={}", etcd.endpoint());
+    hosts[0].run(&["env", "ETCDCTL_API=3", "etcdctl", &endpoint, "put", "from", "host"]).unwrap();
+    assert_eq!(etcd.get("from").as_deref(), Some("host"));
+}
+
+#[test]
+fn etcd_keeps_its_data_when_killed() {
+    let mut etcd = Etcd::on_loopback();
+    let lease = Lease::guest(207);
+    let id = etcd.put_with_ttl(&lease.key(), &lease.value(), 60);
+    etcd.put(&format!("{PREFIX}/config"), CONFIG);
+    etcd.kill();
+    etcd.start();
+    assert_eq!(etcd.lease_of(&lease.key()), Some(id));
+    assert_eq!(etcd.granted_ttl(id), 60);
+    assert_eq!(etcd.leases(), [lease]);
+    assert_eq!(etcd.get(&format!("{PREFIX}/config")).as_deref(), Some(CONFIG));
+    assert_eq!(etcd.get_prefix("/nowhere"), []);
+}

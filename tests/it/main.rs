@@ -1,0 +1,10 @@
+//! The daemon as its users meet it: a real etcd, real kernels' tables, and hosts that are network namespaces.
+//!
+//! Everything here needs root and a few tools (`make setup`); what is missing is named, nothing is skipped.
+
+mod lab;
+
+mod join;
+mod outage;
+mod peers;
+mod restart;
