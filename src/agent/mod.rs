@@ -1,4 +1,206 @@
-//! agent
+//! The running daemon. It sees store and kernel only as traits.
+//!
+//! ```text
+//!  store --- peers ----+                        +--- kernel
+//!   |                  v                        |
+//!   +------ keeper <-> reconcile (world: want) -+--- subnet.env, docker_opts.env
+//!                      |
+//!                    status --- /healthz, /readyz, systemd
+//! ```
+
 pub mod env;
+pub mod keeper;
+pub mod peers;
+pub mod reconcile;
 pub mod status;
 pub mod world;
+
+use crate::backend::{self, Backend};
+use crate::files::{EnvFiles, Memory};
+use crate::kernel::Kernel;
+use crate::model::config::{NetworkConfig, Overlay};
+use crate::model::identity::Me;
+use crate::model::iface::{self, ExternalInterface, HostView, IfaceRules};
+use crate::model::kernel_state::{Found, Scope};
+use crate::store::Store;
+use env::{Backoff, Env};
+use ipnet::IpNet;
+use keeper::{Address, Keeper, Terms};
+use reconcile::Reconciler;
+use status::{Board, Topic};
+use std::convert::Infallible;
+use std::path::PathBuf;
+use std::rc::Rc;
+use std::time::Duration;
+use tokio::sync::{mpsc, watch};
+use world::{Own, World};
+
+/// What the operator wants, beyond what stands in the store.
+#[derive(Debug, Clone)]
+pub struct Settings {
+    /// Where in the store everything is, for messages and for the state file's name.
+    pub prefix: String,
+    /// How to find the external interface.
+    pub iface: IfaceRules,
+    /// How long our lease lives, and when it is renewed.
+    pub terms: Terms,
+    /// `subnet.env`.
+    pub subnet_file: PathBuf,
+    /// `docker_opts.env`, if it is wanted.
+    pub docker_opts_file: Option<PathBuf>,
+    /// Where the state file is.
+    pub state_dir: PathBuf,
+    /// How long entries of a peer stay that vanished in a way that does not look like its own doing.
+    pub peer_hold: Duration,
+}
+
+/// Runs for ever: joins the overlay and keeps this host in it. Dropping the future stops it and leaves kernel, files
+/// and lease as they are.
+pub async fn run<S: Store, K: Kernel>(
+    store: Rc<S>,
+    mut kernel: K,
+    settings: Settings,
+    env: Rc<Env>,
+    board: Board,
+) -> Infallible {
+    let network = wait_for_config(&*store, &settings, &env, &board).await;
+    let (nic, host) = wait_for_interface(&mut kernel, &settings.iface, &env, &board).await;
+    let files = EnvFiles::new(settings.subnet_file.clone(), settings.docker_opts_file.clone());
+    let mut memory = Memory::new(settings.state_dir.clone(), &settings.prefix, network.backend.network_id());
+    let remembered = memory.load(nic.public_ip, nic.mac);
+    let address = Address { public_ip: nic.public_ip, nic_mac: nic.mac };
+    let me = Me {
+        public_ip: Some(nic.public_ip),
+        remembered_mac: remembered.as_ref().map(|state| state.mac),
+        remembered_lease: remembered.as_ref().and_then(|state| state.lease_id),
+        remembered_subnet: remembered.as_ref().map(|state| state.subnet),
+        env_subnet: files.previous_subnet(),
+        device_mac: device_mac(&mut kernel, &network).await,
+        in_use: None,
+    };
+    let mut keeper = Keeper {
+        store: store.clone(),
+        env: env.clone(),
+        board: board.clone(),
+        backend: network.backend.clone(),
+        backend_is_explicit: network.backend_is_explicit,
+        overlay: network.overlay,
+        terms: settings.terms,
+        memory,
+        me,
+        address,
+    };
+    let held = keeper.acquire().await;
+    let own = Own { nic, subnet: held.subnet, mac: held.mac };
+    let (tell_sighting, sightings) = watch::channel(None);
+    let (tell_address, addresses) = watch::channel(address);
+    let (tell_news, news) = mpsc::channel(64);
+    let reconciler = Reconciler {
+        kernel,
+        world: World::new(network.backend, network.net, store.addresses(), own, host, settings.peer_hold),
+        files,
+        public_ip: settings.iface.public_ip,
+        env: env.clone(),
+        board: board.clone(),
+        sightings: tell_sighting,
+        addresses: tell_address,
+    };
+    tokio::select! {
+        never = reconciler.run(news) => never,
+        never = keeper.maintain(held, sightings, addresses) => never,
+        never = peers::follow(store, env, board, tell_news) => never,
+    }
+}
+
+/// The network as configured.
+struct Network {
+    net: ipnet::Ipv4Net,
+    overlay: Overlay,
+    backend: Rc<dyn Backend>,
+    backend_is_explicit: bool,
+}
+
+async fn wait_for_config<S: Store>(store: &S, settings: &Settings, env: &Env, board: &Board) -> Network {
+    let key = format!("{}/config", settings.prefix);
+    let mut backoff = Backoff::new(Duration::from_millis(200), Duration::from_secs(2));
+    loop {
+        let reason = match store.config().await {
+            Err(error) => format!("waiting for etcd: {error}"),
+            Ok(None) => format!(
+                "waiting for the network config: there is no key {key}; put one there with: \
+                 etcdctl put {key} '{{\"Network\":\"10.5.0.0/16\",\"Backend\":{{\"Type\":\"vxlan\"}}}}'"
+            ),
+            Ok(Some(text)) => match read_config(&text) {
+                Ok(network) => {
+                    board.over(Topic::Config);
+                    let (net, subnets) = (network.net, network.overlay.subnets);
+                    tracing::info!(
+                        network = %net, subnet_len = subnets.subnet_len(), backend = network.backend.kind(),
+                        "network config read"
+                    );
+                    network.backend.warnings().iter().for_each(|warning| tracing::warn!("{key}: {warning}"));
+                    return network;
+                }
+                Err(problems) => format!("waiting for a valid network config: {key}: {problems}"),
+            },
+        };
+        let pause = backoff.pause(env);
+        board.waiting(Topic::Config, reason, pause);
+        tokio::time::sleep(pause).await;
+    }
+}
+
+fn read_config(text: &[u8]) -> Result<Network, String> {
+    let config = NetworkConfig::parse(text).map_err(|errors| errors.to_string())?;
+    let backend = backend::from_config(&config)?;
+    match config.ipv4 {
+        Some(overlay @ Overlay { network: IpNet::V4(net), .. }) => {
+            Ok(Network { net, overlay, backend: backend.into(), backend_is_explicit: config.backend.is_some() })
+        }
+        _ => Err("Network is missing".into()),
+    }
+}
+
+async fn wait_for_interface<K: Kernel>(
+    kernel: &mut K,
+    rules: &IfaceRules,
+    env: &Env,
+    board: &Board,
+) -> (ExternalInterface, HostView) {
+    let mut backoff = Backoff::new(Duration::from_millis(200), Duration::from_secs(2));
+    loop {
+        let reason = match find_interface(kernel, rules).await {
+            Ok((nic, host)) => {
+                board.over(Topic::Interface);
+                tracing::info!("external interface {nic}");
+                return (nic, host);
+            }
+            Err(reason) => reason,
+        };
+        let pause = backoff.pause(env);
+        board.waiting(Topic::Interface, format!("waiting: {reason}"), pause);
+        tokio::time::sleep(pause).await;
+    }
+}
+
+async fn find_interface<K: Kernel>(
+    kernel: &mut K,
+    rules: &IfaceRules,
+) -> Result<(ExternalInterface, HostView), String> {
+    let host = kernel.host().await.map_err(|error| error.to_string())?;
+    let reach = match rules.can_reach {
+        Some(ip) => kernel.route_to(ip).await.map_err(|error| error.to_string())?,
+        None => None,
+    };
+    let nic = iface::choose(rules, &host, reach).map_err(|error| error.to_string())?;
+    Ok((nic, host))
+}
+
+/// The MAC of the VXLAN device that an earlier run left, if there is one.
+async fn device_mac<K: Kernel>(kernel: &mut K, network: &Network) -> Option<crate::model::mac::VtepMac> {
+    let scope = Scope { device: network.backend.device_name(), networks: vec![network.net.into()] };
+    match kernel.observe(&scope).await.ok()?.device? {
+        Found::Vxlan(_, device) => Some(device.mac),
+        Found::Other(..) => None,
+    }
+}

@@ -60,7 +60,7 @@ impl Dirty {
 /// All facts of one host, and what follows from them.
 pub struct World {
     backend: Rc<dyn Backend>,
-    network: IpNet,
+    network: Ipv4Net,
     endpoints: Vec<IpAddr>,
     own: Own,
     host: HostView,
@@ -80,7 +80,7 @@ impl World {
     /// of a peer stay that vanished in a way that does not look like its own doing.
     pub fn new(
         backend: Rc<dyn Backend>,
-        network: IpNet,
+        network: Ipv4Net,
         endpoints: Vec<IpAddr>,
         own: Own,
         host: HostView,
@@ -111,12 +111,17 @@ impl World {
 
     /// What is ours in the kernel.
     pub fn scope(&self) -> Scope {
-        Scope { device: self.backend.device_name(), networks: vec![self.network] }
+        Scope { device: self.backend.device_name(), networks: vec![self.network.into()] }
     }
 
     /// What this host knows of itself.
     pub fn own(&self) -> &Own {
         &self.own
+    }
+
+    /// The whole overlay.
+    pub fn network(&self) -> Ipv4Net {
+        self.network
     }
 
     /// The keys in the store.
@@ -293,7 +298,7 @@ impl World {
         let underlay = gateways.map(|ip| ("the next hop of a default route".to_owned(), ip));
         let endpoints = self.endpoints.iter().map(|ip| ("an endpoint of etcd".to_owned(), *ip));
         Facts {
-            network: Some(self.network),
+            network: Some(self.network.into()),
             own_subnet: Some(self.own.subnet),
             own_mac: Some(self.own.mac),
             own_addresses: own_addresses.collect(),

@@ -1,3 +1,27 @@
-//! What an operator can ask for on the command line.
+//! What an operator can ask for. The only place that names concrete stores and kernels.
 
 pub mod args;
+pub mod run;
+
+use args::Invocation;
+use std::collections::BTreeMap;
+use std::process::ExitCode;
+
+/// Does what the command line and the environment ask for.
+pub fn main() -> ExitCode {
+    let text = |text: std::ffi::OsString| text.into_string().ok();
+    let env: BTreeMap<String, String> =
+        std::env::vars_os().filter_map(|(name, value)| Some((text(name)?, text(value)?))).collect();
+    match args::parse(std::env::args_os().skip(1), &env) {
+        Ok(Invocation::Run(options, warnings)) => run::run(*options, &warnings),
+        Ok(Invocation::ShowHelp(text) | Invocation::ShowVersion(text)) => {
+            print!("{text}");
+            ExitCode::SUCCESS
+        }
+        Err(error) => {
+            eprintln!("flanneld: {error}");
+            eprintln!("flanneld --help lists all flags");
+            ExitCode::FAILURE
+        }
+    }
+}

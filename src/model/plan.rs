@@ -108,6 +108,15 @@ impl Plan {
         differ.plan()
     }
 
+    /// Whether it changes the device or its addresses, on which everything else stands.
+    pub fn touches_device(&self) -> bool {
+        let touches = |op: &Op| {
+            use Op::*;
+            matches!(op, DeleteDevice(_) | CreateDevice(_) | ChangeDevice(..) | AddAddress(_) | DeleteAddress(_))
+        };
+        self.steps.iter().any(|step| touches(&step.op))
+    }
+
     /// Whether there is nothing to do.
     pub fn is_empty(&self) -> bool {
         self.steps.is_empty()
@@ -275,10 +284,7 @@ impl<'a> Differ<'a> {
     }
 }
 
-fn only_in<'m, K, V>(
-    map: &'m std::collections::BTreeMap<K, V>,
-    other: impl Fn(&K) -> bool + 'm,
-) -> impl Iterator<Item = &'m K> {
+fn only_in<'m, K, V>(map: &'m BTreeMap<K, V>, other: impl Fn(&K) -> bool + 'm) -> impl Iterator<Item = &'m K> {
     map.keys().filter(move |key| !other(key))
 }
 

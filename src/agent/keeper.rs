@@ -1,0 +1,348 @@
+//! Our own lease: found or made at the start, then kept for as long as the daemon runs.
+//!
+//! It is kept alive on one etcd lease by KeepAlive; now and then the key is written again as it is, since a Go flanneld
+//! that lost sight of us learns of us only from a write. Nothing is ever written blindly.
+
+use super::env::{Backoff, Env};
+use super::status::{Board, Topic};
+use crate::backend::Backend;
+use crate::files::Memory;
+use crate::model::config::Overlay;
+use crate::model::identity::{Claim, Me};
+use crate::model::lease::{Lease, LeaseAttrs, LeaseId, Record, Revision};
+use crate::model::lease_set::Moment;
+use crate::model::mac::VtepMac;
+use crate::model::state_file::Remembered;
+use crate::model::subnet::SubnetKey;
+use crate::store::{Guard, Life, Snapshot, Store, StoreError, Written};
+use ipnet::Ipv4Net;
+use std::convert::Infallible;
+use std::net::Ipv4Addr;
+use std::rc::Rc;
+use std::time::Duration;
+use tokio::sync::watch;
+
+/// How long our key lives without us, and how long before its end it is written again.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct Terms {
+    /// Time to live of the etcd lease.
+    pub ttl: Duration,
+    /// The key is written again when no more than this is left since the last write (`--subnet-lease-renew-margin`).
+    pub renew_margin: Duration,
+}
+
+/// Our lease as it stands in the store.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Held {
+    /// Our subnet.
+    pub subnet: Ipv4Net,
+    /// The MAC of our tunnel endpoint.
+    pub mac: VtepMac,
+    /// What keeps it alive; `None` for a reservation, which needs nothing.
+    lease_id: Option<LeaseId>,
+    modified: Revision,
+    attrs: LeaseAttrs,
+    written: Moment,
+}
+
+/// Under what addresses we are known: part of the lease and of the memory.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct Address {
+    /// Where others send their packets.
+    pub public_ip: Ipv4Addr,
+    /// Hardware address of the external interface.
+    pub nic_mac: Option<VtepMac>,
+}
+
+/// What was last seen of our key by the watch.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Sighting {
+    /// When.
+    pub revision: Revision,
+    /// The key, if it was there.
+    pub record: Option<Record>,
+}
+
+/// What came of one attempt to get hold of a lease.
+enum Attempt {
+    Held(Held),
+    /// Something changed underfoot: look again.
+    Again,
+    /// Nothing can be done for now, for this reason.
+    Wait(String),
+}
+
+/// Keeps our lease.
+pub struct Keeper<S> {
+    /// Where leases live.
+    pub store: Rc<S>,
+    /// Time and randomness.
+    pub env: Rc<Env>,
+    /// Where to say how it goes.
+    pub board: Board,
+    /// What is published of us.
+    pub backend: Rc<dyn Backend>,
+    /// Whether the config names the backend; if not, leases of another type call for an explicit one.
+    pub backend_is_explicit: bool,
+    /// The subnets to choose from.
+    pub overlay: Overlay,
+    /// For how long.
+    pub terms: Terms,
+    /// The state file.
+    pub memory: Memory,
+    /// What we know of ourselves.
+    pub me: Me,
+    /// Under what addresses we are known.
+    pub address: Address,
+}
+
+impl<S: Store> Keeper<S> {
+    /// Finds our lease or makes one; waits for as long as that takes.
+    pub async fn acquire(&mut self) -> Held {
+        let mut backoff = Backoff::new(Duration::from_millis(100), Duration::from_secs(3));
+        loop {
+            let reason = match self.attempt().await {
+                Ok(Attempt::Held(held)) => {
+                    self.settle(&held);
+                    return held;
+                }
+                Ok(Attempt::Again) => None,
+                Ok(Attempt::Wait(reason)) => Some(reason),
+                Err(error) => Some(format!("no lease yet: {error}")),
+            };
+            let pause = backoff.pause(&self.env);
+            if let Some(reason) = reason {
+                self.board.waiting(Topic::Lease, reason, pause);
+            }
+            tokio::time::sleep(pause).await;
+        }
+    }
+
+    /// Keeps the lease for ever; gets it back when it was lost. `sightings` are what the watch sees of our key,
+    /// `addresses` what we are to be known by.
+    pub async fn maintain(
+        mut self,
+        mut held: Held,
+        mut sightings: watch::Receiver<Option<Sighting>>,
+        mut addresses: watch::Receiver<Address>,
+    ) -> Infallible {
+        let mut backoff = Backoff::new(Duration::from_secs(1), (self.terms.ttl / 6).max(Duration::from_secs(1)));
+        let mut pause = self.until_keep_alive();
+        loop {
+            let due = tokio::select! {
+                () = sleep_awake(&self.env, pause) => self.renew(&mut held).await,
+                Ok(()) = sightings.changed() => match sightings.borrow_and_update().clone() {
+                    Some(sighting) if is_news(&held, &sighting) => Ok(false),
+                    _ => continue,
+                },
+                Ok(()) = addresses.changed() => {
+                    self.address = *addresses.borrow_and_update();
+                    self.me.public_ip = Some(self.address.public_ip);
+                    Ok(false)
+                }
+            };
+            let kept = match due {
+                Ok(false) => self.reclaim(&mut held).await,
+                other => other,
+            };
+            pause = match kept {
+                Ok(true) => {
+                    self.board.over(Topic::Lease);
+                    backoff.reset();
+                    self.until_keep_alive()
+                }
+                Ok(false) => backoff.pause(&self.env),
+                Err(error) => {
+                    let subnet = held.subnet;
+                    self.board.trouble(Topic::Lease, format!("the lease of {subnet} cannot be renewed: {error}"));
+                    backoff.pause(&self.env)
+                }
+            };
+        }
+    }
+
+    fn until_keep_alive(&self) -> Duration {
+        self.env.jittered(self.terms.ttl / 3)
+    }
+
+    /// Extends the lease; tells whether it is still ours.
+    async fn renew(&mut self, held: &mut Held) -> Result<bool, StoreError> {
+        let Some(id) = held.lease_id else { return Ok(true) };
+        if self.store.keep_alive(id).await?.is_none() {
+            tracing::warn!(subnet = %held.subnet, "our lease has expired or was revoked");
+            return Ok(false);
+        }
+        if self.env.now() < held.written + (self.terms.ttl - self.terms.renew_margin) {
+            return Ok(true);
+        }
+        let guard = Guard::Unchanged(held.modified);
+        match self.store.write(SubnetKey::v4(held.subnet), &held.attrs, guard, Life::Keep(id)).await? {
+            Written::Done(record) => {
+                held.written = self.env.now();
+                held.modified = record.content.map_or(held.modified, |lease| lease.modified);
+                Ok(true)
+            }
+            Written::Lost(_) => Ok(false),
+        }
+    }
+
+    /// Gets the lease of the subnet in use back, or brings it in line with our address.
+    async fn reclaim(&mut self, held: &mut Held) -> Result<bool, StoreError> {
+        match self.attempt().await? {
+            Attempt::Held(new) => {
+                self.settle(&new);
+                *held = new;
+                Ok(true)
+            }
+            Attempt::Again => Ok(false),
+            Attempt::Wait(reason) => {
+                self.board.trouble(Topic::Lease, reason);
+                Ok(false)
+            }
+        }
+    }
+
+    async fn attempt(&mut self) -> Result<Attempt, StoreError> {
+        let snapshot = self.store.list().await?;
+        if let Some(reason) = self.unclear_backend(&snapshot) {
+            return Ok(Attempt::Wait(reason));
+        }
+        let claim = self.me.claim(&snapshot.records, &[], &self.overlay, self.env.random());
+        let mac = self.me.mac(&claim).unwrap_or_else(|| VtepMac::from_random(self.env.random_bytes()));
+        match claim {
+            Claim::Keep(lease) => self.keep(lease, mac).await,
+            Claim::Adopt(lease) => {
+                tracing::warn!(
+                    lease = %lease.subnet, "taking over the lease with our public IP {}: nothing else proves it ours",
+                    lease.attrs.public_ip
+                );
+                let life = lease.lease_id.map_or(Life::Forever, |_| Life::Grant(self.terms.ttl));
+                self.write(lease.subnet.v4, mac, Guard::Unchanged(lease.modified), life).await
+            }
+            Claim::Discard(lease) => {
+                tracing::warn!(lease = %lease.subnet, "deleting our lease: its subnet does not fit the network config");
+                self.store.remove(lease.subnet, lease.modified).await?;
+                Ok(Attempt::Again)
+            }
+            Claim::Create(subnet) => self.write(subnet, mac, Guard::Absent, Life::Grant(self.terms.ttl)).await,
+            Claim::Taken(record) => Ok(Attempt::Wait(taken(&record))),
+            Claim::OutOfSubnets => {
+                let (min, max) = (self.overlay.subnets.min(), self.overlay.subnets.max());
+                let len = self.overlay.subnets.subnet_len();
+                Ok(Attempt::Wait(format!("out of subnets: every /{len} from {min} to {max} is taken")))
+            }
+        }
+    }
+
+    /// Without a Backend in the config it is VXLAN, unless the hosts that are there think otherwise.
+    fn unclear_backend(&self, snapshot: &Snapshot) -> Option<String> {
+        if self.backend_is_explicit {
+            return None;
+        }
+        let leases = snapshot.records.iter().filter_map(|record| record.content.as_ref().ok());
+        let kinds = leases.filter(|lease| lease.lease_id.is_some()).map(|lease| lease.attrs.backend_type.as_str());
+        let other =
+            kinds.filter(|kind| !kind.is_empty()).find(|kind| !kind.eq_ignore_ascii_case(self.backend.kind()))?;
+        let ours = self.backend.kind();
+        Some(format!(
+            "the network config names no Backend, which means {ours}, but there are leases of type {other:?}: set Backend \
+             explicitly, such as \"Backend\":{{\"Type\":\"{ours}\"}}"
+        ))
+    }
+
+    /// A lease that is ours beyond doubt: kept as it is, or brought up to date on the same etcd lease.
+    async fn keep(&mut self, lease: Lease, mac: VtepMac) -> Result<Attempt, StoreError> {
+        let life = match lease.lease_id {
+            None => Life::Forever,
+            Some(id) => match self.store.keep_alive(id).await? {
+                None => return Ok(Attempt::Again),
+                Some(ttl) if ttl != self.terms.ttl => Life::Grant(self.terms.ttl),
+                Some(_) => Life::Keep(id),
+            },
+        };
+        let attrs = self.backend.own_attrs(self.address.public_ip, mac);
+        if lease.attrs == attrs && !matches!(life, Life::Grant(_)) {
+            return Ok(Attempt::Held(self.held(lease, mac)));
+        }
+        self.write(lease.subnet.v4, mac, Guard::Unchanged(lease.modified), life).await
+    }
+
+    async fn write(&mut self, subnet: Ipv4Net, mac: VtepMac, guard: Guard, life: Life) -> Result<Attempt, StoreError> {
+        // Before the write, so that a crash right after it does not make us strangers to our own lease.
+        let lease_id = match life {
+            Life::Keep(id) => Some(id),
+            Life::Grant(_) | Life::Forever => None,
+        };
+        self.remember(subnet, mac, lease_id);
+        let attrs = self.backend.own_attrs(self.address.public_ip, mac);
+        match self.store.write(SubnetKey::v4(subnet), &attrs, guard, life).await? {
+            Written::Done(Record { content: Ok(lease), .. }) => Ok(Attempt::Held(self.held(lease, mac))),
+            Written::Done(_) | Written::Lost(_) => Ok(Attempt::Again),
+        }
+    }
+
+    fn held(&self, lease: Lease, mac: VtepMac) -> Held {
+        Held {
+            subnet: lease.subnet.v4,
+            mac,
+            lease_id: lease.lease_id,
+            modified: lease.modified,
+            attrs: lease.attrs,
+            written: self.env.now(),
+        }
+    }
+
+    /// From now on this is our subnet.
+    fn settle(&mut self, held: &Held) {
+        self.remember(held.subnet, held.mac, held.lease_id);
+        if self.me.in_use != Some(held.subnet) {
+            tracing::info!(subnet = %held.subnet, public_ip = %self.address.public_ip, mac = %held.mac, "lease held");
+        }
+        self.me.in_use = Some(held.subnet);
+        self.board.update(|status| status.subnet = Some(held.subnet));
+        self.board.over(Topic::Lease);
+    }
+
+    fn remember(&mut self, subnet: Ipv4Net, mac: VtepMac, lease_id: Option<LeaseId>) {
+        self.me.remembered_mac = Some(mac);
+        self.me.remembered_lease = lease_id;
+        self.me.remembered_subnet = Some(subnet);
+        let Address { public_ip, nic_mac } = self.address;
+        self.memory.save(&Remembered { mac, lease_id, subnet, public_ip, nic_mac, revision: 0 });
+    }
+}
+
+/// Whether a sighting of our key shows more than our own last write.
+fn is_news(held: &Held, sighting: &Sighting) -> bool {
+    match &sighting.record {
+        None => sighting.revision > held.modified,
+        Some(Record { content: Ok(lease), .. }) => {
+            lease.modified > held.modified && (lease.attrs != held.attrs || lease.lease_id != held.lease_id)
+        }
+        Some(_) => true,
+    }
+}
+
+fn taken(record: &Record) -> String {
+    let by = match &record.content {
+        Ok(lease) => lease.attrs.to_string(),
+        Err(malformed) => malformed.reason.clone(),
+    };
+    format!(
+        "our subnet has been taken by the lease {} ({by}): containers here keep it, unregistered; restart flanneld and \
+         then Docker to move to another subnet",
+        record.name
+    )
+}
+
+/// Sleeps for `pause` on a clock that counts while the host is suspended.
+async fn sleep_awake(env: &Env, pause: Duration) {
+    let end = env.now() + pause;
+    loop {
+        let left = end.saturating_sub(env.now());
+        if left.is_zero() {
+            return;
+        }
+        tokio::time::sleep(left.min(Duration::from_secs(5))).await;
+    }
+}

@@ -1,0 +1,108 @@
+//! The daemon: puts real store, kernel, clock and service manager together, and runs until a signal.
+
+use super::args::Options;
+use crate::agent::env::{Env, Notice};
+use crate::agent::keeper::Terms;
+use crate::agent::status::Board;
+use crate::agent::{self, Settings};
+use crate::http;
+use crate::kernel::netlink::NetlinkKernel;
+use crate::kernel::sysctl;
+use crate::model::iface::IfaceRules;
+use crate::store::etcd::EtcdStore;
+use sd_notify::NotifyState;
+use std::process::ExitCode;
+use std::rc::Rc;
+use tokio::net::TcpListener;
+use tokio::signal::unix::{SignalKind, signal};
+use tokio::task::LocalSet;
+
+/// Runs the daemon until SIGTERM or SIGINT: then it ends with 0 and leaves kernel, files and lease as they are. Ends
+/// with 1 only for what no waiting can mend.
+pub fn run(options: Options, warnings: &[String]) -> ExitCode {
+    crate::telemetry::init(options.verbosity);
+    tracing::info!("flanneld {} starts", env!("CARGO_PKG_VERSION"));
+    warnings.iter().for_each(|warning| tracing::warn!("{warning}"));
+    let runtime = match tokio::runtime::Builder::new_current_thread().enable_all().build() {
+        Ok(runtime) => runtime,
+        Err(error) => return fail(&format!("the runtime cannot be started: {error}")),
+    };
+    match LocalSet::new().block_on(&runtime, daemon(options)) {
+        Ok(()) => ExitCode::SUCCESS,
+        Err(reason) => fail(&reason),
+    }
+}
+
+fn fail(reason: &str) -> ExitCode {
+    tracing::error!("{reason}");
+    notify(&[NotifyState::Status(reason)]);
+    ExitCode::FAILURE
+}
+
+async fn daemon(options: Options) -> Result<(), String> {
+    let mut terminate = signal(SignalKind::terminate()).map_err(|error| format!("no signals: {error}"))?;
+    let mut interrupt = signal(SignalKind::interrupt()).map_err(|error| format!("no signals: {error}"))?;
+    let env = Rc::new(Env::of_host(tell_systemd));
+    let board = Board::new(env.clone());
+    if let Some(address) = options.healthz {
+        let listener = TcpListener::bind(address).await.map_err(|error| {
+            format!("cannot listen on {address}: {error}; choose another --healthz-ip or --healthz-port")
+        })?;
+        tokio::task::spawn_local(http::serve(listener, board.clone()));
+    }
+    warn_about_the_host();
+    let store = EtcdStore::new(options.etcd_endpoints.clone(), &options.etcd_prefix).map_err(|e| e.to_string())?;
+    let kernel = NetlinkKernel::new().map_err(|error| error.to_string())?;
+    let agent = agent::run(Rc::new(store), kernel, settings(options), env, board);
+    tokio::select! {
+        never = agent => match never {},
+        _ = terminate.recv() => tracing::info!("SIGTERM: stopping; network, files and lease are left as they are"),
+        _ = interrupt.recv() => tracing::info!("SIGINT: stopping; network, files and lease are left as they are"),
+    }
+    notify(&[NotifyState::Stopping]);
+    Ok(())
+}
+
+fn settings(options: Options) -> Settings {
+    Settings {
+        prefix: options.etcd_prefix,
+        iface: IfaceRules {
+            names: options.iface,
+            regexes: options.iface_regex,
+            can_reach: options.iface_can_reach,
+            public_ip: options.public_ip,
+        },
+        terms: Terms { ttl: options.subnet_lease_ttl, renew_margin: options.renew_margin },
+        subnet_file: options.subnet_file,
+        docker_opts_file: options.docker_opts_file,
+        state_dir: options.state_dir,
+        peer_hold: options.subnet_lease_ttl,
+    }
+}
+
+fn warn_about_the_host() {
+    if sysctl::ip_forward() == Some(false) {
+        tracing::warn!("net.ipv4.ip_forward is 0: containers reach no other host until it is 1 (Docker sets it)");
+    }
+    if !sysctl::bridge_netfilter_loaded() {
+        tracing::warn!("br_netfilter is not loaded: Kubernetes services need it (modprobe br_netfilter)");
+    }
+}
+
+fn tell_systemd(notice: Notice) {
+    match notice {
+        Notice::Ready => notify(&[NotifyState::Ready]),
+        Notice::Status(line) => notify(&[NotifyState::Status(&line)]),
+        Notice::StillStarting(time) => {
+            let micros = u32::try_from(time.as_micros()).unwrap_or(u32::MAX);
+            notify(&[NotifyState::ExtendTimeoutUsec(micros)]);
+        }
+        Notice::Alive => notify(&[NotifyState::Watchdog]),
+    }
+}
+
+fn notify(states: &[NotifyState]) {
+    if let Err(error) = sd_notify::notify(states) {
+        tracing::debug!("the service manager cannot be told: {error}");
+    }
+}

@@ -1,0 +1,23 @@
+//! Logs: to standard error, a line an event. WARN is worth a look, INFO tells what changed, DEBUG every detail.
+
+use tracing_subscriber::EnvFilter;
+use tracing_subscriber::filter::LevelFilter;
+
+/// Starts logging. `verbosity` is flannel's `-v`: 0 INFO, 1 to 4 DEBUG, from 5 on TRACE, libraries included.
+pub fn init(verbosity: u8) {
+    let filter = match verbosity {
+        0 => EnvFilter::default().add_directive(LevelFilter::INFO.into()),
+        1..=4 => EnvFilter::new("info,flanneld=debug"),
+        _ => EnvFilter::new("debug,flanneld=trace"),
+    };
+    let lines = tracing_subscriber::fmt().with_env_filter(filter).with_writer(std::io::stderr).with_ansi(false);
+    let lines = lines.with_target(false);
+    // The journal stamps each line itself.
+    let started = match std::env::var_os("JOURNAL_STREAM") {
+        Some(_) => lines.without_time().try_init(),
+        None => lines.try_init(),
+    };
+    if let Err(error) = started {
+        eprintln!("flanneld: logs cannot be set up: {error}");
+    }
+}
