@@ -1,1 +1,314 @@
+//! A kernel in memory, for scenarios: it does what the real one does with our operations, counts them, and fails on
+//! demand.
 
+use super::{Kernel, KernelError};
+use crate::model::iface::{HostView, Interface, InterfaceAddress};
+use crate::model::kernel_state::{Device, Found, Have, Oif, Scope};
+use crate::model::plan::Op;
+use ipnet::IpNet;
+use nix::libc::{EEXIST, ENODEV};
+use std::cell::RefCell;
+use std::collections::BTreeMap;
+use std::net::IpAddr;
+use std::rc::Rc;
+
+/// The port that the kernel gives a VXLAN device for which none was asked.
+const DEFAULT_PORT: u16 = 8472;
+/// The lowest index of devices made here, above those of the host's own interfaces.
+const FIRST_INDEX: u32 = 100;
+
+/// A kernel in memory. Clones are handles to the same one.
+#[derive(Clone, Default)]
+pub struct FakeKernel {
+    inner: Rc<RefCell<Inner>>,
+}
+
+#[derive(Default)]
+struct Inner {
+    host: HostView,
+    /// By the name of our device: a host with two overlays has two.
+    have: BTreeMap<String, Have>,
+    devices_made: u32,
+    log: Vec<Op>,
+    reads: usize,
+    faults: Vec<Fault>,
+    read_faults: Vec<i32>,
+}
+
+struct Fault {
+    applies: Box<dyn Fn(&Op) -> bool>,
+    errno: i32,
+    left: usize,
+}
+
+impl FakeKernel {
+    /// The kernel of a host with these interfaces and default routes, without anything of ours.
+    pub fn new(host: HostView) -> Self {
+        let fake = FakeKernel::default();
+        fake.inner.borrow_mut().host = host;
+        fake
+    }
+
+    /// Lets the next `times` operations for which `applies` fail with `errno`.
+    pub fn fail_next(&self, applies: impl Fn(&Op) -> bool + 'static, errno: i32, times: usize) {
+        let fault = Fault { applies: Box::new(applies), errno, left: times };
+        self.inner.borrow_mut().faults.push(fault);
+    }
+
+    /// Lets the next `times` reads fail with `errno`.
+    pub fn fail_next_reads(&self, errno: i32, times: usize) {
+        self.inner.borrow_mut().read_faults.extend(std::iter::repeat_n(errno, times));
+    }
+
+    /// What the kernel holds about the device with this name.
+    pub fn have(&self, device: &str) -> Have {
+        self.inner.borrow().have.get(device).cloned().unwrap_or_default()
+    }
+
+    /// Lets somebody else change what the kernel holds about the device with this name.
+    pub fn damage(&self, device: &str, change: impl FnOnce(&mut Have)) {
+        change(self.inner.borrow_mut().have.entry(device.to_owned()).or_default());
+    }
+
+    /// Lets somebody else change the host's own interfaces and default routes.
+    pub fn change_host(&self, change: impl FnOnce(&mut HostView)) {
+        change(&mut self.inner.borrow_mut().host);
+    }
+
+    /// Lets the device with this name vanish with all that is on it.
+    pub fn lose_device(&self, device: &str) {
+        self.damage(device, |have| have.apply(&Op::DeleteDevice(0), 0));
+    }
+
+    /// The operations that succeeded, in order, since this was last asked.
+    pub fn take_log(&self) -> Vec<Op> {
+        std::mem::take(&mut self.inner.borrow_mut().log)
+    }
+
+    /// How many operations succeeded since [`FakeKernel::take_log`].
+    pub fn applied(&self) -> usize {
+        self.inner.borrow().log.len()
+    }
+
+    /// How often the state was read in full.
+    pub fn reads(&self) -> usize {
+        self.inner.borrow().reads
+    }
+}
+
+impl Inner {
+    fn read(&mut self, what: &str) -> Result<(), KernelError> {
+        self.reads += 1;
+        let fault = if self.read_faults.is_empty() { None } else { Some(self.read_faults.remove(0)) };
+        fault.map_or(Ok(()), |errno| Err(KernelError::from_errno(what, errno, "")))
+    }
+
+    fn apply(&mut self, device: &str, op: &Op) -> Result<(), KernelError> {
+        let next_index = FIRST_INDEX + self.devices_made;
+        let have = self.have.entry(device.to_owned()).or_default();
+        if let Some(errno) = demanded(&mut self.faults, op).or_else(|| refusal(have, op)) {
+            return Err(KernelError::from_errno(op.to_string(), errno, ""));
+        }
+        if !is_about_another_device(have, op) {
+            have.apply(&as_made(op), next_index);
+        }
+        self.devices_made += u32::from(matches!(op, Op::CreateDevice(_)));
+        self.log.push(op.clone());
+        Ok(())
+    }
+
+    /// The host's interfaces, ours among them.
+    fn host(&self) -> HostView {
+        let mut host = self.host.clone();
+        host.interfaces.extend(self.have.values().filter_map(our_interface));
+        host
+    }
+}
+
+/// The errno of a fault that was asked for.
+fn demanded(faults: &mut Vec<Fault>, op: &Op) -> Option<i32> {
+    let fault = faults.iter_mut().find(|fault| fault.left > 0 && (fault.applies)(op))?;
+    fault.left -= 1;
+    let errno = fault.errno;
+    faults.retain(|fault| fault.left > 0);
+    Some(errno)
+}
+
+/// The errno with which the kernel would refuse `op`.
+fn refusal(have: &Have, op: &Op) -> Option<i32> {
+    let missing = !matches!(have.device, Some(Found::Vxlan(..)));
+    match op {
+        Op::CreateDevice(_) => have.device.is_some().then_some(EEXIST),
+        Op::ChangeDevice(index, _) => {
+            let there = matches!(have.device, Some(Found::Vxlan(now, _)) if now == *index);
+            (!there).then_some(ENODEV)
+        }
+        Op::AddAddress(_) | Op::SetNeighbor(..) | Op::SetFdb(..) => missing.then_some(ENODEV),
+        Op::AddRoute(route) | Op::ReplaceRoute(route) if route.oif == Oif::Ours && missing => Some(ENODEV),
+        Op::AddRoute(route) => {
+            let rivals = have.routes.get(&route.dest).map(Vec::as_slice).unwrap_or_default();
+            rivals.iter().any(|rival| rival.metric == route.metric).then_some(EEXIST)
+        }
+        Op::DeleteDevice(_)
+        | Op::DeleteAddress(_)
+        | Op::DeleteNeighbor(_)
+        | Op::DeleteFdb(..)
+        | Op::ReplaceRoute(_)
+        | Op::DeleteRoute(_) => None,
+    }
+}
+
+fn is_about_another_device(have: &Have, op: &Op) -> bool {
+    match (op, &have.device) {
+        (Op::DeleteDevice(index), Some(Found::Vxlan(ours, _) | Found::Other(ours, _))) => index != ours,
+        _ => false,
+    }
+}
+
+/// The operation with what the kernel adds to it.
+fn as_made(op: &Op) -> Op {
+    match op {
+        Op::CreateDevice(device) if device.vxlan.port == 0 => {
+            let mut device: Device = device.clone();
+            device.vxlan.port = DEFAULT_PORT;
+            Op::CreateDevice(device)
+        }
+        op => op.clone(),
+    }
+}
+
+fn our_interface(have: &Have) -> Option<Interface> {
+    let Some(Found::Vxlan(index, device)) = &have.device else { return None };
+    let address =
+        |net: &IpNet| InterfaceAddress { net: *net, scope: 0, permanent: true, deprecated: false, temporary: false };
+    Some(Interface {
+        index: *index,
+        name: device.name.clone(),
+        mtu: device.mtu,
+        mac: Some(device.mac),
+        up: device.up,
+        addresses: have.addresses.iter().map(address).collect(),
+    })
+}
+
+impl Kernel for FakeKernel {
+    async fn host(&mut self) -> Result<HostView, KernelError> {
+        let mut inner = self.inner.borrow_mut();
+        inner.read("dump interfaces")?;
+        Ok(inner.host())
+    }
+
+    /// By the most specific connected network, else by the best default route.
+    async fn route_to(&mut self, ip: IpAddr) -> Result<Option<u32>, KernelError> {
+        let host = self.inner.borrow().host();
+        let connected = host
+            .interfaces
+            .iter()
+            .flat_map(|interface| interface.addresses.iter().map(|address| (address.net, interface.index)))
+            .filter(|(net, _)| net.contains(&ip))
+            .max_by_key(|(net, _)| net.prefix_len());
+        let default = host.default_routes.iter().find(|route| route.is_v6 == ip.is_ipv6());
+        Ok(connected.map(|(_, index)| index).or(default.map(|route| route.oif)))
+    }
+
+    async fn observe(&mut self, scope: &Scope) -> Result<Have, KernelError> {
+        let mut inner = self.inner.borrow_mut();
+        inner.read("read device")?;
+        let mut have = inner.have.get(&scope.device).cloned().unwrap_or_default();
+        have.routes.values_mut().for_each(|routes| {
+            routes.retain(|route| route.oif == Oif::Ours || scope.covers(route.dest));
+        });
+        have.routes.retain(|_, routes| !routes.is_empty());
+        Ok(have)
+    }
+
+    async fn apply(&mut self, scope: &Scope, ops: &[Op]) -> Vec<Result<(), KernelError>> {
+        let mut inner = self.inner.borrow_mut();
+        ops.iter().map(|op| inner.apply(&scope.device, op)).collect()
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::model::kernel_state::{Route, Vxlan};
+    use crate::model::mac::VtepMac;
+
+    fn scope() -> Scope {
+        Scope { device: "flannel.1".to_owned(), networks: vec!["10.5.0.0/16".parse().unwrap()] }
+    }
+
+    fn device() -> Device {
+        let vxlan = Vxlan {
+            vni: 1,
+            local: Some("172.31.0.1".parse().unwrap()),
+            lower: 2,
+            port: 0,
+            learning: false,
+            gbp: false,
+            group: None,
+            ttl: 0,
+            ageing: 300,
+        };
+        let mac = VtepMac([2, 0, 0, 0, 0, 1]);
+        Device { name: "flannel.1".to_owned(), mac, mtu: 1450, up: true, vxlan }
+    }
+
+    fn route() -> Route {
+        let dest: IpNet = "10.5.2.0/24".parse().unwrap();
+        Route { dest, gateway: Some(dest.addr()), oif: Oif::Ours, onlink: true, metric: 0, protocol: 3 }
+    }
+
+    fn errnos(results: Vec<Result<(), KernelError>>) -> Vec<i32> {
+        results.into_iter().map(|result| result.err().map_or(0, |error| error.errno)).collect()
+    }
+
+    #[tokio::test]
+    async fn refuses_what_the_kernel_refuses() {
+        let mut fake = FakeKernel::default();
+        let stray = Route { gateway: None, oif: Oif::Other(7), onlink: false, ..route() };
+        let ops = [
+            Op::AddRoute(route()),
+            Op::DeleteNeighbor("10.5.2.0".parse().unwrap()),
+            Op::ChangeDevice(FIRST_INDEX, device()),
+            Op::CreateDevice(device()),
+            Op::CreateDevice(device()),
+            Op::ChangeDevice(FIRST_INDEX, device()),
+            Op::AddRoute(stray),
+            Op::AddRoute(route()),
+            Op::DeleteRoute(stray),
+            Op::DeleteRoute(stray),
+            Op::AddRoute(route()),
+        ];
+        let errnos = errnos(fake.apply(&scope(), &ops).await);
+        assert_eq!(errnos, [ENODEV, 0, ENODEV, 0, EEXIST, 0, 0, EEXIST, 0, 0, 0]);
+        assert_eq!(fake.applied(), 7);
+        let have = fake.observe(&scope()).await.unwrap();
+        assert_eq!(have.routes.into_values().collect::<Vec<_>>(), [vec![route()]]);
+        assert!(matches!(have.device, Some(Found::Vxlan(_, device)) if device.vxlan.port == DEFAULT_PORT));
+    }
+
+    #[tokio::test]
+    async fn fails_on_demand() {
+        let mut fake = FakeKernel::default();
+        let handle = fake.clone();
+        handle.fail_next(|op| matches!(op, Op::AddRoute(_)), 12, 1);
+        handle.fail_next_reads(105, 1);
+        let ops = [Op::CreateDevice(device()), Op::AddRoute(route()), Op::AddRoute(route())];
+        assert_eq!(errnos(fake.apply(&scope(), &ops).await), [0, 12, 0]);
+        assert_eq!(fake.observe(&scope()).await.unwrap_err().errno, 105);
+        handle.lose_device("flannel.1");
+        assert_eq!(fake.observe(&scope()).await, Ok(Have::default()));
+        assert_eq!((handle.reads(), handle.take_log().len(), handle.applied()), (2, 2, 0));
+    }
+
+    #[tokio::test]
+    async fn our_device_is_an_interface_of_the_host() {
+        let mut fake = FakeKernel::default();
+        let ops = [Op::CreateDevice(device()), Op::AddAddress("10.5.2.0/32".parse().unwrap())];
+        assert_eq!(errnos(fake.apply(&scope(), &ops).await), [0, 0]);
+        assert_eq!(fake.host().await.unwrap().interfaces.len(), 1);
+        assert_eq!(fake.route_to("10.5.2.0".parse().unwrap()).await, Ok(Some(FIRST_INDEX)));
+        assert_eq!(fake.route_to("10.6.0.0".parse().unwrap()).await, Ok(None));
+    }
+}

@@ -1,9 +1,12 @@
 //! The host's network state. The only folder that speaks netlink; the daemon knows only [`Kernel`].
 
+mod decode;
+mod encode;
 pub mod fake;
 pub mod netlink;
 pub mod socket;
 pub mod sysctl;
+pub mod wire;
 
 use crate::model::iface::HostView;
 use crate::model::kernel_state::{Have, Scope};

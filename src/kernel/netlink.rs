@@ -1,1 +1,262 @@
+//! The real kernel.
 
+use super::socket::NetlinkSocket;
+use super::wire::Refusal;
+use super::{Kernel, KernelError, decode, encode, sysctl};
+use crate::model::iface::HostView;
+use crate::model::kernel_state::{Device, Found, Have, Oif, Scope};
+use crate::model::plan::Op;
+use nix::libc::{EACCES, EADDRNOTAVAIL, EHOSTUNREACH, EINVAL, ENETUNREACH, ENODEV, ENOENT, ESRCH};
+use rtnetlink::packet_route::{AddressFamily, RouteNetlinkMessage as Message};
+use std::net::IpAddr;
+
+/// How often the state is read again when the device comes, goes or changes meanwhile.
+const OBSERVE_ATTEMPTS: u32 = 10;
+
+/// The kernel of the network namespace of the thread that made this.
+pub struct NetlinkKernel {
+    socket: NetlinkSocket,
+}
+
+impl NetlinkKernel {
+    /// Opens a netlink socket. Needs a tokio runtime.
+    pub fn new() -> Result<Self, KernelError> {
+        Ok(NetlinkKernel { socket: NetlinkSocket::open()? })
+    }
+
+    /// The device with this name, if there is one.
+    async fn device(&mut self, name: &str) -> Result<Option<Found>, KernelError> {
+        match self.socket.get(&format!("get device {name}"), encode::get_link(name)).await {
+            Ok(Some(Message::NewLink(link))) => Ok(Some(decode::found(&link))),
+            Ok(_) => {
+                let reason = "the kernel's answer cannot be decoded".to_owned();
+                Err(KernelError { what: format!("get device {name}"), errno: 0, reason })
+            }
+            Err(error) if error.errno == ENODEV => Ok(None),
+            Err(error) => Err(error),
+        }
+    }
+
+    /// Table main of one family; empty while there is no such table.
+    async fn routes(&mut self, family: AddressFamily) -> Result<Vec<Message>, KernelError> {
+        match self.socket.dump("dump routes", encode::dump_routes(family)).await {
+            Err(error) if error.errno == ENOENT => Ok(Vec::new()),
+            result => result,
+        }
+    }
+
+    /// What the device holds.
+    async fn read_device(&mut self, index: u32, have: &mut Have) -> Result<(), KernelError> {
+        for message in self.socket.dump("dump addresses", encode::dump_addresses(index)).await? {
+            if let Message::NewAddress(address) = message {
+                have.addresses.extend(decode::device_address(&address, index));
+            }
+        }
+        for message in self.socket.dump("dump neighbours", encode::dump_neighbors(index)).await? {
+            if let Message::NewNeighbour(neighbor) = message {
+                have.neighbors.extend(decode::neighbor(&neighbor, index));
+            }
+        }
+        for message in self.socket.dump("dump FDB", encode::dump_fdb(index)).await? {
+            if let Message::NewNeighbour(entry) = message
+                && let Some((mac, dst)) = decode::fdb_entry(&entry, index)
+            {
+                have.fdb.entry(mac).or_default().extend(dst);
+            }
+        }
+        Ok(())
+    }
+
+    /// Reads everything once, around `device`.
+    async fn read(&mut self, scope: &Scope, device: Option<Found>) -> Result<Have, KernelError> {
+        let mut have = Have { device, ..Have::default() };
+        let index = index_of(have.device.as_ref());
+        if let Some(index) = index {
+            self.read_device(index, &mut have).await?;
+        }
+        for family in [AddressFamily::Inet, AddressFamily::Inet6] {
+            for message in self.routes(family).await? {
+                if let Message::NewRoute(message) = message
+                    && let Some(route) = decode::route(&message, family, index, scope)
+                {
+                    have.routes.entry(route.dest).or_default().push(route);
+                }
+            }
+        }
+        Ok(have)
+    }
+
+    /// Does one of the operations on the device itself.
+    async fn apply_to_device(&mut self, op: &Op) -> Result<(), KernelError> {
+        let result = match op {
+            Op::DeleteDevice(index) => self.socket.change(encode::delete_device(*index)).await,
+            Op::CreateDevice(device) => match self.socket.change(encode::create_device(device)).await {
+                Ok(()) => match self.device(&device.name).await? {
+                    Some(Found::Vxlan(index, _)) => self.bring_up(index, device).await,
+                    _ => Err(Refusal::new(ENODEV)),
+                },
+                refused => refused,
+            },
+            Op::ChangeDevice(index, device) => match self.device(&device.name).await? {
+                Some(Found::Vxlan(now, have)) if now == *index => self.change_device(now, &have, device).await,
+                _ => Err(Refusal::new(ENODEV)),
+            },
+            _ => Ok(()),
+        };
+        judge(op, result)
+    }
+
+    /// Changes what differs, each thing by itself, so that one refusal does not hide behind another.
+    async fn change_device(&mut self, index: u32, have: &Device, want: &Device) -> Result<(), Refusal> {
+        let mut first_refusal = Ok(());
+        if have.vxlan != want.vxlan {
+            first_refusal = first_refusal.and(self.socket.change(encode::change_vxlan(index, &want.vxlan)).await);
+        }
+        if have.mtu != want.mtu {
+            first_refusal = first_refusal.and(self.socket.change(encode::set_mtu(index, want.mtu)).await);
+        }
+        if have.mac != want.mac {
+            first_refusal = first_refusal.and(self.socket.change(encode::set_mac(index, want.mac)).await);
+        }
+        if !have.up {
+            first_refusal = first_refusal.and(self.bring_up(index, want).await);
+        }
+        first_refusal
+    }
+
+    /// Prepares a device that is down and brings it up. Where IPv6 is off, there is nothing to prepare.
+    async fn bring_up(&mut self, index: u32, device: &Device) -> Result<(), Refusal> {
+        if let Err(refusal) = self.socket.change(encode::no_link_local(index)).await {
+            tracing::debug!("{} may get an IPv6 link-local address: errno {}", device.name, refusal.errno);
+        }
+        if let Err(error) = sysctl::set_accept_ra_off(&device.name) {
+            tracing::debug!("{} may accept IPv6 router advertisements: {error}", device.name);
+        }
+        if device.up { self.socket.change(encode::set_up(index, true)).await } else { Ok(()) }
+    }
+
+    /// Does what the device carries, in batches.
+    async fn apply_entries(&mut self, ops: &[&Op], index: u32) -> Vec<Result<(), KernelError>> {
+        let requests = ops.iter().filter_map(|op| encode::change(op, index));
+        let results = self.socket.batch(requests).await;
+        ops.iter().zip(results).map(|(op, result)| judge(op, result)).collect()
+    }
+
+    /// Does what is possible while there is no VXLAN device with our name: routes that leave elsewhere. On the device
+    /// nothing can be made, and there is nothing to delete.
+    async fn apply_without_device(&mut self, ops: &[&Op]) -> Vec<Result<(), KernelError>> {
+        let mut results = Vec::with_capacity(ops.len());
+        for op in ops {
+            let result = match op {
+                Op::AddRoute(route) | Op::ReplaceRoute(route) | Op::DeleteRoute(route) if route.oif != Oif::Ours => {
+                    self.apply_entries(&[op], 0).await.pop().unwrap_or(Ok(()))
+                }
+                op => judge(op, Err(Refusal::new(ENODEV))),
+            };
+            results.push(result);
+        }
+        results
+    }
+}
+
+impl Kernel for NetlinkKernel {
+    async fn host(&mut self) -> Result<HostView, KernelError> {
+        let mut host = HostView::default();
+        for message in self.socket.dump("dump interfaces", encode::dump_links()).await? {
+            if let Message::NewLink(link) = message {
+                host.interfaces.push(decode::interface(&link));
+            }
+        }
+        for message in self.socket.dump("dump addresses", encode::dump_addresses(0)).await? {
+            if let Message::NewAddress(message) = message
+                && let Some((index, address)) = decode::interface_address(&message)
+                && let Some(interface) = host.interfaces.iter_mut().find(|interface| interface.index == index)
+            {
+                interface.addresses.push(address);
+            }
+        }
+        for family in [AddressFamily::Inet, AddressFamily::Inet6] {
+            for message in self.routes(family).await? {
+                if let Message::NewRoute(route) = message {
+                    host.default_routes.extend(decode::default_routes(&route, family));
+                }
+            }
+        }
+        host.default_routes.sort_by_key(|route| route.metric);
+        Ok(host)
+    }
+
+    async fn route_to(&mut self, ip: IpAddr) -> Result<Option<u32>, KernelError> {
+        match self.socket.get(&format!("get route to {ip}"), encode::get_route(ip)).await {
+            Ok(Some(Message::NewRoute(route))) => Ok(decode::way_out(&route)),
+            Ok(_) => Ok(None),
+            // The last two are how prohibit and blackhole routes answer.
+            Err(error) if [ENETUNREACH, EHOSTUNREACH, EACCES, EINVAL].contains(&error.errno) => Ok(None),
+            Err(error) => Err(error),
+        }
+    }
+
+    async fn observe(&mut self, scope: &Scope) -> Result<Have, KernelError> {
+        for _ in 0..OBSERVE_ATTEMPTS {
+            let before = self.device(&scope.device).await?;
+            match self.read(scope, before.clone()).await {
+                Err(error) if error.errno != ENODEV => return Err(error),
+                result => {
+                    let unchanged = self.device(&scope.device).await? == before;
+                    if let (Ok(have), true) = (result, unchanged) {
+                        return Ok(have);
+                    }
+                }
+            }
+        }
+        let reason = format!("it changed {OBSERVE_ATTEMPTS} times while it was read");
+        Err(KernelError { what: format!("read device {}", scope.device), errno: 0, reason })
+    }
+
+    async fn apply(&mut self, scope: &Scope, ops: &[Op]) -> Vec<Result<(), KernelError>> {
+        let mut results = vec![Ok(()); ops.len()];
+        let (on_device, entries): (Vec<usize>, Vec<usize>) = (0..ops.len()).partition(|at| is_about_device(&ops[*at]));
+        for at in on_device {
+            results[at] = self.apply_to_device(&ops[at]).await;
+        }
+        if entries.is_empty() {
+            return results;
+        }
+        let refs: Vec<&Op> = entries.iter().map(|at| &ops[*at]).collect();
+        let outcomes = match self.device(&scope.device).await {
+            Ok(Some(Found::Vxlan(index, _))) => self.apply_entries(&refs, index).await,
+            Ok(_) => self.apply_without_device(&refs).await,
+            Err(error) => refs.iter().map(|_| Err(error.clone())).collect(),
+        };
+        entries.into_iter().zip(outcomes).for_each(|(at, outcome)| results[at] = outcome);
+        results
+    }
+}
+
+fn is_about_device(op: &Op) -> bool {
+    matches!(op, Op::DeleteDevice(_) | Op::CreateDevice(_) | Op::ChangeDevice(..))
+}
+
+fn index_of(found: Option<&Found>) -> Option<u32> {
+    match found {
+        Some(Found::Vxlan(index, _) | Found::Other(index, _)) => Some(*index),
+        None => None,
+    }
+}
+
+/// What the kernel's answer to `op` means. Here it is decided that deleting what is not there is success.
+fn judge(op: &Op, result: Result<(), Refusal>) -> Result<(), KernelError> {
+    match result {
+        Err(refusal) if is_delete(op) && [ESRCH, ENOENT, EADDRNOTAVAIL, ENODEV].contains(&refusal.errno) => Ok(()),
+        result => {
+            result.map_err(|refusal| KernelError::from_errno(op.to_string(), refusal.errno, &refusal.explanation))
+        }
+    }
+}
+
+fn is_delete(op: &Op) -> bool {
+    matches!(
+        op,
+        Op::DeleteDevice(_) | Op::DeleteAddress(_) | Op::DeleteNeighbor(_) | Op::DeleteFdb(..) | Op::DeleteRoute(_)
+    )
+}

@@ -1,1 +1,320 @@
+//! One rtnetlink socket: whole dumps, single questions and batches of changes.
 
+use super::KernelError;
+use super::wire::{Frame, Kind, Refusal, frames};
+use nix::libc;
+use nix::sys::socket::{setsockopt, sockopt};
+use rtnetlink::packet_core::{NLM_F_ACK, NLM_F_DUMP, NLM_F_DUMP_INTR, NLM_F_REQUEST, NetlinkMessage, NetlinkPayload};
+use rtnetlink::packet_route::RouteNetlinkMessage;
+use rtnetlink::sys::protocols::NETLINK_ROUTE;
+use rtnetlink::sys::{AsyncSocket, AsyncSocketExt, Socket, SocketAddr, TokioSocket};
+use std::io;
+use std::iter::Peekable;
+use std::time::Duration;
+use tokio::time::{Instant, timeout_at};
+
+/// Room for unread answers. One takes about 832 bytes of it; the kernel's default holds 256 of them.
+const RECEIVE_BUFFER: usize = 8 << 20;
+/// Most requests in one send. As many answers fit into the kernel's default receive buffer.
+const BATCH_REQUESTS: usize = 200;
+/// Most bytes in one send but for the last request; a third of what the kernel's default send buffer takes.
+const BATCH_BYTES: usize = 64 << 10;
+/// The kernel fills at most 32 KiB of dump at a time.
+const INPUT: usize = 64 << 10;
+/// How long an answer may take. They come while the request is being sent, so this never passes in practice.
+const DEADLINE: Duration = Duration::from_secs(10);
+/// How often an interrupted dump is read again.
+const DUMP_ATTEMPTS: u32 = 10;
+
+/// A change to be made.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Request {
+    /// The message.
+    pub message: RouteNetlinkMessage,
+    /// `NLM_F_CREATE` and the like; `NLM_F_REQUEST` and `NLM_F_ACK` are understood.
+    pub flags: u16,
+}
+
+/// An rtnetlink socket of the network namespace of the thread that opened it. One call at a time.
+///
+/// A call that is cancelled, times out or overflows the receive buffer leaves the socket with answers that nobody
+/// waits for, and perhaps with a dump under way; the next call begins with a new socket.
+pub struct NetlinkSocket {
+    socket: TokioSocket,
+    sequence: u32,
+    /// Whether a call began and did not end.
+    unfinished: bool,
+    input: Vec<u8>,
+    output: Vec<u8>,
+}
+
+/// Why a call came to no end.
+#[derive(Debug)]
+enum Broken {
+    Io(io::Error),
+    TimedOut,
+    Malformed,
+}
+
+impl Broken {
+    fn refusal(&self) -> Refusal {
+        match self {
+            Broken::Io(error) => Refusal::new(error.raw_os_error().unwrap_or(libc::EIO)),
+            Broken::TimedOut => Refusal::new(libc::ETIMEDOUT),
+            Broken::Malformed => Refusal::new(libc::EBADMSG),
+        }
+    }
+}
+
+/// What a dump came to.
+enum Dumped {
+    Whole(Vec<RouteNetlinkMessage>),
+    Interrupted,
+    Refused(Refusal),
+}
+
+impl NetlinkSocket {
+    /// Opens a socket. Needs a tokio runtime.
+    pub fn open() -> Result<Self, KernelError> {
+        let socket = open().map_err(|error| Broken::Io(error).refusal()).map_err(|r| named("open netlink", r))?;
+        Ok(NetlinkSocket {
+            socket,
+            sequence: 0,
+            unfinished: false,
+            input: Vec::with_capacity(INPUT),
+            output: Vec::with_capacity(BATCH_BYTES),
+        })
+    }
+
+    /// Reads a whole table. A table that changed meanwhile is read again; `what` names it in the error.
+    pub async fn dump(
+        &mut self,
+        what: &str,
+        message: RouteNetlinkMessage,
+    ) -> Result<Vec<RouteNetlinkMessage>, KernelError> {
+        for _ in 0..DUMP_ATTEMPTS {
+            match self.dump_once(&message).await.map_err(|broken| named(what, broken.refusal()))? {
+                Dumped::Whole(objects) => return Ok(objects),
+                Dumped::Interrupted => tracing::debug!("{what}: changed while it was read"),
+                Dumped::Refused(refusal) => return Err(named(what, refusal)),
+            }
+        }
+        let reason = format!("it changed {DUMP_ATTEMPTS} times while it was read");
+        Err(KernelError { what: what.to_owned(), errno: 0, reason })
+    }
+
+    /// Asks for one object.
+    pub async fn get(
+        &mut self,
+        what: &str,
+        message: RouteNetlinkMessage,
+    ) -> Result<Option<RouteNetlinkMessage>, KernelError> {
+        let answer = self.get_once(message).await.map_err(|broken| named(what, broken.refusal()))?;
+        answer.map_err(|refusal| named(what, refusal))
+    }
+
+    /// Makes changes, many to a system call, in their order. One result for each; a refused one does not keep the
+    /// others from being done. A result of `ENOBUFS` or `ETIMEDOUT` means that it is not known.
+    pub async fn batch(&mut self, requests: impl IntoIterator<Item = Request>) -> Vec<Result<(), Refusal>> {
+        let mut requests = requests.into_iter().peekable();
+        let mut results = Vec::with_capacity(requests.size_hint().0);
+        while requests.peek().is_some() {
+            if let Err(broken) = self.batch_once(&mut requests, &mut results).await {
+                let refusal = broken.refusal();
+                let unsent = requests.map(|_| Err(refusal.clone()));
+                results.extend(unsent);
+                break;
+            }
+        }
+        results
+    }
+
+    /// Makes one change.
+    pub async fn change(&mut self, request: Request) -> Result<(), Refusal> {
+        self.batch([request]).await.pop().unwrap_or(Ok(()))
+    }
+
+    async fn dump_once(&mut self, message: &RouteNetlinkMessage) -> Result<Dumped, Broken> {
+        self.begin()?;
+        let sequence = self.push(message.clone(), NLM_F_DUMP);
+        self.send().await?;
+        let (mut objects, mut interrupted, mut end) = (Vec::new(), false, None);
+        while end.is_none() {
+            let deadline = Instant::now() + DEADLINE;
+            self.receive(deadline, |frame| {
+                if frame.sequence != sequence {
+                    return;
+                }
+                interrupted |= frame.flags & NLM_F_DUMP_INTR != 0;
+                match frame.kind() {
+                    Kind::Object => objects.extend(object(frame)),
+                    Kind::Answer(outcome) | Kind::Done(outcome) => end = Some(outcome),
+                    Kind::Noop => {}
+                }
+            })
+            .await?;
+        }
+        self.unfinished = false;
+        Ok(match end {
+            Some(Err(refusal)) => Dumped::Refused(refusal),
+            _ if interrupted => Dumped::Interrupted,
+            _ => Dumped::Whole(objects),
+        })
+    }
+
+    async fn get_once(
+        &mut self,
+        message: RouteNetlinkMessage,
+    ) -> Result<Result<Option<RouteNetlinkMessage>, Refusal>, Broken> {
+        self.begin()?;
+        let sequence = self.push(message, 0);
+        self.send().await?;
+        let deadline = Instant::now() + DEADLINE;
+        let mut answer = None;
+        while answer.is_none() {
+            self.receive(deadline, |frame| {
+                if frame.sequence == sequence {
+                    answer = match frame.kind() {
+                        Kind::Object => Some(Ok(object(frame))),
+                        Kind::Answer(outcome) | Kind::Done(outcome) => Some(outcome.map(|()| None)),
+                        Kind::Noop => None,
+                    }
+                }
+            })
+            .await?;
+        }
+        self.unfinished = false;
+        Ok(answer.unwrap_or(Ok(None)))
+    }
+
+    /// Sends as many of `requests` as fit and appends one result for each of them, also when it fails.
+    async fn batch_once(
+        &mut self,
+        requests: &mut Peekable<impl Iterator<Item = Request>>,
+        results: &mut Vec<Result<(), Refusal>>,
+    ) -> Result<(), Broken> {
+        self.begin()?;
+        let first = self.sequence.wrapping_add(1);
+        let mut answers = Vec::new();
+        while answers.len() < BATCH_REQUESTS
+            && self.output.len() < BATCH_BYTES
+            && let Some(request) = requests.next()
+        {
+            self.push(request.message, request.flags | NLM_F_ACK);
+            answers.push(None);
+        }
+        let outcome = self.send_and_collect(first, &mut answers).await;
+        let unanswered = outcome.as_ref().err().map_or(Refusal::new(libc::EIO), Broken::refusal);
+        results.extend(answers.into_iter().map(|answer| answer.unwrap_or_else(|| Err(unanswered.clone()))));
+        match outcome {
+            // The kernel has executed them all the same, so those that follow can be done.
+            Err(Broken::Io(error)) if error.raw_os_error() == Some(libc::ENOBUFS) => Ok(()),
+            outcome => outcome,
+        }
+    }
+
+    async fn send_and_collect(
+        &mut self,
+        first: u32,
+        answers: &mut [Option<Result<(), Refusal>>],
+    ) -> Result<(), Broken> {
+        self.send().await?;
+        let deadline = Instant::now() + DEADLINE;
+        let mut missing = answers.len();
+        while missing > 0 {
+            self.receive(deadline, |frame| {
+                let slot = answers.get_mut(frame.sequence.wrapping_sub(first) as usize);
+                if let (Some(slot @ None), Kind::Answer(outcome)) = (slot, frame.kind()) {
+                    *slot = Some(outcome);
+                    missing -= 1;
+                }
+            })
+            .await?;
+        }
+        self.unfinished = false;
+        Ok(())
+    }
+
+    /// Starts a call: on a new socket if the call before this one did not end.
+    fn begin(&mut self) -> Result<(), Broken> {
+        if self.unfinished {
+            self.socket = open().map_err(Broken::Io)?;
+        }
+        self.unfinished = true;
+        self.output.clear();
+        Ok(())
+    }
+
+    /// Adds a message to what is to be sent and gives its sequence number.
+    fn push(&mut self, message: RouteNetlinkMessage, flags: u16) -> u32 {
+        self.sequence = self.sequence.wrapping_add(1);
+        let mut message = NetlinkMessage::from(message);
+        message.header.flags = NLM_F_REQUEST | flags;
+        message.header.sequence_number = self.sequence;
+        message.finalize();
+        let start = self.output.len();
+        self.output.resize(start + message.buffer_len().next_multiple_of(4), 0);
+        message.serialize(&mut self.output[start..]);
+        self.sequence
+    }
+
+    async fn send(&mut self) -> Result<(), Broken> {
+        self.socket.send(&self.output).await.map(drop).map_err(Broken::Io)
+    }
+
+    /// Waits for a datagram and hands over its messages.
+    async fn receive(&mut self, deadline: Instant, mut take: impl FnMut(Frame)) -> Result<(), Broken> {
+        self.input.clear();
+        let received = timeout_at(deadline, self.socket.recv(&mut self.input)).await;
+        received.map_err(|_| Broken::TimedOut)?.map_err(Broken::Io)?;
+        for frame in frames(&self.input) {
+            take(frame.ok_or(Broken::Malformed)?);
+        }
+        Ok(())
+    }
+}
+
+/// The object in a message. One that cannot be decoded belongs to some exotic interface or route of somebody else,
+/// which must not keep us from seeing the rest.
+fn object(frame: Frame) -> Option<RouteNetlinkMessage> {
+    match NetlinkMessage::<RouteNetlinkMessage>::deserialize(frame.bytes) {
+        Ok(NetlinkMessage { payload: NetlinkPayload::InnerMessage(message), .. }) => Some(message),
+        Ok(_) => None,
+        Err(error) => {
+            tracing::debug!("skipped a netlink message that cannot be decoded: {error}");
+            None
+        }
+    }
+}
+
+fn named(what: &str, refusal: Refusal) -> KernelError {
+    KernelError::from_errno(what, refusal.errno, &refusal.explanation)
+}
+
+fn open() -> io::Result<TokioSocket> {
+    let mut socket = TokioSocket::new(NETLINK_ROUTE)?;
+    let inner = socket.socket_mut();
+    inner.bind_auto()?;
+    inner.connect(&SocketAddr::new(0, 0))?;
+    // Without strict checking (before Linux 4.20) dumps are not filtered, without these acknowledgements (before 4.3
+    // and 4.12) they are longer and explain nothing. All of that is coped with.
+    tolerate_unknown(inner.set_netlink_get_strict_chk(true))?;
+    tolerate_unknown(inner.set_cap_ack(true))?;
+    tolerate_unknown(inner.set_ext_ack(true))?;
+    enlarge_receive_buffer(inner)?;
+    Ok(socket)
+}
+
+fn tolerate_unknown(result: io::Result<()>) -> io::Result<()> {
+    match result {
+        Err(error) if error.raw_os_error() == Some(libc::ENOPROTOOPT) => Ok(()),
+        result => result,
+    }
+}
+
+/// Beyond `net.core.rmem_max` if we may (`CAP_NET_ADMIN`), else as far as that.
+fn enlarge_receive_buffer(socket: &Socket) -> io::Result<()> {
+    setsockopt(socket, sockopt::RcvBufForce, &RECEIVE_BUFFER)
+        .or_else(|_| setsockopt(socket, sockopt::RcvBuf, &RECEIVE_BUFFER))
+        .map_err(io::Error::from)
+}

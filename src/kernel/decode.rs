@@ -1,0 +1,293 @@
+//! From rtnetlink messages to the model.
+//!
+//! Old kernels ignore the filters of a dump, and a family that is switched off is answered with all families, so
+//! everything that was asked for is checked again here.
+
+use crate::model::iface::{DefaultRoute, Interface, InterfaceAddress};
+use crate::model::kernel_state::{Device, Found, Neighbor, Oif, Route, Scope, Vxlan};
+use crate::model::mac::VtepMac;
+use ipnet::IpNet;
+use rtnetlink::packet_route::AddressFamily;
+use rtnetlink::packet_route::address::{AddressAttribute, AddressFlags, AddressMessage};
+use rtnetlink::packet_route::link::{
+    InfoData, InfoVxlan, LinkAttribute, LinkFlags, LinkInfo, LinkLayerType, LinkMessage,
+};
+use rtnetlink::packet_route::neighbour::{NeighbourAddress, NeighbourAttribute, NeighbourMessage};
+use rtnetlink::packet_route::route::{
+    RouteAddress, RouteAttribute, RouteFlags, RouteHeader, RouteMessage, RouteNextHop, RouteType, RouteVia,
+};
+use std::net::{IpAddr, Ipv4Addr, Ipv6Addr};
+
+const NUD_NOARP: u16 = 0x40;
+const NUD_PERMANENT: u16 = 0x80;
+const RT_SCOPE_LINK: u8 = 253;
+
+/// The interface, still without its addresses.
+pub fn interface(message: &LinkMessage) -> Interface {
+    let mut interface = Interface {
+        index: message.header.index,
+        name: String::new(),
+        mtu: 0,
+        mac: None,
+        up: message.header.flags.contains(LinkFlags::Up),
+        addresses: Vec::new(),
+    };
+    for attribute in &message.attributes {
+        match attribute {
+            LinkAttribute::IfName(name) => interface.name.clone_from(name),
+            LinkAttribute::Mtu(mtu) => interface.mtu = *mtu,
+            LinkAttribute::Address(bytes) if message.header.link_layer_type == LinkLayerType::Ether => {
+                interface.mac = VtepMac::from_slice(bytes);
+            }
+            _ => {}
+        }
+    }
+    interface
+}
+
+/// An address with the index of its interface.
+pub fn interface_address(message: &AddressMessage) -> Option<(u32, InterfaceAddress)> {
+    let mut flags = AddressFlags::from_bits_retain(u32::from(message.header.flags.bits()));
+    let (mut local, mut address) = (None, None);
+    for attribute in &message.attributes {
+        match attribute {
+            AddressAttribute::Local(ip) => local = Some(*ip),
+            AddressAttribute::Address(ip) => address = Some(*ip),
+            AddressAttribute::Flags(all) => flags = *all,
+            _ => {}
+        }
+    }
+    // On a point-to-point link `Address` is the other end.
+    let net = IpNet::new(local.or(address)?, message.header.prefix_len).ok()?;
+    let address = InterfaceAddress {
+        net,
+        scope: message.header.scope.into(),
+        permanent: flags.contains(AddressFlags::Permanent),
+        deprecated: flags.contains(AddressFlags::Deprecated),
+        temporary: flags.contains(AddressFlags::Secondary),
+    };
+    Some((message.header.index, address))
+}
+
+/// An address of the device with this index, unless it is an IPv6 link-local one.
+pub fn device_address(message: &AddressMessage, index: u32) -> Option<IpNet> {
+    let (on, address) = interface_address(message)?;
+    let is_link_local = address.net.addr().is_ipv6() && address.scope == RT_SCOPE_LINK;
+    (on == index && !is_link_local).then_some(address.net)
+}
+
+/// What kind of device it is that has our name.
+pub fn found(message: &LinkMessage) -> Found {
+    let index = message.header.index;
+    let info = message.attributes.iter().find_map(|attribute| match attribute {
+        LinkAttribute::LinkInfo(info) => Some(info.as_slice()),
+        _ => None,
+    });
+    let (mut kind, mut vxlan) = ("physical".to_owned(), None);
+    for part in info.unwrap_or_default() {
+        match part {
+            LinkInfo::Kind(name) => kind = name.to_string(),
+            LinkInfo::Data(InfoData::Vxlan(data)) => vxlan = Some(tunnel(data)),
+            _ => {}
+        }
+    }
+    match vxlan {
+        None => Found::Other(index, kind),
+        Some(vxlan) => {
+            let Interface { name, mtu, mac, up, .. } = interface(message);
+            let mac = mac.unwrap_or(VtepMac([0; 6]));
+            Found::Vxlan(index, Device { name, mac, mtu, up, vxlan })
+        }
+    }
+}
+
+fn tunnel(data: &[InfoVxlan]) -> Vxlan {
+    let mut vxlan =
+        Vxlan { vni: 0, local: None, lower: 0, port: 0, learning: false, gbp: false, group: None, ttl: 0, ageing: 0 };
+    for part in data {
+        match part {
+            InfoVxlan::Id(vni) => vxlan.vni = *vni,
+            InfoVxlan::Local(ip) => vxlan.local = Some(IpAddr::V4(*ip)),
+            InfoVxlan::Local6(ip) => vxlan.local = Some(IpAddr::V6(*ip)),
+            InfoVxlan::Link(index) => vxlan.lower = *index,
+            InfoVxlan::Port(port) => vxlan.port = *port,
+            InfoVxlan::Learning(on) => vxlan.learning = *on,
+            InfoVxlan::Gbp => vxlan.gbp = true,
+            InfoVxlan::Group(ip) => vxlan.group = Some(IpAddr::V4(*ip)),
+            InfoVxlan::Group6(ip) => vxlan.group = Some(IpAddr::V6(*ip)),
+            InfoVxlan::Ttl(ttl) => vxlan.ttl = *ttl,
+            InfoVxlan::Ageing(seconds) => vxlan.ageing = *seconds,
+            _ => {}
+        }
+    }
+    vxlan
+}
+
+/// A neighbour on the device with this index, unless it is one that needs no resolution (multicast, say).
+pub fn neighbor(message: &NeighbourMessage, index: u32) -> Option<(IpAddr, Neighbor)> {
+    let state = u16::from(message.header.state);
+    if message.header.ifindex != index || state & NUD_NOARP != 0 {
+        return None;
+    }
+    let (mut ip, mut mac) = (None, None);
+    for attribute in &message.attributes {
+        match attribute {
+            NeighbourAttribute::Destination(NeighbourAddress::Inet(v4)) => ip = Some(IpAddr::V4(*v4)),
+            NeighbourAttribute::Destination(NeighbourAddress::Inet6(v6)) => ip = Some(IpAddr::V6(*v6)),
+            NeighbourAttribute::LinkLayerAddress(bytes) => mac = VtepMac::from_slice(bytes),
+            _ => {}
+        }
+    }
+    Some((ip?, Neighbor { mac, permanent: state & NUD_PERMANENT != 0 }))
+}
+
+/// A permanent FDB entry of the device with this index. The destination is `None` when it is more than an address
+/// (a port, a VNI or a device of its own, or a nexthop group), which none of ours is.
+pub fn fdb_entry(message: &NeighbourMessage, index: u32) -> Option<(VtepMac, Option<IpAddr>)> {
+    let permanent = u16::from(message.header.state) & NUD_PERMANENT != 0;
+    if message.header.ifindex != index || message.header.family != AddressFamily::Bridge || !permanent {
+        return None;
+    }
+    let (mut mac, mut dst, mut plain) = (None, None, true);
+    for attribute in &message.attributes {
+        match attribute {
+            NeighbourAttribute::LinkLayerAddress(bytes) => mac = VtepMac::from_slice(bytes),
+            NeighbourAttribute::Destination(address) => dst = underlay_address(address),
+            NeighbourAttribute::Port(_) | NeighbourAttribute::Vni(_) | NeighbourAttribute::IfIndex(_) => plain = false,
+            _ => {}
+        }
+    }
+    Some((mac?, dst.filter(|_| plain)))
+}
+
+fn underlay_address(address: &NeighbourAddress) -> Option<IpAddr> {
+    match address {
+        NeighbourAddress::Inet(ip) => Some(IpAddr::V4(*ip)),
+        NeighbourAddress::Inet6(ip) => Some(IpAddr::V6(*ip)),
+        // This is what the family of a bridge leaves it as.
+        NeighbourAddress::Other(bytes) => <[u8; 4]>::try_from(bytes.as_slice())
+            .map(IpAddr::from)
+            .or_else(|_| <[u8; 16]>::try_from(bytes.as_slice()).map(IpAddr::from))
+            .ok(),
+        _ => None,
+    }
+}
+
+/// A next hop.
+struct Hop {
+    oif: u32,
+    gateway: Option<IpAddr>,
+}
+
+/// A unicast route of table main.
+struct Decoded {
+    dest: IpNet,
+    /// At least one.
+    hops: Vec<Hop>,
+    multipath: bool,
+    metric: u32,
+}
+
+/// Reads a route of `family`; `None` for other families, types and tables, and for routes that are chosen by more
+/// than their destination (type of service, source): those are other routes than ours to the kernel, too.
+fn decode(message: &RouteMessage, family: AddressFamily) -> Option<Decoded> {
+    let header = &message.header;
+    let ours = header.address_family == family && header.kind == RouteType::Unicast;
+    if !ours || header.tos != 0 || header.source_prefix_length != 0 || header.flags.contains(RouteFlags::Cloned) {
+        return None;
+    }
+    let mut table = u32::from(header.table);
+    let (mut dest, mut metric, mut multipath) = (None, 0, None);
+    for attribute in &message.attributes {
+        match attribute {
+            RouteAttribute::Table(id) => table = *id,
+            RouteAttribute::Destination(address) => dest = ip(address),
+            RouteAttribute::Priority(priority) => metric = *priority,
+            RouteAttribute::MultiPath(hops) => multipath = Some(hops),
+            _ => {}
+        }
+    }
+    let dest = IpNet::new(dest.unwrap_or(unspecified(family)), header.destination_prefix_length).ok()?.trunc();
+    let hops = match multipath {
+        Some(hops) => hops.iter().map(next_hop).collect(),
+        None => vec![Hop { oif: oif(&message.attributes).unwrap_or(0), gateway: gateway(&message.attributes) }],
+    };
+    let main = table == u32::from(RouteHeader::RT_TABLE_MAIN) && !hops.is_empty();
+    main.then_some(Decoded { dest, hops, multipath: multipath.is_some(), metric })
+}
+
+fn next_hop(hop: &RouteNextHop) -> Hop {
+    Hop { oif: hop.interface_index, gateway: gateway(&hop.attributes) }
+}
+
+/// A route that leaves by the device with this index or leads into the overlay. One with several next hops, which is
+/// none of ours, is shown with its first.
+pub fn route(message: &RouteMessage, family: AddressFamily, index: Option<u32>, scope: &Scope) -> Option<Route> {
+    let route = decode(message, family)?;
+    let leaves_by_ours = route.hops.iter().any(|hop| Some(hop.oif) == index);
+    if !(leaves_by_ours || scope.covers(route.dest)) || is_kernels_own(route.dest) {
+        return None;
+    }
+    let hop = route.hops.first()?;
+    let ours = Some(hop.oif) == index && !route.multipath;
+    Some(Route {
+        dest: route.dest,
+        gateway: hop.gateway,
+        oif: if ours { Oif::Ours } else { Oif::Other(hop.oif) },
+        onlink: message.header.flags.contains(RouteFlags::Onlink),
+        metric: route.metric,
+        protocol: message.header.protocol.into(),
+    })
+}
+
+/// IPv6 link-local and multicast routes, which come with every interface.
+fn is_kernels_own(dest: IpNet) -> bool {
+    match dest.addr() {
+        IpAddr::V4(_) => false,
+        IpAddr::V6(ip) => ip.is_unicast_link_local() || ip.is_multicast(),
+    }
+}
+
+/// The next hops of a default route; nothing for other routes.
+pub fn default_routes(message: &RouteMessage, family: AddressFamily) -> Vec<DefaultRoute> {
+    let Some(route) = decode(message, family).filter(|route| route.dest.prefix_len() == 0) else { return vec![] };
+    let (metric, is_v6) = (route.metric, family == AddressFamily::Inet6);
+    route.hops.iter().map(|hop| DefaultRoute { oif: hop.oif, gateway: hop.gateway, metric, is_v6 }).collect()
+}
+
+/// The index of the interface by which a looked up route leaves; `None` for a blackhole and its like.
+pub fn way_out(message: &RouteMessage) -> Option<u32> {
+    let leads_on = matches!(
+        message.header.kind,
+        RouteType::Unicast | RouteType::Local | RouteType::Broadcast | RouteType::Anycast | RouteType::Multicast
+    );
+    oif(&message.attributes).filter(|_| leads_on)
+}
+
+fn oif(attributes: &[RouteAttribute]) -> Option<u32> {
+    attributes.iter().find_map(|attribute| match attribute {
+        RouteAttribute::Oif(index) => Some(*index),
+        _ => None,
+    })
+}
+
+fn gateway(attributes: &[RouteAttribute]) -> Option<IpAddr> {
+    attributes.iter().find_map(|attribute| match attribute {
+        RouteAttribute::Gateway(address) => ip(address),
+        RouteAttribute::Via(RouteVia::Inet(v4)) => Some(IpAddr::V4(*v4)),
+        RouteAttribute::Via(RouteVia::Inet6(v6)) => Some(IpAddr::V6(*v6)),
+        _ => None,
+    })
+}
+
+fn ip(address: &RouteAddress) -> Option<IpAddr> {
+    match address {
+        RouteAddress::Inet(v4) => Some(IpAddr::V4(*v4)),
+        RouteAddress::Inet6(v6) => Some(IpAddr::V6(*v6)),
+        _ => None,
+    }
+}
+
+fn unspecified(family: AddressFamily) -> IpAddr {
+    if family == AddressFamily::Inet6 { Ipv6Addr::UNSPECIFIED.into() } else { Ipv4Addr::UNSPECIFIED.into() }
+}

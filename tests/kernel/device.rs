@@ -1,0 +1,326 @@
+//! The device itself.
+
+use crate::lab::*;
+use flanneld::kernel::Kernel;
+use flanneld::model::kernel_state::{Device, Found};
+use flanneld::model::plan::Op;
+use nix::libc::{EEXIST, EINVAL, ENODEV, EOPNOTSUPP};
+use serde_json::{Value, json};
+
+/// What `ip` says about a device in the words of the model.
+fn seen(name: &str) -> Value {
+    let link = &ip_json(&format!("link show dev {name}"))[0];
+    let data = &link["linkinfo"]["info_data"];
+    let flags = link["flags"].as_array().expect("flags");
+    json!({
+        "kind": link["linkinfo"]["info_kind"], "mac": link["address"], "mtu": link["mtu"],
+        "up": flags.contains(&json!("UP")), "queue": link["txqlen"], "vni": data["id"],
+        "local": if data["local"].is_null() { &data["local6"] } else { &data["local"] },
+        "link": data["link"], "port": data["port"], "learning": data["learning"], "gbp": data["gbp"],
+        "ttl": data["ttl"], "ageing": data["ageing"], "checksum": data["udp_csum"],
+        "link-local": link["inet6_addr_gen_mode"],
+    })
+}
+
+/// What `ip` should say about it.
+fn expected(device: &Device) -> Value {
+    let vxlan = &device.vxlan;
+    json!({
+        "kind": "vxlan", "mac": device.mac.to_string(), "mtu": device.mtu, "up": device.up, "queue": null,
+        "vni": vxlan.vni, "local": vxlan.local, "link": "eth0", "port": vxlan.port, "learning": vxlan.learning,
+        "gbp": if vxlan.gbp { json!(true) } else { Value::Null }, "ttl": vxlan.ttl, "ageing": vxlan.ageing,
+        "checksum": true, "link-local": "none",
+    })
+}
+
+fn accept_ra(device: &str) -> String {
+    std::fs::read_to_string(format!("/proc/sys/net/ipv6/conf/{device}/accept_ra")).expect("accept_ra")
+}
+
+#[test]
+fn a_new_device_has_every_parameter_and_reads_back_as_it_was_made() {
+    on_a_new_host(async |mut lab| {
+        let usual = lab.device();
+        let mut unusual = lab.device();
+        unusual.vxlan.gbp = true;
+        unusual.vxlan.learning = true;
+        unusual.vxlan.ttl = 64;
+        unusual.vxlan.ageing = 100;
+        unusual.vxlan.port = 4789;
+        unusual.vxlan.vni = 4242;
+        unusual.mtu = 1300;
+        let mut v6 = lab.device();
+        v6.vxlan.local = Some(addr("fd31::1"));
+        v6.mtu = 1430;
+        for device in [usual, unusual, v6] {
+            lab.must(&[Op::CreateDevice(device.clone())]).await;
+            assert_eq!(seen("flannel.1"), expected(&device));
+            assert_eq!(accept_ra("flannel.1").trim(), "0");
+            assert!(!ip("addr show dev flannel.1").contains("inet"), "an address that nobody asked for");
+            let index = lab.index().await;
+            let have = lab.have().await;
+            assert_eq!(have.device, Some(Found::Vxlan(index, device)));
+            assert!(have.addresses.is_empty() && have.neighbors.is_empty() && have.fdb.is_empty());
+            lab.must(&[Op::DeleteDevice(index), Op::DeleteDevice(index)]).await;
+            assert_eq!(lab.have().await.device, None);
+        }
+    });
+}
+
+#[test]
+fn a_device_without_a_port_of_its_own_gets_the_kernels() {
+    on_a_new_host(async |mut lab| {
+        let mut want = lab.want();
+        if let Some(device) = &mut want.device {
+            device.vxlan.port = 0;
+        }
+        lab.reach(&want).await;
+        assert_eq!(seen("flannel.1")["port"], 8472);
+    });
+}
+
+#[test]
+fn parameters_change_in_place_and_nothing_on_the_device_is_lost() {
+    on_a_new_host(async |mut lab| {
+        ip("addr add 172.31.0.9/24 dev eth0");
+        let mut want = lab.want();
+        (0x0501..0x0506).for_each(|n| add_peer(&mut want, n));
+        lab.reach(&want).await;
+        let (index, before) = (lab.index().await, lab.have().await);
+        let changes: [fn(&mut Device); 6] = [
+            |device| device.vxlan.local = Some(addr("172.31.0.9")),
+            |device| device.vxlan.learning = true,
+            |device| device.vxlan.ageing = 77,
+            |device| device.vxlan.ttl = 9,
+            |device| device.vxlan.ttl = 0,
+            |device| device.mtu = 1400,
+        ];
+        for change in changes {
+            let device = want.device.as_mut().expect("a device");
+            change(device);
+            let device = device.clone();
+            assert_eq!(lab.plan(&want).await, [Op::ChangeDevice(index, device.clone())]);
+            lab.reach(&want).await;
+            assert_eq!(seen("flannel.1"), expected(&device));
+            let have = lab.have().await;
+            let same = (&have.neighbors, &have.fdb, &have.routes, &have.addresses)
+                == (&before.neighbors, &before.fdb, &before.routes, &before.addresses);
+            assert!(same && lab.index().await == index, "{have:?}");
+        }
+    });
+}
+
+#[test]
+fn a_new_mac_flushes_the_neighbours_and_nothing_else() {
+    on_a_new_host(async |mut lab| {
+        let mut want = lab.want();
+        add_peer(&mut want, 0x0501);
+        lab.reach(&want).await;
+        let (index, before) = (lab.index().await, lab.have().await);
+        let device = want.device.as_mut().expect("a device");
+        device.mac = mac("0e:99:00:00:00:01");
+        let device = device.clone();
+        lab.must(&[Op::ChangeDevice(index, device.clone())]).await;
+        assert_eq!(seen("flannel.1"), expected(&device));
+        let have = lab.have().await;
+        assert!(have.neighbors.is_empty());
+        assert_eq!((have.fdb, have.routes), (before.fdb, before.routes));
+        lab.reach(&want).await;
+    });
+}
+
+#[test]
+fn a_device_that_went_down_comes_up_and_gets_its_routes_back() {
+    on_a_new_host(async |mut lab| {
+        let mut want = lab.want();
+        add_peer(&mut want, 0x0501);
+        lab.reach(&want).await;
+        ip("link set flannel.1 down");
+        assert_eq!(lab.have().await.routes.len(), 0);
+        let index = lab.index().await;
+        lab.must(&[Op::ChangeDevice(index, lab.device())]).await;
+        lab.reach(&want).await;
+        assert_eq!(seen("flannel.1")["up"], true);
+    });
+}
+
+#[test]
+fn what_cannot_change_makes_a_new_device() {
+    on_a_new_host(async |mut lab| {
+        let mut want = lab.want();
+        add_peer(&mut want, 0x0501);
+        lab.reach(&want).await;
+        let changes: [fn(&mut Device); 3] =
+            [|device| device.vxlan.port = 4789, |device| device.vxlan.gbp = true, |device| device.vxlan.vni = 2];
+        for change in changes {
+            let index = lab.index().await;
+            change(want.device.as_mut().expect("a device"));
+            lab.reach(&want).await;
+            assert_ne!(lab.index().await, index);
+            assert_eq!(seen("flannel.1"), expected(want.device.as_ref().expect("a device")));
+        }
+        let index = lab.index().await;
+        want.device.as_mut().expect("a device").vxlan.lower =
+            ip_json("link show dev wire")[0]["ifindex"].as_u64().expect("an index") as u32;
+        lab.reach(&want).await;
+        assert_ne!(lab.index().await, index);
+    });
+}
+
+#[test]
+fn another_kind_of_device_in_our_place_is_replaced() {
+    on_a_new_host(async |mut lab| {
+        for kind in ["bridge", "veth"] {
+            ip(&format!("link add flannel.1 type {kind}"));
+            ip("addr add 10.5.9.0/24 dev flannel.1");
+            let Some(Found::Other(_, found)) = lab.have().await.device else { panic!("{kind} not found") };
+            assert_eq!(found, kind);
+            let set = Op::SetNeighbor(addr("10.5.1.0"), mac("0e:00:00:00:00:01"));
+            assert_eq!(lab.try_all(&[set]).await, [Err(ENODEV)], "nothing is put on somebody else's device");
+            let mut want = lab.want();
+            add_peer(&mut want, 0x0501);
+            lab.reach(&want).await;
+            ip("link del flannel.1");
+        }
+    });
+}
+
+#[test]
+fn a_foreign_group_and_an_underlay_of_ipv6_are_seen() {
+    on_a_new_host(async |mut lab| {
+        ip("link add flannel.1 type vxlan id 1 group ff05::8 dev eth0 dstport 8472 ttl 3");
+        let Some(Found::Vxlan(_, device)) = lab.have().await.device else { panic!("not found") };
+        assert_eq!((device.vxlan.group, device.vxlan.local), (Some(addr("ff05::8")), None));
+        assert_eq!((device.vxlan.ttl, device.vxlan.learning, device.up), (3, true, false));
+        let fdb = lab.have().await.fdb;
+        // Its entry names the device below, so it is none that an operation of ours could have made or could delete.
+        assert_eq!(fdb[&mac("00:00:00:00:00:00")], [].into());
+        let want = lab.want();
+        lab.reach(&want).await;
+        assert_eq!(seen("flannel.1"), expected(&lab.device()));
+    });
+}
+
+#[test]
+fn refusals_say_why() {
+    on_a_new_host(async |mut lab| {
+        let index = lab.with_device().await;
+        let mut twin = lab.device();
+        twin.name = "flannel.2".to_owned();
+        let results = lab.kernel.apply(&lab.scope.clone(), &[Op::CreateDevice(twin)]).await;
+        let text = results[0].as_ref().expect_err("a second device with one VNI").to_string();
+        assert!(text.contains("create device flannel.2") && text.contains("specified VNI already exists"), "{text}");
+
+        let too_much = Device { mtu: 1501, ..lab.device() };
+        let other_vni =
+            Device { vxlan: flanneld::model::kernel_state::Vxlan { vni: 5, ..lab.device().vxlan }, ..lab.device() };
+        let ops = [
+            Op::CreateDevice(lab.device()),
+            Op::ChangeDevice(index, too_much),
+            Op::ChangeDevice(index, other_vni),
+            Op::ChangeDevice(index + 7, lab.device()),
+        ];
+        assert_eq!(lab.try_all(&ops).await, [Err(EEXIST), Err(EINVAL), Err(EOPNOTSUPP), Err(ENODEV)]);
+        assert_eq!(seen("flannel.1"), expected(&lab.device()), "refused changes change nothing");
+    });
+}
+
+#[test]
+fn without_a_device_deleting_succeeds_and_adding_fails() {
+    on_a_new_host(async |mut lab| {
+        let (peer, mac) = (addr("10.5.1.0"), mac("0e:00:00:00:00:01"));
+        let route = overlay_route(net("10.5.1.0/24"));
+        let elsewhere = flanneld::model::kernel_state::Route {
+            gateway: Some(addr("172.31.0.7")),
+            oif: flanneld::model::kernel_state::Oif::Other(lab.lower),
+            onlink: false,
+            ..route
+        };
+        let ops = [
+            Op::DeleteAddress(net("10.5.34.0/32")),
+            Op::DeleteNeighbor(peer),
+            Op::DeleteFdb(mac, addr("172.31.0.2")),
+            Op::DeleteRoute(route),
+            Op::AddRoute(elsewhere),
+            Op::AddRoute(route),
+            Op::SetFdb(mac, addr("172.31.0.2")),
+            Op::SetNeighbor(peer, mac),
+            Op::AddAddress(net("10.5.34.0/32")),
+        ];
+        let (ok, no) = (Ok(()), Err(ENODEV));
+        assert_eq!(lab.try_all(&ops).await, [ok, ok, ok, ok, ok, no, no, no, no]);
+        assert!(ip("route show").contains("10.5.1.0/24 via 172.31.0.7 dev eth0"));
+        let have = lab.have().await;
+        assert_eq!((have.device, have.routes[&route.dest].as_slice()), (None, &[elsewhere][..]));
+    });
+}
+
+#[test]
+fn the_host_is_seen_as_it_is() {
+    on_a_new_host(async |mut lab| {
+        ip("addr add 172.31.0.8/24 dev eth0");
+        ip("addr add 172.31.9.1 peer 172.31.9.2/32 dev eth0 valid_lft 500 preferred_lft 0");
+        ip("addr add 169.254.3.3/16 scope link dev eth0");
+        ip("route add default via 172.31.0.253 metric 50");
+        ip("route add default metric 10 nexthop via 172.31.0.251 nexthop via 172.31.0.252");
+        ip("-6 route add default via fd31::fe dev eth0 metric 20");
+        ip("route add default via 172.31.0.250 table 7");
+        ip("route add blackhole default metric 5");
+        let host = lab.kernel.host().await.expect("host");
+        let eth0 = host.interfaces.iter().find(|interface| interface.name == "eth0").expect("eth0");
+        assert_eq!((eth0.index, eth0.mtu, eth0.up), (lab.lower, 1500, true));
+        assert_eq!(json!(eth0.mac.expect("a MAC").to_string()), ip_json("link show dev eth0")[0]["address"]);
+        let lo = host.interfaces.iter().find(|interface| interface.name == "lo").expect("lo");
+        assert_eq!((lo.mac, lo.addresses[0].net, lo.addresses[0].scope), (None, net("127.0.0.1/8"), 254));
+        let find = |text: &str| *eth0.addresses.iter().find(|a| a.net == net(text)).expect(text);
+        assert!(find("172.31.0.1/24").permanent && !find("172.31.0.1/24").temporary);
+        assert!(find("172.31.0.8/24").temporary);
+        let leased = find("172.31.9.1/32");
+        assert!(!leased.permanent && leased.deprecated);
+        assert_eq!((find("169.254.3.3/16").scope, find("fd31::1/64").scope), (253, 0));
+        let defaults: Vec<_> = host.default_routes.iter().map(|r| (r.metric, r.gateway, r.oif, r.is_v6)).collect();
+        let route = |metric, gateway, is_v6| (metric, Some(addr(gateway)), lab.lower, is_v6);
+        assert_eq!(
+            defaults,
+            [
+                route(10, "172.31.0.251", false),
+                route(10, "172.31.0.252", false),
+                route(20, "fd31::fe", true),
+                route(50, "172.31.0.253", false),
+            ]
+        );
+    });
+}
+
+#[test]
+fn the_way_to_an_address_is_the_kernels() {
+    on_a_new_host(async |mut lab| {
+        ip("route add 10.1.0.0/16 via 172.31.0.9");
+        ip("route add 10.9.0.0/16 via 172.31.0.10");
+        ip("route add blackhole 10.2.0.0/16");
+        ip("route add unreachable 10.3.0.0/16");
+        ip("route add prohibit 10.4.0.0/16");
+        ip("-6 route add blackhole fd02::/16");
+        ip("-6 route add unreachable fd03::/16");
+        let eth0 = Some(lab.lower);
+        let ways = [
+            ("172.31.0.77", eth0),
+            ("10.1.2.3", eth0),
+            ("10.9.2.3", eth0),
+            ("fd31::9", eth0),
+            ("127.0.0.1", Some(1)),
+            ("172.31.0.1", Some(1)),
+            ("::1", Some(1)),
+            ("10.2.0.1", None),
+            ("10.3.0.1", None),
+            ("10.4.0.1", None),
+            ("8.8.8.8", None),
+            ("fd02::1", None),
+            ("fd03::1", None),
+            ("2001:db8::1", None),
+        ];
+        for (ip, way) in ways {
+            assert_eq!(lab.kernel.route_to(addr(ip)).await, Ok(way), "{ip}");
+        }
+    });
+}

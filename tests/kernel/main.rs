@@ -1,0 +1,7 @@
+//! The kernel as it is, in network namespaces; `ip` and `bridge` are the witnesses.
+
+mod device;
+mod entries;
+mod lab;
+mod plans;
+mod scale;

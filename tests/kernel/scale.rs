@@ -1,0 +1,58 @@
+//! Many peers.
+
+use crate::lab::*;
+use flanneld::model::plan::{Op, Plan};
+use std::time::{Duration, Instant};
+
+/// Joins `peers` peers, leaves them again, and prints how long each step took.
+async fn join_and_leave(mut lab: Lab, peers: u32) -> Duration {
+    lab.scope.networks = vec![net("10.0.0.0/8")];
+    let mut want = lab.want();
+    want.addresses = [net("10.255.255.0/32")].into();
+    lab.reach(&want).await;
+    (0..peers).for_each(|n| add_peer(&mut want, n));
+    let have = lab.have().await;
+    let ops: Vec<Op> = Plan::between(&have, &want, &lab.scope).steps.into_iter().map(|step| step.op).collect();
+    assert_eq!(ops.len() as u32, 3 * peers);
+
+    let start = Instant::now();
+    lab.must(&ops).await;
+    let applied = start.elapsed();
+    let start = Instant::now();
+    let have = lab.have().await;
+    let observed = start.elapsed();
+    let start = Instant::now();
+    let left = Plan::between(&have, &want, &lab.scope);
+    let planned = start.elapsed();
+    assert!(left.is_empty(), "{} steps left", left.steps.len());
+
+    want.neighbors.clear();
+    want.fdb.clear();
+    want.routes.clear();
+    let ops = lab.plan(&want).await;
+    assert_eq!(ops.len() as u32, 3 * peers);
+    let start = Instant::now();
+    lab.must(&ops).await;
+    let deleted = start.elapsed();
+    assert_eq!(lab.plan(&want).await, []);
+    println!(
+        "{peers} peers: applied in {applied:?}, observed in {observed:?}, compared in {planned:?}, gone in {deleted:?}"
+    );
+    applied + observed + deleted
+}
+
+#[test]
+fn five_thousand_peers_are_programmed_and_read_back() {
+    on_a_new_host(async |lab| {
+        let spent = join_and_leave(lab, 5000).await;
+        assert!(spent < Duration::from_secs(30), "{spent:?}");
+    });
+}
+
+#[test]
+#[ignore = "a measurement: run it by name, in release"]
+fn ten_and_fifty_thousand_peers() {
+    for peers in [10_000, 50_000] {
+        on_a_new_host(async move |lab| drop(join_and_leave(lab, peers).await));
+    }
+}
