@@ -75,6 +75,11 @@ fn is_definite(status: &Status) -> bool {
     code && status.source().is_none() && !status.message().contains("too many requests")
 }
 
+/// Whether the connection failed rather than whoever is behind it.
+pub(super) fn is_broken_connection(error: &Error) -> bool {
+    matches!(error, Error::GRpcStatus(status) if status.source().is_some())
+}
+
 /// What happened at a member, in a few words.
 pub(super) fn explain(error: &Error) -> String {
     let Error::GRpcStatus(status) = error else {

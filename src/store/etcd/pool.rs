@@ -13,7 +13,7 @@ use tokio::time::timeout;
 
 /// How long a member may take to accept a connection.
 const CONNECT: Duration = Duration::from_secs(2);
-/// How long a member may take for one call, connecting included.
+/// How long a member may take for one call, connecting included, and connecting anew if its connection was dead.
 const CALL: Duration = Duration::from_secs(4);
 /// Pings while a stream is open; etcd ends connections that ping more often than every 5 s.
 const PING: Duration = Duration::from_secs(5);
@@ -119,19 +119,25 @@ impl Member {
         index: usize,
         ask: &impl AsyncFn(Session) -> Result<T, Error>,
     ) -> Result<Result<T, Box<tonic::Status>>, String> {
-        let known = self.session.borrow().clone();
-        let is_new = known.is_none();
-        let session = match known {
-            Some(session) => session,
-            None => self.connect(index).await.map_err(|e| error::explain(&e))?,
-        };
-        let asked = async { timeout(CALL, ask(session)).await };
-        let (result, ()) = tokio::join!(asked, self.resolve(is_new));
-        match result {
+        match timeout(CALL, self.ask(index, ask)).await {
             Ok(Ok(value)) => Ok(Ok(value)),
-            Ok(Err(error)) => error::answer(error).map(Err).map_err(|e| error::explain(&e)),
+            Ok(Err(error)) => error::answer(error).map(Err).map_err(|error| error::explain(&error)),
             Err(_) => Err(format!("no answer within {} s", CALL.as_secs())),
         }
+    }
+
+    async fn ask<T>(&self, index: usize, ask: &impl AsyncFn(Session) -> Result<T, Error>) -> Result<T, Error> {
+        let known = self.session.borrow().clone();
+        if let Some(session) = known {
+            match ask(session).await {
+                // The connection may have been dead for long, the member need not be.
+                Err(error) if error::is_broken_connection(&error) => {}
+                result => return result,
+            }
+        }
+        let session = self.connect(index).await?;
+        let (result, ()) = tokio::join!(ask(session), self.resolve());
+        result
     }
 
     /// A client for this member; it dials when it is first used.
@@ -153,8 +159,8 @@ impl Member {
     }
 
     /// Learns the addresses behind a host name, if it can be done at once.
-    async fn resolve(&self, is_new: bool) {
-        if !is_new || self.host.parse::<IpAddr>().is_ok() {
+    async fn resolve(&self) {
+        if self.host.parse::<IpAddr>().is_ok() {
             return;
         }
         let lookup = tokio::net::lookup_host((self.host.as_str(), self.port));
