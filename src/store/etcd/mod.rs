@@ -1,0 +1,253 @@
+//! Leases in etcd's v3 API, in the keys and the form that flannel uses.
+
+mod error;
+mod keys;
+mod pool;
+mod watch;
+
+pub use watch::EtcdWatch;
+
+use super::{Guard, Life, Snapshot, Store, StoreError, Written};
+use crate::model::lease::{LeaseAttrs, LeaseId, Record, Revision};
+use crate::model::subnet::SubnetKey;
+use error::CallError;
+use etcd_client::{Error, GetOptions, GetResponse, LeaseGrantOptions, PutOptions, Txn, TxnOp, TxnOpResponse};
+use keys::Keys;
+use pool::{Pool, Session};
+use std::cell::Cell;
+use std::net::IpAddr;
+use std::rc::Rc;
+use std::time::Duration;
+
+/// How many keys are read at once: fewer cost more round trips, more make longer answers.
+const PAGE: i64 = 2000;
+/// How often a listing starts over before it gives up.
+const LISTINGS: usize = 8;
+
+/// Leases in etcd. Cheap to clone; clones share connections.
+#[derive(Clone)]
+pub struct EtcdStore {
+    pool: Rc<Pool>,
+    keys: Rc<Keys>,
+    /// Cluster and raft term of the last listing: another cluster or an earlier term is another history.
+    history: Rc<Cell<(u64, u64)>>,
+}
+
+impl EtcdStore {
+    /// A store at these members of one cluster, `http://host:port` each, with all keys under `prefix`. Dials nothing.
+    ///
+    /// # Errors
+    /// When there is no endpoint, or one is not of that form.
+    pub fn new(endpoints: Vec<String>, prefix: &str) -> Result<Self, StoreError> {
+        Ok(EtcdStore { pool: Rc::new(Pool::new(endpoints)?), keys: Rc::new(Keys::new(prefix)), history: Rc::default() })
+    }
+
+    async fn call<T>(&self, ask: impl AsyncFn(Session) -> Result<T, Error>) -> Result<T, StoreError> {
+        self.pool.call(ask).await.map_err(|error| self.error(error))
+    }
+
+    fn error(&self, error: CallError) -> StoreError {
+        error.into_store_error(&self.keys.prefix)
+    }
+
+    /// All pages at the revision of the first one.
+    async fn pages(&self, limit: i64) -> Result<Snapshot, CallError> {
+        let mut snapshot = Snapshot::default();
+        let mut from = self.keys.subnets();
+        loop {
+            let options = GetOptions::new().with_range(self.keys.subnets_end()).with_limit(limit);
+            let options = options.with_revision(snapshot.revision);
+            let page = self.pool.call(async |mut s| s.kv.get(from.clone(), Some(options.clone())).await).await?;
+            if let Some(header) = page.header().filter(|_| snapshot.revision == 0) {
+                snapshot.revision = header.revision();
+                self.history.set((header.cluster_id(), header.raft_term()));
+            }
+            snapshot.records.extend(page.kvs().iter().map(|kv| self.keys.record(kv)));
+            match page.kvs().last().filter(|_| page.more()) {
+                Some(last) => from = [last.key(), &[0]].concat(),
+                None => return Ok(snapshot),
+            }
+        }
+    }
+
+    /// Whether etcd has another history than the one in which `after` was read: a watch would be silent for long.
+    async fn is_other_history(&self, opened: &watch::Opened, after: Revision) -> Result<bool, StoreError> {
+        let Some((revision, cluster, term)) = opened.header() else { return Ok(false) };
+        let (known_cluster, known_term) = self.history.get();
+        if known_cluster != 0 && (cluster != known_cluster || term < known_term) {
+            return Ok(true);
+        }
+        if revision >= after {
+            return Ok(false);
+        }
+        // The member may lag behind: a read from a quorum tells.
+        let options = GetOptions::new().with_count_only();
+        let read = self.call(async |mut s| s.kv.get(self.keys.config(), Some(options.clone())).await).await?;
+        Ok(read.header().is_some_and(|header| header.revision() < after))
+    }
+
+    /// A new etcd lease. Its id is chosen here, so that asking again after a lost answer makes no second one.
+    async fn grant(&self, ttl: Duration) -> Result<LeaseId, StoreError> {
+        let id = rand::random_range(1..i64::MAX);
+        let seconds = ttl.as_secs() + u64::from(ttl.subsec_nanos() > 0);
+        let seconds = i64::try_from(seconds).unwrap_or(i64::MAX).max(1);
+        let options = LeaseGrantOptions::new().with_id(id);
+        let granted = self.pool.call(async |mut s| s.lease.grant(seconds, Some(options.clone())).await).await;
+        match granted {
+            Err(error) if !error.is_lease_exists() => Err(self.error(error)),
+            _ => Ok(LeaseId::new(id).expect("it is not 0")),
+        }
+    }
+
+    /// Puts the value if the guard holds; either way the key as it stands then comes back.
+    async fn put(
+        &self,
+        key: &[u8],
+        value: &[u8],
+        guard: Guard,
+        lease: Option<LeaseId>,
+    ) -> Result<(bool, Option<Stored>), CallError> {
+        let put = PutOptions::new().with_lease(raw(lease));
+        let txn = Txn::new()
+            .when([keys::guard(key, guard)])
+            .and_then([TxnOp::put(key, value, Some(put)), TxnOp::get(key, None)])
+            .or_else([TxnOp::get(key, None)]);
+        let done = self.pool.call(async |mut s| s.kv.txn(txn.clone()).await).await?;
+        let stored = done.op_responses().iter().find_map(|response| match response {
+            TxnOpResponse::Get(get) => self.stored(get),
+            _ => None,
+        });
+        Ok((done.succeeded(), stored))
+    }
+
+    async fn read(&self, key: &[u8]) -> Result<Option<Record>, StoreError> {
+        let read = self.call(async |mut s| s.kv.get(key, None).await).await?;
+        Ok(self.stored(&read).map(|stored| stored.record))
+    }
+
+    fn stored(&self, get: &GetResponse) -> Option<Stored> {
+        let kv = get.kvs().first()?;
+        Some(Stored { record: self.keys.record(kv), value: kv.value().to_vec(), lease: LeaseId::new(kv.lease()) })
+    }
+
+    /// Gives a lease back that nothing was written with. If that fails it expires by itself.
+    async fn revoke(&self, id: LeaseId) {
+        let revoked = self.pool.call(async |mut s| s.lease.revoke(id.0.get()).await).await;
+        if let Err(error) = revoked.map_err(|error| error.to_string()) {
+            tracing::debug!("etcd lease {id} is left to expire: {error}");
+        }
+    }
+}
+
+/// A key with what a retry needs to recognise its own earlier write.
+struct Stored {
+    record: Record,
+    value: Vec<u8>,
+    lease: Option<LeaseId>,
+}
+
+fn raw(lease: Option<LeaseId>) -> i64 {
+    lease.map_or(0, |id| id.0.get())
+}
+
+impl Store for EtcdStore {
+    type Watch = EtcdWatch;
+
+    async fn config(&self) -> Result<Option<Vec<u8>>, StoreError> {
+        let read = self.call(async |mut s| s.kv.get(self.keys.config(), None).await).await?;
+        Ok(read.kvs().first().map(|kv| kv.value().to_vec()))
+    }
+
+    async fn list(&self) -> Result<Snapshot, StoreError> {
+        let mut limit = PAGE;
+        for _ in 0..LISTINGS {
+            match self.pages(limit).await {
+                Ok(snapshot) => return Ok(snapshot),
+                Err(error) if error.is_no_such_revision() => {}
+                Err(error) if error.is_too_large() => limit = (limit / 10).max(1),
+                Err(error) => return Err(self.error(error)),
+            }
+        }
+        Err(StoreError::Unavailable("etcd's keys cannot be listed: too large, or compacted too fast".into()))
+    }
+
+    async fn watch(&self, after: Revision) -> Result<EtcdWatch, StoreError> {
+        let opened = self.call(async |session| watch::Opened::open(session, &self.keys, after).await).await?;
+        if self.is_other_history(&opened, after).await? {
+            return Err(StoreError::Compacted(after));
+        }
+        opened.start(self.pool.clone(), self.keys.clone())
+    }
+
+    async fn write(
+        &self,
+        subnet: SubnetKey,
+        attrs: &LeaseAttrs,
+        guard: Guard,
+        life: Life,
+    ) -> Result<Written, StoreError> {
+        let (key, value) = (self.keys.subnet(subnet), attrs.to_json().into_bytes());
+        let lease = match life {
+            Life::Grant(ttl) => Some(self.grant(ttl).await?),
+            Life::Keep(id) => Some(id),
+            Life::Forever => None,
+        };
+        let (succeeded, stored) = match self.put(&key, &value, guard, lease).await {
+            Ok(done) => done,
+            Err(error) if error.is_lease_not_found() => return Ok(Written::Lost(self.read(&key).await?)),
+            Err(error) => return Err(self.error(error)),
+        };
+        match stored {
+            // The guard of a repeated write does not hold if its first try, whose answer was lost, did the work.
+            Some(stored) if succeeded || (stored.value == value && stored.lease == lease) => {
+                Ok(Written::Done(stored.record))
+            }
+            stored => {
+                let holds_nothing = stored.as_ref().is_none_or(|stored| stored.lease != lease);
+                if let (Life::Grant(_), Some(id), true) = (life, lease, holds_nothing) {
+                    self.revoke(id).await;
+                }
+                Ok(Written::Lost(stored.map(|stored| stored.record)))
+            }
+        }
+    }
+
+    async fn remove(&self, subnet: SubnetKey, unchanged: Revision) -> Result<bool, StoreError> {
+        let key = self.keys.subnet(subnet);
+        let txn = Txn::new()
+            .when([keys::guard(&key, Guard::Unchanged(unchanged))])
+            .and_then([TxnOp::delete(key.clone(), None)])
+            .or_else([TxnOp::get(key.clone(), None)]);
+        let tries = Cell::new(0);
+        let done = self
+            .call(async |mut session| {
+                tries.set(tries.get() + 1);
+                session.kv.txn(txn.clone()).await
+            })
+            .await?;
+        let is_gone = done.op_responses().iter().any(|r| matches!(r, TxnOpResponse::Get(get) if get.kvs().is_empty()));
+        // A first try whose answer was lost may have deleted it.
+        Ok(done.succeeded() || (is_gone && tries.get() > 1))
+    }
+
+    async fn keep_alive(&self, id: LeaseId) -> Result<Option<Duration>, StoreError> {
+        let ttl = self.call(async |session| renew(session, id).await).await?;
+        Ok(ttl.map(Duration::from_secs))
+    }
+
+    fn addresses(&self) -> Vec<IpAddr> {
+        self.pool.addresses()
+    }
+}
+
+/// One renewal; `None` if there is no such lease. etcd-client renews once by opening the stream, but keeps the time
+/// to live to itself: a second renewal tells.
+async fn renew(mut session: Session, id: LeaseId) -> Result<Option<u64>, Error> {
+    let (mut keeper, mut answers) = match session.lease.keep_alive(id.0.get()).await {
+        Err(Error::LeaseKeepAliveError(text)) if text.contains("lease not found") => return Ok(None),
+        opened => opened?,
+    };
+    keeper.keep_alive().await?;
+    let answer = answers.message().await?.ok_or_else(|| Error::LeaseKeepAliveError("the stream ended".into()))?;
+    Ok(u64::try_from(answer.ttl()).ok().filter(|ttl| *ttl > 0))
+}

@@ -1,0 +1,212 @@
+//! The members of an etcd cluster, of which one is asked until it fails.
+//!
+//! etcd-client balances over its endpoints and never leaves out a dead one: with one of two members down a third of
+//! all calls fails. So each member gets a client of its own, and this pool chooses among them.
+
+use super::error::{self, CallError};
+use crate::store::StoreError;
+use etcd_client::{Client, ConnectOptions, Error, KvClient, LeaseClient, WatchClient};
+use std::cell::{Cell, RefCell};
+use std::net::IpAddr;
+use std::time::Duration;
+use tokio::time::timeout;
+
+/// How long a member may take to accept a connection.
+const CONNECT: Duration = Duration::from_secs(2);
+/// How long a member may take for one call, connecting included, and connecting anew if its connection was dead.
+const CALL: Duration = Duration::from_secs(4);
+/// Pings while a stream is open; etcd ends connections that ping more often than every 5 s.
+const PING: Duration = Duration::from_secs(5);
+/// How long a ping may stay unanswered.
+const PONG: Duration = Duration::from_secs(3);
+/// The longest answer that is read; tonic's own limit is 4 MiB, that is some 19,000 leases.
+const LARGEST_ANSWER: usize = 128 << 20;
+
+/// All members, one of them pinned.
+pub(super) struct Pool {
+    members: Vec<Member>,
+    pinned: Cell<usize>,
+}
+
+struct Member {
+    url: String,
+    host: String,
+    port: u16,
+    session: RefCell<Option<Session>>,
+    resolved: RefCell<Vec<IpAddr>>,
+}
+
+/// A connection to one member.
+#[derive(Clone)]
+pub(super) struct Session {
+    /// The member's place in the pool.
+    pub(super) member: usize,
+    /// Reads and writes.
+    pub(super) kv: KvClient,
+    /// Leases.
+    pub(super) lease: LeaseClient,
+    /// Watches.
+    pub(super) watch: WatchClient,
+}
+
+impl Pool {
+    /// A pool of these members, `http://host:port` each. Nothing is dialled.
+    pub(super) fn new(endpoints: Vec<String>) -> Result<Self, StoreError> {
+        if endpoints.is_empty() {
+            return Err(StoreError::Refused("no etcd endpoint is given".into()));
+        }
+        let members = endpoints.into_iter().map(Member::new).collect::<Result<_, _>>()?;
+        Ok(Pool { members, pinned: Cell::new(0) })
+    }
+
+    /// Asks the pinned member, then the others in turn, each once, until one answers; that one is pinned.
+    pub(super) async fn call<T>(&self, ask: impl AsyncFn(Session) -> Result<T, Error>) -> Result<T, CallError> {
+        let first = self.pinned.get();
+        let mut failures = Vec::new();
+        for step in 0..self.members.len() {
+            let index = (first + step) % self.members.len();
+            let member = &self.members[index];
+            match member.call(index, &ask).await {
+                Ok(answer) => {
+                    self.pinned.set(index);
+                    return answer.map_err(CallError::Answer);
+                }
+                Err(what) => {
+                    tracing::debug!("{}: {what}", member.url);
+                    failures.push(format!("{}: {what}", member.url));
+                    self.leave(index);
+                }
+            }
+        }
+        Err(CallError::NoAnswer(failures.join("; ")))
+    }
+
+    /// Makes the next call go to another member than this one, which failed.
+    pub(super) fn leave(&self, member: usize) {
+        self.members[member].session.take();
+        if self.pinned.get() == member {
+            self.pinned.set((member + 1) % self.members.len());
+        }
+    }
+
+    /// The name of a member, for messages.
+    pub(super) fn url(&self, member: usize) -> &str {
+        &self.members[member].url
+    }
+
+    /// The addresses of all members, as far as known.
+    pub(super) fn addresses(&self) -> Vec<IpAddr> {
+        let mut all: Vec<IpAddr> = self.members.iter().flat_map(|m| m.resolved.borrow().clone()).collect();
+        all.sort_unstable();
+        all.dedup();
+        all
+    }
+}
+
+impl Member {
+    fn new(url: String) -> Result<Self, StoreError> {
+        let broken = || StoreError::Refused(format!("{url:?} is no etcd endpoint: http://host:port is wanted"));
+        let uri: hyper::Uri = url.parse().map_err(|_| broken())?;
+        let host = uri.host().ok_or_else(broken)?.trim_matches(['[', ']']).to_owned();
+        let port = uri.port_u16().ok_or_else(broken)?;
+        let resolved = RefCell::new(host.parse().into_iter().collect());
+        Ok(Member { url, host, port, session: RefCell::new(None), resolved })
+    }
+
+    /// One call at this member: what the cluster answered, or what went wrong here.
+    async fn call<T>(
+        &self,
+        index: usize,
+        ask: &impl AsyncFn(Session) -> Result<T, Error>,
+    ) -> Result<Result<T, Box<tonic::Status>>, String> {
+        match timeout(CALL, self.ask(index, ask)).await {
+            Ok(Ok(value)) => Ok(Ok(value)),
+            Ok(Err(error)) => error::answer(error).map(Err).map_err(|error| error::explain(&error)),
+            Err(_) => Err(format!("no answer within {} s", CALL.as_secs())),
+        }
+    }
+
+    async fn ask<T>(&self, index: usize, ask: &impl AsyncFn(Session) -> Result<T, Error>) -> Result<T, Error> {
+        let known = self.session.borrow().clone();
+        if let Some(session) = known {
+            match ask(session).await {
+                // The connection may have been dead for long, the member need not be.
+                Err(error) if error::is_broken_connection(&error) => {}
+                result => return result,
+            }
+        }
+        let session = self.connect(index).await?;
+        let (result, ()) = tokio::join!(ask(session), self.resolve());
+        result
+    }
+
+    /// A client for this member; it dials when it is first used.
+    async fn connect(&self, index: usize) -> Result<Session, Error> {
+        let options = ConnectOptions::new()
+            .with_connect_timeout(CONNECT)
+            .with_keep_alive(PING, PONG)
+            .with_keep_alive_while_idle(false)
+            .with_require_leader(true);
+        let client = Client::connect([&self.url], Some(options)).await?;
+        let session = Session {
+            member: index,
+            kv: client.kv_client().max_decoding_message_size(LARGEST_ANSWER),
+            lease: client.lease_client(),
+            watch: client.watch_client().max_decoding_message_size(LARGEST_ANSWER),
+        };
+        self.session.replace(Some(session.clone()));
+        Ok(session)
+    }
+
+    /// Learns the addresses behind a host name, if it can be done at once.
+    async fn resolve(&self) {
+        if self.host.parse::<IpAddr>().is_ok() {
+            return;
+        }
+        let lookup = tokio::net::lookup_host((self.host.as_str(), self.port));
+        if let Ok(Ok(found)) = timeout(CONNECT, lookup).await {
+            self.resolved.replace(found.map(|address| address.ip()).collect());
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn pool(urls: &[&str]) -> Pool {
+        Pool::new(urls.iter().map(|url| url.to_string()).collect()).unwrap()
+    }
+
+    #[test]
+    fn addresses_are_known_before_anything_is_dialled() {
+        let pool = pool(&["http://10.0.0.2:2379", "http://[fd00::1]:2379", "http://etcd.example:2379"]);
+        assert_eq!(pool.addresses(), ["10.0.0.2", "fd00::1"].map(|a| a.parse::<IpAddr>().unwrap()));
+    }
+
+    #[test]
+    fn what_is_no_endpoint_is_refused() {
+        assert!(Pool::new(Vec::new()).is_err());
+        assert!(Pool::new(vec!["http://10.0.0.2".into()]).is_err());
+        assert!(Pool::new(vec!["nonsense".into()]).is_err());
+    }
+
+    #[test]
+    fn leaving_a_member_twice_skips_no_other() {
+        let pool = pool(&["http://10.0.0.2:1", "http://10.0.0.2:2", "http://10.0.0.2:3"]);
+        pool.leave(0);
+        pool.leave(0);
+        assert_eq!(pool.pinned.get(), 1);
+        pool.leave(2);
+        assert_eq!(pool.pinned.get(), 1);
+    }
+
+    #[tokio::test]
+    async fn names_are_resolved_when_they_are_first_used() {
+        let pool = pool(&["http://localhost:1"]);
+        assert!(pool.addresses().is_empty());
+        let error = pool.call(async |mut session| session.kv.get("x", None).await).await.unwrap_err();
+        assert_eq!(error.to_string(), "http://localhost:1: connection refused");
+        assert!(pool.addresses().iter().all(IpAddr::is_loopback) && !pool.addresses().is_empty());
+    }
+}
