@@ -87,7 +87,8 @@ impl LeaseSet {
         }
         self.records.extend(listed);
         for name in absent {
-            if !self.held.contains_key(&name) && !(doubtful && Some(&*name) != own) {
+            let holds = doubtful && Some(&*name) != own;
+            if !holds && !self.held.contains_key(&name) {
                 self.records.remove(&name);
                 changed.insert(name);
             } else {

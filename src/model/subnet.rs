@@ -125,7 +125,7 @@ impl SubnetRange {
         net.addr().is_ipv6() == self.is_v6
             && net.prefix_len() == self.len
             && (self.min..=self.max).contains(&start)
-            && (start - self.min) % self.step() == 0
+            && (start - self.min).is_multiple_of(self.step())
     }
 
     /// How many subnets the range has.

@@ -21,10 +21,12 @@ fn attrs(host: u8) -> LeaseAttrs {
 }
 
 fn deleted(changes: &Changes) -> Vec<&str> {
-    let name = |change| match change {
-        &Change::Delete { ref name, .. } => Some(name.as_str()),
-        Change::Put(_) => None,
-    };
+    fn name(change: &Change) -> Option<&str> {
+        match change {
+            Change::Delete { name, .. } => Some(name),
+            Change::Put(_) => None,
+        }
+    }
     changes.changes.iter().filter_map(name).collect()
 }
 
