@@ -12,6 +12,7 @@ pub mod env;
 pub mod keeper;
 pub mod peers;
 pub mod reconcile;
+pub mod retries;
 pub mod status;
 pub mod world;
 

@@ -1,14 +1,20 @@
 //! The loop: facts come in, what differs is found and applied, what failed is tried again.
+//!
+//! What the kernel holds is read in full at the start, and from then on kept in step by what the kernel reports, so
+//! one entry's repair costs one entry's work. It is read in full again when something happened that takes entries
+//! along without a word (the device, its addresses), when reports were lost, and from time to time to be sure.
 
 use super::env::{Backoff, Env, Notice};
 use super::keeper::{Address, Sighting};
 use super::peers::News;
+use super::retries::Retries;
 use super::status::{Board, Topic};
 use super::world::{Dirty, Own, World};
 use crate::files::EnvFiles;
-use crate::kernel::{Kernel, KernelError};
+use crate::kernel::{Event, Kernel, KernelError};
 use crate::model::kernel_state::Have;
 use crate::model::lease_set::{Change, Moment};
+use crate::model::mirror::Noticed;
 use crate::model::plan::{Key, Plan, Step};
 use crate::model::subnet::SubnetKey;
 use std::convert::Infallible;
@@ -17,8 +23,15 @@ use std::rc::Rc;
 use std::time::Duration;
 use tokio::sync::{mpsc, watch};
 
-/// How long the kernel's state is trusted before it is read again in full. Healing by notification comes on top.
-const FULL_READ_EVERY: Duration = Duration::from_secs(10);
+/// How long the kernel's state is trusted before it is read again in full, at least.
+const FULL_READ_EVERY: Duration = Duration::from_secs(60);
+
+/// A full read may take this share of the time.
+const FULL_READ_SHARE: u32 = 1000;
+
+/// How soon the host's interfaces are looked at again after one that is not ours changed. Containers come and go in
+/// bursts.
+const HOST_READ_AFTER: Duration = Duration::from_millis(100);
 
 /// How often the loop turns when nothing happens: for the watchdog and `/healthz`.
 const TURN_EVERY: Duration = Duration::from_secs(5);
@@ -52,9 +65,17 @@ pub struct Reconciler<K> {
 /// What the loop remembers from turn to turn.
 struct Progress {
     have: Have,
-    dirty: Dirty,
-    read_again_at: Moment,
-    backoff: Backoff,
+    /// What may differ because the facts changed.
+    news: Dirty,
+    /// What may differ because somebody changed the kernel, and since when that is known.
+    damage: Dirty,
+    damaged_at: Moment,
+    retries: Retries,
+    read_at: Moment,
+    read_host_at: Option<Moment>,
+    /// While the external interface is gone nothing can be right, and nothing is touched.
+    nic_is_gone: bool,
+    unreadable: Backoff,
     give_up_on_peers_at: Moment,
 }
 
@@ -64,32 +85,51 @@ impl<K: Kernel> Reconciler<K> {
         let now = self.env.now();
         let mut progress = Progress {
             have: Have::default(),
-            dirty: Dirty::All,
-            read_again_at: now,
-            backoff: Backoff::new(Duration::from_millis(100), FULL_READ_EVERY),
+            news: Dirty::All,
+            damage: Dirty::default(),
+            damaged_at: now,
+            retries: Retries::default(),
+            read_at: now,
+            read_host_at: None,
+            nic_is_gone: false,
+            unreadable: Backoff::new(Duration::from_millis(100), Duration::from_secs(10)),
             give_up_on_peers_at: now + PATIENCE_FOR_PEERS,
         };
         loop {
             self.turn(&mut progress).await;
-            let pause = progress.read_again_at.saturating_sub(self.env.now()).min(TURN_EVERY);
+            let pause = self.pause(&progress);
             tokio::select! {
                 Some(first) = news.recv() => {
-                    self.take(first, &mut progress.dirty);
+                    self.take(first, &mut progress.news);
                     while let Ok(more) = news.try_recv() {
-                        self.take(more, &mut progress.dirty);
+                        self.take(more, &mut progress.news);
                     }
                 }
+                () = self.kernel.changed() => {}
                 () = tokio::time::sleep(pause) => {}
             }
         }
     }
 
+    fn pause(&self, progress: &Progress) -> Duration {
+        let due = [Some(progress.read_at), progress.read_host_at, progress.retries.next()];
+        let next = due.into_iter().flatten().min().unwrap_or(progress.read_at);
+        next.saturating_sub(self.env.now()).min(TURN_EVERY)
+    }
+
     async fn turn(&mut self, progress: &mut Progress) {
         let now = self.env.now();
-        progress.dirty.merge(self.world.expire(now));
-        let readable = if now >= progress.read_again_at { self.read(progress).await } else { true };
-        if readable && !progress.dirty.is_clean() {
-            self.apply(progress).await;
+        self.notice(progress, now);
+        let over = self.world.expire(now);
+        progress.news.merge(over);
+        let mut readable = true;
+        if now >= progress.read_at {
+            readable = self.read(progress).await;
+        } else if progress.read_host_at.is_some_and(|at| now >= at) {
+            readable = self.read_host(progress).await.is_ok();
+        }
+        if readable && !progress.nic_is_gone {
+            self.reconcile(progress).await;
         }
         self.write_files();
         let (tally, held) = (self.world.tally(), self.world.leases().held().count());
@@ -130,99 +170,186 @@ impl<K: Kernel> Reconciler<K> {
         }
     }
 
+    /// Takes in what the kernel reports. All of it, always: only the end of the reports is the kernel's state.
+    fn notice(&mut self, progress: &mut Progress, now: Moment) {
+        let nic = &self.world.own().nic;
+        for event in self.kernel.take_changes(&self.world.scope()) {
+            if progress.damage.is_clean() {
+                progress.damaged_at = now;
+            }
+            match event {
+                Event::Entry(observed) => match progress.have.notice(&observed) {
+                    Noticed::Nothing => {}
+                    Noticed::Key(key) => progress.damage.merge(Dirty::Keys([key].into())),
+                    Noticed::Doubt => progress.read_at = now,
+                },
+                Event::Device => progress.read_at = now,
+                Event::Host { index, name } if index == nic.index || name.as_ref() == Some(&nic.name) => {
+                    progress.read_host_at = Some(now);
+                }
+                Event::Host { .. } => {
+                    progress.read_host_at.get_or_insert(now + HOST_READ_AFTER);
+                }
+                Event::Overrun => {
+                    tracing::info!("the kernel's reports came faster than they were read: reading everything");
+                    self.board.update(|status| status.overruns += 1);
+                    progress.read_at = now;
+                }
+            }
+        }
+    }
+
     /// Reads in full what the kernel holds; tells whether it could.
     async fn read(&mut self, progress: &mut Progress) -> bool {
+        // What was reported before the reading is in it.
+        drop(self.kernel.take_changes(&self.world.scope()));
         self.files.doubt();
-        let outcome = self.try_read().await;
-        let pause = match &outcome {
-            Ok(_) => self.env.jittered(FULL_READ_EVERY),
-            Err(_) => progress.backoff.pause(&self.env),
+        let started = self.env.now();
+        let have = match self.read_host(progress).await {
+            Ok(()) => self.kernel.observe(&self.world.scope()).await,
+            Err(error) => Err(error),
         };
-        progress.read_again_at = self.env.now() + pause;
-        match outcome {
-            Ok(Some(have)) => {
-                (progress.have, progress.dirty) = (have, Dirty::All);
+        let now = self.env.now();
+        match have {
+            Ok(have) => {
+                if progress.damage.is_clean() {
+                    progress.damaged_at = started;
+                }
+                (progress.have, progress.damage) = (have, Dirty::All);
+                let rest = self.env.jittered(FULL_READ_EVERY.max((now - started) * FULL_READ_SHARE));
+                progress.read_at = now + rest;
+                progress.unreadable.reset();
+                self.board.update(|status| status.full_reads += 1);
                 true
             }
-            Ok(None) => false,
             Err(error) => {
                 self.board.trouble(Topic::Kernel, format!("the kernel's state cannot be read: {error}"));
+                progress.read_at = now + progress.unreadable.pause(&self.env);
                 false
             }
         }
     }
 
-    /// `None` while the external interface is gone: nothing can be right without it, and nothing is touched.
-    async fn try_read(&mut self) -> Result<Option<Have>, KernelError> {
+    /// Looks at the host's interfaces.
+    async fn read_host(&mut self, progress: &mut Progress) -> Result<(), KernelError> {
         let host = self.kernel.host().await?;
+        progress.read_host_at = None;
         let own = self.world.own().clone();
         let Some(nic) = own.nic.follow(&host, self.public_ip) else {
             let name = &own.nic.name;
             self.board
                 .trouble(Topic::Interface, format!("the external interface {name} is gone or has no IPv4 address"));
-            return Ok(None);
+            progress.nic_is_gone = true;
+            return Ok(());
         };
         self.board.over(Topic::Interface);
+        progress.nic_is_gone = false;
+        if nic != own.nic {
+            tracing::info!("external interface {nic}, it was {}", own.nic);
+        }
         let address = Address { public_ip: nic.public_ip, nic_mac: nic.mac };
         self.addresses.send_if_modified(|known| std::mem::replace(known, address) != address);
-        self.world.set_host(Own { nic, ..own }, host);
-        self.kernel.observe(&self.world.scope()).await.map(Some)
+        let changed = self.world.set_host(Own { nic, ..own }, host);
+        progress.news.merge(changed);
+        Ok(())
     }
 
-    /// Does what is to be done, and once more after the device changed: then it is read what the kernel made of it.
-    async fn apply(&mut self, progress: &mut Progress) {
-        for _ in 0..3 {
-            let (want, scope) = (self.world.want(), self.world.scope());
-            let plan = match &progress.dirty {
-                Dirty::All => Plan::between(&progress.have, want, &scope),
-                Dirty::Keys(keys) => {
-                    Plan::at(&keys.iter().copied().collect::<Vec<Key>>(), &progress.have, want, &scope)
-                }
+    /// Does what is to be done: the device first, and then, from what the kernel made of it, the rest.
+    async fn reconcile(&mut self, progress: &mut Progress) {
+        const ROUNDS: usize = 4;
+        for _ in 0..ROUNDS {
+            let Some(plan) = self.plan(progress) else { return };
+            let on_device = plan.touches_device();
+            let steps: Vec<&Step> = match on_device {
+                true => plan.steps.iter().filter(|step| step.op.is_on_device()).collect(),
+                false => plan.steps.iter().collect(),
             };
-            progress.dirty = Dirty::default();
-            if plan.is_empty() {
-                progress.backoff.reset();
-                self.board.over(Topic::Kernel);
+            self.execute(&steps, progress).await;
+            if on_device && !self.read(progress).await {
                 return;
             }
-            let failed = self.execute(&plan, &mut progress.have).await;
-            if let Some(reason) = failed {
-                self.board.trouble(Topic::Kernel, reason);
-                progress.read_again_at = self.env.now() + progress.backoff.pause(&self.env);
-                return;
-            }
-            if !plan.touches_device() {
-                progress.backoff.reset();
-                self.board.over(Topic::Kernel);
-                return;
-            }
-            if !self.read(progress).await {
-                return;
+            if !on_device {
+                (progress.news, progress.damage) = (Dirty::default(), Dirty::default());
             }
         }
     }
 
-    /// Applies a plan and keeps `have` in step; returns the first failure.
-    async fn execute(&mut self, plan: &Plan, have: &mut Have) -> Option<String> {
+    /// What is to be done now; `None` when there is nothing, or nothing that could be done yet.
+    fn plan(&self, progress: &mut Progress) -> Option<Plan> {
+        let now = self.env.now();
+        let due = progress.retries.next().is_some_and(|at| now >= at);
+        if progress.news.is_clean() && progress.damage.is_clean() && !due {
+            return None;
+        }
+        let (want, scope) = (self.world.want(), self.world.scope());
+        let mut plan = match (&progress.news, &progress.damage) {
+            (Dirty::Keys(news), Dirty::Keys(damage)) if !due => {
+                let keys: Vec<Key> = news.union(damage).copied().collect();
+                Plan::at(&keys, &progress.have, want, &scope)
+            }
+            _ => {
+                let plan = Plan::between(&progress.have, want, &scope);
+                progress.retries.keep_only(plan.steps.iter().map(|step| &step.op));
+                plan
+            }
+        };
+        let needs_device = !plan.steps.is_empty()
+            && !matches!(progress.have.device, Some(crate::model::kernel_state::Found::Vxlan(..)));
+        plan.steps.retain(|step| !progress.retries.postpone(&step.op, now));
+        let device_waits = needs_device && !plan.touches_device();
+        if plan.is_empty() || device_waits {
+            (progress.news, progress.damage) = (Dirty::default(), Dirty::default());
+            self.report_failures(progress);
+            return None;
+        }
+        Some(plan)
+    }
+
+    fn report_failures(&self, progress: &Progress) {
+        match progress.retries.describe() {
+            Some(failures) => self.board.trouble(Topic::Kernel, failures),
+            None => self.board.over(Topic::Kernel),
+        }
+    }
+
+    /// Applies steps and keeps `have` in step with what was done.
+    async fn execute(&mut self, steps: &[&Step], progress: &mut Progress) {
         let started = self.env.now();
-        let ops: Vec<_> = plan.steps.iter().map(|step| step.op.clone()).collect();
+        let ops: Vec<_> = steps.iter().map(|step| step.op.clone()).collect();
         let results = self.kernel.apply(&self.world.scope(), &ops).await;
-        let mut failures = Vec::new();
-        for (step, result) in plan.steps.iter().zip(results) {
+        let now = self.env.now();
+        let mut failures = 0;
+        let mut repairs = Vec::new();
+        let mut changes = Vec::new();
+        for (step, result) in steps.iter().zip(results) {
             match result {
-                Ok(()) => have.apply(&step.op, 0),
-                Err(error) => failures.push(format!("{} fails: {}", step.op, error.reason)),
+                Ok(()) => {
+                    progress.have.apply(&step.op, 0);
+                    progress.retries.succeeded(&step.op);
+                    if self.is_repair(step, progress) { repairs.push(*step) } else { changes.push(*step) }
+                }
+                Err(error) => {
+                    failures += 1;
+                    progress.retries.failed(&step.op, error.reason, &self.env);
+                    // What it left behind is not known: by the time of the next attempt it is.
+                    progress.read_at = progress.read_at.min(progress.retries.next().unwrap_or(now));
+                }
             }
         }
-        let done = plan.steps.len() - failures.len();
         self.board.update(|status| {
-            status.kernel_changes += done as u64;
-            status.kernel_failures += failures.len() as u64;
+            status.kernel_changes += changes.len() as u64;
+            status.repairs += repairs.len() as u64;
+            status.kernel_failures += failures;
         });
-        log(&plan.steps, failures.len(), self.env.now().saturating_sub(started));
-        let more = failures.len().saturating_sub(1);
-        let first = failures.into_iter().next()?;
-        Some(if more > 0 { format!("{first} (and {more} more)") } else { first })
+        log("", &changes, now - started);
+        log("repaired: ", &repairs, now.saturating_sub(progress.damaged_at));
+        self.report_failures(progress);
+    }
+
+    /// Whether a step makes good what somebody else did, not what the store or the host's interfaces ask for.
+    fn is_repair(&self, step: &Step, progress: &Progress) -> bool {
+        let key = step.op.key();
+        self.board.read().started && progress.damage.covers(&key) && !progress.news.covers(&key)
     }
 
     fn write_files(&mut self) {
@@ -238,28 +365,30 @@ impl<K: Kernel> Reconciler<K> {
         if self.board.read().started {
             return;
         }
-        let listed = self.world.leases().is_known() || self.env.now() >= progress.give_up_on_peers_at;
+        let listed = self.world.leases().is_known() && progress.news.is_clean();
+        let listed = listed || self.env.now() >= progress.give_up_on_peers_at;
         let plan = Plan::at(&[], &progress.have, self.world.want(), &self.world.scope());
-        if listed && !plan.touches_device() && self.files.are_written() {
+        let stands = !plan.touches_device() && !progress.nic_is_gone;
+        if listed && stands && self.files.are_written() {
             let (subnet, peers) = (self.world.own().subnet, self.world.tally().peers);
             tracing::info!(%subnet, peers, mtu = self.world.mtu(), "ready");
             self.board.update(|status| status.started = true);
             self.env.notify(Notice::Ready);
-        } else if progress.give_up_on_peers_at > self.env.now() {
+        } else {
             self.env.notify(Notice::StillStarting(PATIENCE_FOR_PEERS));
         }
     }
 }
 
-fn log(steps: &[Step], failures: usize, took: Duration) {
+fn log(kind: &str, steps: &[&Step], took: Duration) {
     if steps.len() <= LOGGED_ONE_BY_ONE {
         for Step { op, why } in steps {
-            tracing::info!(%why, "{op}");
+            tracing::info!(%why, ?took, "{kind}{op}");
         }
     } else {
         for Step { op, why } in steps {
-            tracing::debug!(%why, "{op}");
+            tracing::debug!(%why, "{kind}{op}");
         }
-        tracing::info!(changes = steps.len(), failures, ?took, "kernel brought in line");
+        tracing::info!(changes = steps.len(), ?took, "{kind}kernel brought in line");
     }
 }

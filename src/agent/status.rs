@@ -35,8 +35,14 @@ pub struct Status {
     pub leases: Tally,
     /// Peers whose entries stay although their keys have gone.
     pub held: usize,
-    /// Changes made to the kernel since the start.
+    /// Changes made to the kernel since the start because the facts changed.
     pub kernel_changes: u64,
+    /// Changes made since the start to make good what somebody else had done.
+    pub repairs: u64,
+    /// How often the kernel's state was read in full.
+    pub full_reads: u64,
+    /// How often reports of the kernel were lost.
+    pub overruns: u64,
     /// Changes that the kernel refused since the start.
     pub kernel_failures: u64,
     /// When the main loop last turned.

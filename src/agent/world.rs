@@ -51,6 +51,14 @@ impl Dirty {
         }
     }
 
+    /// Whether this object may differ.
+    pub fn covers(&self, key: &Key) -> bool {
+        match self {
+            Dirty::Keys(keys) => keys.contains(key),
+            Dirty::All => true,
+        }
+    }
+
     /// Whether nothing differs.
     pub fn is_clean(&self) -> bool {
         matches!(self, Dirty::Keys(keys) if keys.is_empty())

@@ -123,10 +123,10 @@ fn tunnel(data: &[InfoVxlan]) -> Vxlan {
     vxlan
 }
 
-/// A neighbour on the device with this index, unless it is one that needs no resolution (multicast, say).
-pub fn neighbor(message: &NeighbourMessage, index: u32) -> Option<(IpAddr, Neighbor)> {
+/// A neighbour on the device with this index; as none when it is one that needs no resolution (multicast, say).
+pub fn neighbor(message: &NeighbourMessage, index: u32) -> Option<(IpAddr, Option<Neighbor>)> {
     let state = u16::from(message.header.state);
-    if message.header.ifindex != index || state & NUD_NOARP != 0 {
+    if message.header.ifindex != index {
         return None;
     }
     let (mut ip, mut mac) = (None, None);
@@ -138,7 +138,17 @@ pub fn neighbor(message: &NeighbourMessage, index: u32) -> Option<(IpAddr, Neigh
             _ => {}
         }
     }
-    Some((ip?, Neighbor { mac, permanent: state & NUD_PERMANENT != 0 }))
+    let neighbor = Neighbor { mac, permanent: state & NUD_PERMANENT != 0 };
+    Some((ip?, (state & NUD_NOARP == 0).then_some(neighbor)))
+}
+
+/// The MAC of any FDB entry of the device with this index.
+pub fn fdb_mac(message: &NeighbourMessage, index: u32) -> Option<VtepMac> {
+    let mac = message.attributes.iter().find_map(|attribute| match attribute {
+        NeighbourAttribute::LinkLayerAddress(bytes) => VtepMac::from_slice(bytes),
+        _ => None,
+    });
+    mac.filter(|_| message.header.ifindex == index && message.header.family == AddressFamily::Bridge)
 }
 
 /// A permanent FDB entry of the device with this index. The destination is `None` when it is more than an address

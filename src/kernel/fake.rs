@@ -1,7 +1,7 @@
 //! A kernel in memory, for scenarios: it does what the real one does with our operations, counts them, and fails on
 //! demand.
 
-use super::{Kernel, KernelError};
+use super::{Event, Kernel, KernelError};
 use crate::model::iface::{HostView, Interface, InterfaceAddress};
 use crate::model::kernel_state::{Device, Found, Have, Oif, Scope};
 use crate::model::plan::Op;
@@ -11,6 +11,7 @@ use std::cell::RefCell;
 use std::collections::BTreeMap;
 use std::net::IpAddr;
 use std::rc::Rc;
+use tokio::sync::Notify;
 
 /// The port that the kernel gives a VXLAN device for which none was asked.
 const DEFAULT_PORT: u16 = 8472;
@@ -33,6 +34,8 @@ struct Inner {
     reads: usize,
     faults: Vec<Fault>,
     read_faults: Vec<i32>,
+    events: Vec<Event>,
+    bell: Rc<Notify>,
 }
 
 struct Fault {
@@ -65,14 +68,28 @@ impl FakeKernel {
         self.inner.borrow().have.get(device).cloned().unwrap_or_default()
     }
 
-    /// Lets somebody else change what the kernel holds about the device with this name.
+    /// Lets somebody else change what the kernel holds about the device with this name, and reports it.
     pub fn damage(&self, device: &str, change: impl FnOnce(&mut Have)) {
+        self.damage_silently(device, change);
+        self.report(Event::Device);
+    }
+
+    /// The same without a report, as some changes of the real kernel go.
+    pub fn damage_silently(&self, device: &str, change: impl FnOnce(&mut Have)) {
         change(self.inner.borrow_mut().have.entry(device.to_owned()).or_default());
+    }
+
+    /// Reports something.
+    pub fn report(&self, event: Event) {
+        let mut inner = self.inner.borrow_mut();
+        inner.events.push(event);
+        inner.bell.notify_one();
     }
 
     /// Lets somebody else change the host's own interfaces and default routes.
     pub fn change_host(&self, change: impl FnOnce(&mut HostView)) {
         change(&mut self.inner.borrow_mut().host);
+        self.report(Event::Host { index: 0, name: None });
     }
 
     /// Lets the device with this name vanish with all that is on it.
@@ -225,6 +242,20 @@ impl Kernel for FakeKernel {
     async fn apply(&mut self, scope: &Scope, ops: &[Op]) -> Vec<Result<(), KernelError>> {
         let mut inner = self.inner.borrow_mut();
         ops.iter().map(|op| inner.apply(&scope.device, op)).collect()
+    }
+
+    async fn changed(&mut self) {
+        loop {
+            let bell = self.inner.borrow().bell.clone();
+            if !self.inner.borrow().events.is_empty() {
+                return;
+            }
+            bell.notified().await;
+        }
+    }
+
+    fn take_changes(&mut self, _: &Scope) -> Vec<Event> {
+        std::mem::take(&mut self.inner.borrow_mut().events)
     }
 }
 

@@ -3,6 +3,7 @@
 mod decode;
 mod encode;
 pub mod fake;
+mod listener;
 pub mod netlink;
 pub mod socket;
 pub mod sysctl;
@@ -10,6 +11,7 @@ pub mod wire;
 
 use crate::model::iface::HostView;
 use crate::model::kernel_state::{Have, Scope};
+use crate::model::mirror::Observed;
 use crate::model::plan::Op;
 use std::io;
 use std::net::IpAddr;
@@ -35,6 +37,24 @@ impl KernelError {
     }
 }
 
+/// A change in the host's network state, whoever made it: our own are reported too.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub enum Event {
+    /// An entry that concerns us.
+    Entry(Observed),
+    /// Our device, or an address on it: may have taken entries along without a word.
+    Device,
+    /// Another interface, an address on it, or a default route (index 0).
+    Host {
+        /// Index of the interface.
+        index: u32,
+        /// Its name, when the change is one of the interface itself.
+        name: Option<String>,
+    },
+    /// Reports were lost.
+    Overrun,
+}
+
 /// The kernel, as far as the daemon needs it.
 #[allow(async_fn_in_trait, reason = "the daemon is one thread: no Send bounds are wanted")]
 pub trait Kernel {
@@ -50,4 +70,10 @@ pub trait Kernel {
     /// Does the operations in their order on the device named in `scope`, many to a system call. One result for each,
     /// in the same order; a failing one does not keep the others from being done. Deleting what is not there succeeds.
     async fn apply(&mut self, scope: &Scope, ops: &[Op]) -> Vec<Result<(), KernelError>>;
+
+    /// Waits until there are changes to be taken. Cancel-safe.
+    async fn changed(&mut self);
+
+    /// The changes reported so far, in their order. Those made by [`Kernel::apply`] are among them when it returns.
+    fn take_changes(&mut self, scope: &Scope) -> Vec<Event>;
 }

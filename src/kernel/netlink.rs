@@ -1,8 +1,9 @@
 //! The real kernel.
 
+use super::listener::Listener;
 use super::socket::NetlinkSocket;
 use super::wire::Refusal;
-use super::{Kernel, KernelError, decode, encode, sysctl};
+use super::{Event, Kernel, KernelError, decode, encode, sysctl};
 use crate::model::iface::HostView;
 use crate::model::kernel_state::{Device, Found, Have, Oif, Scope};
 use crate::model::plan::Op;
@@ -16,12 +17,15 @@ const OBSERVE_ATTEMPTS: u32 = 10;
 /// The kernel of the network namespace of the thread that made this.
 pub struct NetlinkKernel {
     socket: NetlinkSocket,
+    listener: Listener,
+    /// Index of our device when it was last seen: what is reported of it is told by that.
+    index: Option<u32>,
 }
 
 impl NetlinkKernel {
     /// Opens a netlink socket. Needs a tokio runtime.
     pub fn new() -> Result<Self, KernelError> {
-        Ok(NetlinkKernel { socket: NetlinkSocket::open()? })
+        Ok(NetlinkKernel { socket: NetlinkSocket::open()?, listener: Listener::open()?, index: None })
     }
 
     /// The device with this name, if there is one.
@@ -54,7 +58,8 @@ impl NetlinkKernel {
         }
         for message in self.socket.dump("dump neighbours", encode::dump_neighbors(index)).await? {
             if let Message::NewNeighbour(neighbor) = message {
-                have.neighbors.extend(decode::neighbor(&neighbor, index));
+                let found = decode::neighbor(&neighbor, index);
+                have.neighbors.extend(found.and_then(|(ip, neighbor)| Some((ip, neighbor?))));
             }
         }
         for message in self.socket.dump("dump FDB", encode::dump_fdb(index)).await? {
@@ -204,6 +209,7 @@ impl Kernel for NetlinkKernel {
                 result => {
                     let unchanged = self.device(&scope.device).await? == before;
                     if let (Ok(have), true) = (result, unchanged) {
+                        self.index = index_of(have.device.as_ref());
                         return Ok(have);
                     }
                 }
@@ -230,6 +236,14 @@ impl Kernel for NetlinkKernel {
         };
         entries.into_iter().zip(outcomes).for_each(|(at, outcome)| results[at] = outcome);
         results
+    }
+
+    async fn changed(&mut self) {
+        self.listener.readable().await
+    }
+
+    fn take_changes(&mut self, scope: &Scope) -> Vec<Event> {
+        self.listener.take(scope, self.index)
     }
 }
 

@@ -10,6 +10,7 @@ pub mod kernel_state;
 pub mod lease;
 pub mod lease_set;
 pub mod mac;
+pub mod mirror;
 pub mod plan;
 pub mod state_file;
 pub mod subnet;

@@ -3,7 +3,7 @@
 //! [`Plan::between`] compares everything; [`Plan::at`] compares only some keys, so that one peer's event costs one
 //! peer's work. Both ask the same per-key questions, so both come to the same answer for the same key.
 
-use super::kernel_state::{Device, Found, Have, Neighbor, Oif, PROTOCOL_KERNEL, Route, Scope, Want};
+use super::kernel_state::{Device, Found, Have, Oif, PROTOCOL_KERNEL, Route, Scope, Want};
 use super::mac::VtepMac;
 use ipnet::IpNet;
 use std::borrow::Cow;
@@ -110,11 +110,7 @@ impl Plan {
 
     /// Whether it changes the device or its addresses, on which everything else stands.
     pub fn touches_device(&self) -> bool {
-        let touches = |op: &Op| {
-            use Op::*;
-            matches!(op, DeleteDevice(_) | CreateDevice(_) | ChangeDevice(..) | AddAddress(_) | DeleteAddress(_))
-        };
-        self.steps.iter().any(|step| touches(&step.op))
+        self.steps.iter().any(|step| step.op.is_on_device())
     }
 
     /// Whether there is nothing to do.
@@ -335,6 +331,24 @@ impl Differences {
     }
 }
 
+impl Op {
+    /// Whether it changes the device or its addresses, on which everything else stands.
+    pub fn is_on_device(&self) -> bool {
+        matches!(self.key(), Key::Device | Key::Address(_))
+    }
+
+    /// What it is about.
+    pub fn key(&self) -> Key {
+        match self {
+            Op::DeleteDevice(_) | Op::CreateDevice(_) | Op::ChangeDevice(..) => Key::Device,
+            Op::AddAddress(address) | Op::DeleteAddress(address) => Key::Address(*address),
+            Op::SetNeighbor(ip, _) | Op::DeleteNeighbor(ip) => Key::Neighbor(*ip),
+            Op::SetFdb(mac, _) | Op::DeleteFdb(mac, _) => Key::Fdb(*mac),
+            Op::AddRoute(route) | Op::ReplaceRoute(route) | Op::DeleteRoute(route) => Key::Route(route.dest),
+        }
+    }
+}
+
 impl fmt::Display for Op {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         match self {
@@ -352,75 +366,6 @@ impl fmt::Display for Op {
             Op::AddRoute(route) => write!(f, "add route {route}"),
             Op::ReplaceRoute(route) => write!(f, "replace route {route}"),
             Op::DeleteRoute(route) => write!(f, "delete route {route}"),
-        }
-    }
-}
-
-impl Have {
-    /// What the kernel holds after it has done `op`; `index` is what it would give a new device.
-    pub fn apply(&mut self, op: &Op, index: u32) {
-        match op {
-            Op::DeleteDevice(_) => self.lose_device(),
-            Op::CreateDevice(device) => self.device = Some(Found::Vxlan(index, device.clone())),
-            Op::ChangeDevice(_, device) => self.change_device(device),
-            Op::AddAddress(address) => drop(self.addresses.insert(*address)),
-            Op::DeleteAddress(address) => drop(self.addresses.remove(address)),
-            Op::SetNeighbor(ip, mac) => {
-                let neighbor = Neighbor { mac: Some(*mac), permanent: true };
-                self.neighbors.insert(*ip, neighbor);
-            }
-            Op::DeleteNeighbor(ip) => drop(self.neighbors.remove(ip)),
-            Op::SetFdb(mac, dst) => drop(self.fdb.insert(*mac, [*dst].into())),
-            Op::DeleteFdb(mac, dst) => self.remove_fdb(mac, dst),
-            Op::AddRoute(route) => self.routes.entry(route.dest).or_default().push(*route),
-            Op::ReplaceRoute(route) => self.replace_route(route),
-            Op::DeleteRoute(route) => self.retain_routes(route.dest, |other| !other.same_path(route)),
-        }
-    }
-
-    fn lose_device(&mut self) {
-        self.device = None;
-        self.addresses.clear();
-        self.neighbors.clear();
-        self.fdb.clear();
-        self.routes.values_mut().for_each(|routes| routes.retain(|route| route.oif != Oif::Ours));
-        self.routes.retain(|_, routes| !routes.is_empty());
-    }
-
-    fn change_device(&mut self, device: &Device) {
-        if let Some(Found::Vxlan(_, have)) = &mut self.device {
-            if have.mac != device.mac {
-                self.neighbors.clear();
-            }
-            let port = have.vxlan.port;
-            *have = device.clone();
-            have.vxlan.port = port;
-        }
-    }
-
-    fn remove_fdb(&mut self, mac: &VtepMac, dst: &IpAddr) {
-        if let Some(destinations) = self.fdb.get_mut(mac) {
-            destinations.remove(dst);
-            if destinations.is_empty() {
-                self.fdb.remove(mac);
-            }
-        }
-    }
-
-    fn replace_route(&mut self, route: &Route) {
-        let routes = self.routes.entry(route.dest).or_default();
-        match routes.iter_mut().find(|other| other.metric == route.metric) {
-            Some(other) => *other = *route,
-            None => routes.push(*route),
-        }
-    }
-
-    fn retain_routes(&mut self, dest: IpNet, keep: impl Fn(&Route) -> bool) {
-        if let Some(routes) = self.routes.get_mut(&dest) {
-            routes.retain(keep);
-            if routes.is_empty() {
-                self.routes.remove(&dest);
-            }
         }
     }
 }
