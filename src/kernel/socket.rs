@@ -10,6 +10,7 @@ use rtnetlink::sys::protocols::NETLINK_ROUTE;
 use rtnetlink::sys::{AsyncSocket, AsyncSocketExt, Socket, SocketAddr, TokioSocket};
 use std::io;
 use std::iter::Peekable;
+use std::os::fd::{AsFd, BorrowedFd};
 use std::time::Duration;
 use tokio::time::{Instant, timeout_at};
 
@@ -271,6 +272,12 @@ impl NetlinkSocket {
             take(frame.ok_or(Broken::Malformed)?);
         }
         Ok(())
+    }
+}
+
+impl AsFd for NetlinkSocket {
+    fn as_fd(&self) -> BorrowedFd<'_> {
+        self.socket.socket_ref().as_fd()
     }
 }
 

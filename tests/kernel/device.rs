@@ -2,7 +2,8 @@
 
 use crate::lab::*;
 use flanneld::kernel::Kernel;
-use flanneld::model::kernel_state::{Device, Found};
+use flanneld::kernel::netlink::NetlinkKernel;
+use flanneld::model::kernel_state::{Device, Found, Have, Oif, Route, Scope, Vxlan};
 use flanneld::model::plan::Op;
 use nix::libc::{EEXIST, EINVAL, ENODEV, EOPNOTSUPP};
 use serde_json::{Value, json};
@@ -212,8 +213,7 @@ fn refusals_say_why() {
         assert!(text.contains("create device flannel.2") && text.contains("specified VNI already exists"), "{text}");
 
         let too_much = Device { mtu: 1501, ..lab.device() };
-        let other_vni =
-            Device { vxlan: flanneld::model::kernel_state::Vxlan { vni: 5, ..lab.device().vxlan }, ..lab.device() };
+        let other_vni = Device { vxlan: Vxlan { vni: 5, ..lab.device().vxlan }, ..lab.device() };
         let ops = [
             Op::CreateDevice(lab.device()),
             Op::ChangeDevice(index, too_much),
@@ -230,12 +230,7 @@ fn without_a_device_deleting_succeeds_and_adding_fails() {
     on_a_new_host(async |mut lab| {
         let (peer, mac) = (addr("10.5.1.0"), mac("0e:00:00:00:00:01"));
         let route = overlay_route(net("10.5.1.0/24"));
-        let elsewhere = flanneld::model::kernel_state::Route {
-            gateway: Some(addr("172.31.0.7")),
-            oif: flanneld::model::kernel_state::Oif::Other(lab.lower),
-            onlink: false,
-            ..route
-        };
+        let elsewhere = Route { gateway: Some(addr("172.31.0.7")), oif: Oif::Other(lab.lower), onlink: false, ..route };
         let ops = [
             Op::DeleteAddress(net("10.5.34.0/32")),
             Op::DeleteNeighbor(peer),
@@ -252,6 +247,35 @@ fn without_a_device_deleting_succeeds_and_adding_fails() {
         assert!(ip("route show").contains("10.5.1.0/24 via 172.31.0.7 dev eth0"));
         let have = lab.have().await;
         assert_eq!((have.device, have.routes[&route.dest].as_slice()), (None, &[elsewhere][..]));
+    });
+}
+
+#[test]
+fn a_host_without_ipv6_gets_its_device_all_the_same() {
+    on_a_new_host(async |mut lab| {
+        for scope in ["all", "default"] {
+            std::fs::write(format!("/proc/sys/net/ipv6/conf/{scope}/disable_ipv6"), "1").expect("disable_ipv6");
+        }
+        let mut want = lab.want();
+        add_peer(&mut want, 0x0501);
+        lab.reach(&want).await;
+        let index = lab.index().await;
+        ip("link set flannel.1 down mtu 1200");
+        lab.reach(&want).await;
+        assert_eq!(lab.index().await, index);
+    });
+}
+
+#[test]
+fn an_empty_namespace_holds_nothing() {
+    in_a_new_namespace(async || {
+        let mut kernel = NetlinkKernel::new().expect("a netlink socket");
+        let scope = Scope { device: "flannel.1".to_owned(), networks: vec![net("10.5.0.0/16"), net("fd05::/48")] };
+        assert_eq!(kernel.observe(&scope).await, Ok(Have::default()));
+        let host = kernel.host().await.expect("host");
+        assert_eq!((host.interfaces.len(), host.default_routes.len()), (1, 0));
+        assert_eq!(kernel.route_to(addr("10.5.1.1")).await, Ok(None));
+        assert_eq!(kernel.route_to(addr("fd05::1")).await, Ok(None));
     });
 }
 

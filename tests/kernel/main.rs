@@ -5,3 +5,4 @@ mod entries;
 mod lab;
 mod plans;
 mod scale;
+mod socket;
