@@ -146,7 +146,7 @@ fn random_damage(random: &mut StdRng) {
         3 => "route flush dev flannel.1".to_owned(),
         7 => format!("-6 route replace fd05:0:0:{n:x}::/64 via fd31::7"),
         8 => format!("addr add fd05:0:0:{n:x}::/64 dev flannel.1"),
-        9 => format!("-6 route flush dev flannel.1"),
+        9 => "-6 route flush dev flannel.1".to_owned(),
         4 => format!("route replace 10.5.{n}.0/24 via 172.31.0.7"),
         5 => format!("neigh replace 10.5.{n}.0 dev flannel.1 lladdr 0e:00:00:00:00:0{} nud permanent", n % 10),
         _ => format!("addr add 10.5.{n}.0/24 dev flannel.1"),
