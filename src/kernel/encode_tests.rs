@@ -111,8 +111,7 @@ fn an_address() {
     assert_eq!(change(Op::AddAddress("fd05:0:0:22::/128".parse().unwrap())), (20, REPLACE, v6));
 }
 
-#[test]
-fn a_device() {
+fn device() -> Device {
     let vxlan = Vxlan {
         vni: 1,
         local: Some("172.31.0.1".parse().unwrap()),
@@ -124,32 +123,43 @@ fn a_device() {
         ttl: 0,
         ageing: 300,
     };
-    let device = Device { name: "flannel.1".to_owned(), mac: MAC, mtu: 1450, up: true, vxlan };
-    let data = |parts: &[Vec<u8>]| {
-        let info = [attribute(1, b"vxlan\0"), attribute(2, &parts.concat())].concat();
-        attribute(18, &info)
-    };
+    Device { name: "flannel.1".to_owned(), mac: MAC, mtu: 1450, up: true, vxlan }
+}
+
+/// `IFLA_LINKINFO` with what is common to a new and a changed VXLAN device, and `more`.
+fn vxlan_info(more: &[Vec<u8>]) -> Vec<u8> {
     let id = attribute(1, &word(1));
     let learning = attribute(7, &[0]);
     let ageing = attribute(8, &word(300));
     let local = attribute(4, &[172, 31, 0, 1]);
-    let common = [id, learning, ageing, local];
-    let made = [&common[..], &[attribute(3, &word(3)), attribute(15, &8472u16.to_be_bytes()), attribute(23, &[])]];
+    let data = [id, learning, ageing, local, more.concat()].concat();
+    attribute(18, &[attribute(1, b"vxlan\0"), attribute(2, &data)].concat())
+}
+
+#[test]
+fn a_new_device() {
+    let more = [attribute(3, &word(3)), attribute(15, &8472u16.to_be_bytes()), attribute(23, &[])];
     let body = [
         vec![0; 16],
         attribute(3, b"flannel.1\0"),
         attribute(1, &MAC.0),
         attribute(4, &word(1450)),
         attribute(13, &word(0)),
-        data(&made.concat()),
+        vxlan_info(&more),
     ];
-    assert_eq!(sent(encode::create_device(&device)), (16, EXCL, body.concat()));
+    assert_eq!(sent(encode::create_device(&device())), (16, EXCL, body.concat()));
+}
 
+#[test]
+fn changes_of_a_device() {
     let header = [&word(0)[..], &word(INDEX), &word(0), &word(0)].concat();
-    let changed = data(&[&common[..], &[attribute(5, &[0])]].concat());
-    assert_eq!(sent(encode::change_vxlan(INDEX, &device.vxlan)), (16, 0, [header.clone(), changed].concat()));
-    assert_eq!(sent(encode::set_mtu(INDEX, 1400)), (19, 0, [header.clone(), attribute(4, &word(1400))].concat()));
-    assert_eq!(sent(encode::set_mac(INDEX, MAC)), (19, 0, [header.clone(), attribute(1, &MAC.0)].concat()));
+    let with = |attribute: Vec<u8>| [header.clone(), attribute].concat();
+    let changed = vxlan_info(&[attribute(5, &[0])]);
+    assert_eq!(sent(encode::change_vxlan(INDEX, &device().vxlan)), (16, 0, with(changed)));
+    assert_eq!(sent(encode::set_mtu(INDEX, 1400)), (19, 0, with(attribute(4, &word(1400)))));
+    assert_eq!(sent(encode::set_mac(INDEX, MAC)), (19, 0, with(attribute(1, &MAC.0))));
+    let none = attribute(26, &attribute(10, &attribute(8, &[1])));
+    assert_eq!(sent(encode::no_link_local(INDEX)), (19, 0, with(none)));
     assert_eq!(sent(encode::delete_device(INDEX)), (17, 0, header));
     let up = [word(0), word(INDEX), word(1), word(1)].concat();
     assert_eq!(sent(encode::set_up(INDEX, true)), (19, 0, up));
