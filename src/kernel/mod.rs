@@ -2,6 +2,8 @@
 
 mod decode;
 mod encode;
+#[cfg(test)]
+mod encode_tests;
 pub mod fake;
 mod listener;
 pub mod netlink;

@@ -4,11 +4,12 @@ use super::listener::Listener;
 use super::socket::NetlinkSocket;
 use super::wire::Refusal;
 use super::{Event, Kernel, KernelError, decode, encode, sysctl};
-use crate::model::iface::HostView;
+use crate::model::iface::{HostView, InterfaceAddress};
 use crate::model::kernel_state::{Device, Found, Have, Oif, Scope};
 use crate::model::plan::Op;
 use nix::libc::{EACCES, EADDRNOTAVAIL, EHOSTUNREACH, EINVAL, ENETUNREACH, ENODEV, ENOENT, ESRCH};
 use rtnetlink::packet_route::{AddressFamily, RouteNetlinkMessage as Message};
+use std::collections::BTreeMap;
 use std::net::IpAddr;
 
 /// How often the state is read again when the device comes, goes or changes meanwhile.
@@ -172,13 +173,16 @@ impl Kernel for NetlinkKernel {
                 host.interfaces.push(decode::interface(&link));
             }
         }
+        let mut addresses: BTreeMap<u32, Vec<InterfaceAddress>> = BTreeMap::new();
         for message in self.socket.dump("dump addresses", encode::dump_addresses(0)).await? {
             if let Message::NewAddress(message) = message
                 && let Some((index, address)) = decode::interface_address(&message)
-                && let Some(interface) = host.interfaces.iter_mut().find(|interface| interface.index == index)
             {
-                interface.addresses.push(address);
+                addresses.entry(index).or_default().push(address);
             }
+        }
+        for interface in &mut host.interfaces {
+            interface.addresses = addresses.remove(&interface.index).unwrap_or_default();
         }
         for family in [AddressFamily::Inet, AddressFamily::Inet6] {
             for message in self.routes(family).await? {

@@ -10,8 +10,9 @@ use rtnetlink::sys::protocols::NETLINK_ROUTE;
 use rtnetlink::sys::{AsyncSocket, AsyncSocketExt, Socket, SocketAddr, TokioSocket};
 use std::io;
 use std::iter::Peekable;
+use std::os::fd::{AsFd, BorrowedFd};
 use std::time::Duration;
-use tokio::time::{Instant, timeout_at};
+use tokio::time::{Instant, sleep, timeout_at};
 
 /// Room for unread answers. One takes about 832 bytes of it; the kernel's default holds 256 of them.
 const RECEIVE_BUFFER: usize = 8 << 20;
@@ -23,8 +24,9 @@ const BATCH_BYTES: usize = 64 << 10;
 const INPUT: usize = 64 << 10;
 /// How long an answer may take. They come while the request is being sent, so this never passes in practice.
 const DEADLINE: Duration = Duration::from_secs(10);
-/// How often an interrupted dump is read again.
+/// How often a table is read until it has not changed meanwhile, and the pause after the first attempt. It grows.
 const DUMP_ATTEMPTS: u32 = 10;
+const DUMP_PAUSE: Duration = Duration::from_millis(2);
 
 /// A change to be made.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -76,7 +78,7 @@ enum Dumped {
 impl NetlinkSocket {
     /// Opens a socket. Needs a tokio runtime.
     pub fn open() -> Result<Self, KernelError> {
-        let socket = open().map_err(|error| Broken::Io(error).refusal()).map_err(|r| named("open netlink", r))?;
+        let socket = open().map_err(|error| named("open netlink socket", Broken::Io(error).refusal()))?;
         Ok(NetlinkSocket {
             socket,
             sequence: 0,
@@ -92,10 +94,10 @@ impl NetlinkSocket {
         what: &str,
         message: RouteNetlinkMessage,
     ) -> Result<Vec<RouteNetlinkMessage>, KernelError> {
-        for _ in 0..DUMP_ATTEMPTS {
+        for attempt in 1..=DUMP_ATTEMPTS {
             match self.dump_once(&message).await.map_err(|broken| named(what, broken.refusal()))? {
                 Dumped::Whole(objects) => return Ok(objects),
-                Dumped::Interrupted => tracing::debug!("{what}: changed while it was read"),
+                Dumped::Interrupted => sleep(DUMP_PAUSE * attempt).await,
                 Dumped::Refused(refusal) => return Err(named(what, refusal)),
             }
         }
@@ -271,6 +273,12 @@ impl NetlinkSocket {
             take(frame.ok_or(Broken::Malformed)?);
         }
         Ok(())
+    }
+}
+
+impl AsFd for NetlinkSocket {
+    fn as_fd(&self) -> BorrowedFd<'_> {
+        self.socket.socket_ref().as_fd()
     }
 }
 

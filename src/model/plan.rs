@@ -300,6 +300,8 @@ fn fixed_differences(have: &Device, want: &Device) -> String {
     found.note("GBP", h.gbp, w.gbp);
     let text = |group: Option<IpAddr>| group.map_or("none".to_owned(), |ip| ip.to_string());
     found.note("group", text(h.group), text(w.group));
+    let family = |local: Option<IpAddr>| if local.is_some_and(|ip| ip.is_ipv6()) { "IPv6" } else { "IPv4" };
+    found.note("underlay", family(h.local), family(w.local));
     found.0
 }
 

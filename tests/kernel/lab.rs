@@ -21,13 +21,18 @@ pub struct Lab {
 
 /// Runs a test on a host of its own.
 pub fn on_a_new_host(test: impl AsyncFnOnce(Lab) + Send + 'static) {
-    let host = std::thread::spawn(|| {
+    in_a_new_namespace(async || test(Lab::new()).await);
+}
+
+/// Runs a test in a network namespace with nothing but a loopback device that is down.
+pub fn in_a_new_namespace(test: impl AsyncFnOnce() + Send + 'static) {
+    let namespace = std::thread::spawn(|| {
         assert!(nix::unistd::geteuid().is_root(), "these tests make network namespaces: run them as root");
         unshare(CloneFlags::CLONE_NEWNET).expect("a new network namespace");
         let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build().expect("a runtime");
-        runtime.block_on(async { test(Lab::new()).await });
+        runtime.block_on(test());
     });
-    if let Err(panic) = host.join() {
+    if let Err(panic) = namespace.join() {
         std::panic::resume_unwind(panic);
     }
 }

@@ -2,6 +2,8 @@
 
 mod device;
 mod entries;
+mod host;
 mod lab;
 mod plans;
 mod scale;
+mod socket;

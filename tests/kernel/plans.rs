@@ -139,11 +139,14 @@ fn random_want(lab: &Lab, random: &mut StdRng) -> Want {
 /// What others may do meanwhile.
 fn random_damage(random: &mut StdRng) {
     let n: u8 = random.random_range(1..=12);
-    let damage = match random.random_range(0..7) {
+    let damage = match random.random_range(0..10) {
         0 => "link del flannel.1".to_owned(),
         1 => "link set flannel.1 down".to_owned(),
         2 => "neigh flush dev flannel.1 nud permanent".to_owned(),
         3 => "route flush dev flannel.1".to_owned(),
+        7 => format!("-6 route replace fd05:0:0:{n:x}::/64 via fd31::7"),
+        8 => format!("addr add fd05:0:0:{n:x}::/64 dev flannel.1"),
+        9 => "-6 route flush dev flannel.1".to_owned(),
         4 => format!("route replace 10.5.{n}.0/24 via 172.31.0.7"),
         5 => format!("neigh replace 10.5.{n}.0 dev flannel.1 lladdr 0e:00:00:00:00:0{} nud permanent", n % 10),
         _ => format!("addr add 10.5.{n}.0/24 dev flannel.1"),

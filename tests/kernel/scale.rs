@@ -2,10 +2,10 @@
 
 use crate::lab::*;
 use flanneld::model::plan::{Op, Plan};
-use std::time::{Duration, Instant};
+use std::time::Instant;
 
 /// Joins `peers` peers, leaves them again, and prints how long each step took.
-async fn join_and_leave(mut lab: Lab, peers: u32) -> Duration {
+async fn join_and_leave(mut lab: Lab, peers: u32) {
     lab.scope.networks = vec![net("10.0.0.0/8")];
     let mut want = lab.want();
     want.addresses = [net("10.255.255.0/32")].into();
@@ -38,23 +38,9 @@ async fn join_and_leave(mut lab: Lab, peers: u32) -> Duration {
     println!(
         "{peers} peers: applied in {applied:?}, observed in {observed:?}, compared in {planned:?}, gone in {deleted:?}"
     );
-    applied + observed + deleted
 }
 
 #[test]
-fn five_thousand_peers_are_programmed_and_read_back() {
-    on_a_new_host(async |lab| {
-        let spent = join_and_leave(lab, 5000).await;
-        assert!(spent < Duration::from_secs(30), "{spent:?}");
-    });
-}
-
-#[test]
-#[ignore = "a measurement: run it by name, in release"]
-fn ten_and_fifty_thousand_peers() {
-    for peers in [10_000, 50_000] {
-        on_a_new_host(async move |lab| {
-            join_and_leave(lab, peers).await;
-        });
-    }
+fn ten_thousand_peers_are_programmed_and_read_back() {
+    on_a_new_host(async |lab| join_and_leave(lab, 10_000).await);
 }

@@ -1,0 +1,90 @@
+//! The host around the device.
+
+use crate::lab::*;
+use flanneld::kernel::Kernel;
+use flanneld::kernel::netlink::NetlinkKernel;
+use flanneld::model::kernel_state::{Have, Scope};
+use serde_json::json;
+
+#[test]
+fn an_empty_namespace_holds_nothing() {
+    in_a_new_namespace(async || {
+        let mut kernel = NetlinkKernel::new().expect("a netlink socket");
+        let scope = Scope { device: "flannel.1".to_owned(), networks: vec![net("10.5.0.0/16"), net("fd05::/48")] };
+        assert_eq!(kernel.observe(&scope).await, Ok(Have::default()));
+        let host = kernel.host().await.expect("host");
+        assert_eq!((host.interfaces.len(), host.default_routes.len()), (1, 0));
+        assert_eq!(kernel.route_to(addr("10.5.1.1")).await, Ok(None));
+        assert_eq!(kernel.route_to(addr("fd05::1")).await, Ok(None));
+    });
+}
+
+#[test]
+fn the_host_is_seen_as_it_is() {
+    on_a_new_host(async |mut lab| {
+        ip("addr add 172.31.0.8/24 dev eth0");
+        ip("addr add 172.31.9.1 peer 172.31.9.2/32 dev eth0 valid_lft 500 preferred_lft 0");
+        ip("addr add 169.254.3.3/16 scope link dev eth0");
+        ip("route add default via 172.31.0.253 metric 50");
+        ip("route add default metric 10 nexthop via 172.31.0.251 nexthop via 172.31.0.252");
+        ip("-6 route add default via fd31::fe dev eth0 metric 20");
+        ip("route add default via 172.31.0.250 table 7");
+        ip("route add blackhole default metric 5");
+        let host = lab.kernel.host().await.expect("host");
+        let eth0 = host.interfaces.iter().find(|interface| interface.name == "eth0").expect("eth0");
+        assert_eq!((eth0.index, eth0.mtu, eth0.up), (lab.lower, 1500, true));
+        assert_eq!(json!(eth0.mac.expect("a MAC").to_string()), ip_json("link show dev eth0")[0]["address"]);
+        let lo = host.interfaces.iter().find(|interface| interface.name == "lo").expect("lo");
+        assert_eq!((lo.mac, lo.addresses[0].net, lo.addresses[0].scope), (None, net("127.0.0.1/8"), 254));
+        let find = |text: &str| *eth0.addresses.iter().find(|a| a.net == net(text)).expect(text);
+        assert!(find("172.31.0.1/24").permanent && !find("172.31.0.1/24").temporary);
+        assert!(find("172.31.0.8/24").temporary);
+        let leased = find("172.31.9.1/32");
+        assert!(!leased.permanent && leased.deprecated);
+        assert_eq!((find("169.254.3.3/16").scope, find("fd31::1/64").scope), (253, 0));
+        let defaults: Vec<_> = host.default_routes.iter().map(|r| (r.metric, r.gateway, r.oif, r.is_v6)).collect();
+        let route = |metric, gateway, is_v6| (metric, Some(addr(gateway)), lab.lower, is_v6);
+        assert_eq!(
+            defaults,
+            [
+                route(10, "172.31.0.251", false),
+                route(10, "172.31.0.252", false),
+                route(20, "fd31::fe", true),
+                route(50, "172.31.0.253", false),
+            ]
+        );
+    });
+}
+
+#[test]
+fn the_way_to_an_address_is_the_kernels() {
+    on_a_new_host(async |mut lab| {
+        ip("route add 10.1.0.0/16 via 172.31.0.9");
+        ip("route add 10.9.0.0/16 via 172.31.0.10");
+        ip("route add blackhole 10.2.0.0/16");
+        ip("route add unreachable 10.3.0.0/16");
+        ip("route add prohibit 10.4.0.0/16");
+        ip("-6 route add blackhole fd02::/16");
+        ip("-6 route add unreachable fd03::/16");
+        let eth0 = Some(lab.lower);
+        let ways = [
+            ("172.31.0.77", eth0),
+            ("10.1.2.3", eth0),
+            ("10.9.2.3", eth0),
+            ("fd31::9", eth0),
+            ("127.0.0.1", Some(1)),
+            ("172.31.0.1", Some(1)),
+            ("::1", Some(1)),
+            ("10.2.0.1", None),
+            ("10.3.0.1", None),
+            ("10.4.0.1", None),
+            ("8.8.8.8", None),
+            ("fd02::1", None),
+            ("fd03::1", None),
+            ("2001:db8::1", None),
+        ];
+        for (ip, way) in ways {
+            assert_eq!(lab.kernel.route_to(addr(ip)).await, Ok(way), "{ip}");
+        }
+    });
+}
