@@ -308,7 +308,7 @@ impl<S: Store> Keeper<S> {
         self.me.remembered_lease = lease_id;
         self.me.remembered_subnet = Some(subnet);
         let Address { public_ip, nic_mac } = self.address;
-        self.memory.save(&Remembered { mac, lease_id, subnet, public_ip, nic_mac, revision: 0 });
+        self.memory.save(&Remembered { mac, lease_id, subnet, public_ip, nic_mac });
     }
 }
 

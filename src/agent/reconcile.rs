@@ -12,11 +12,12 @@ use super::status::{Board, Topic};
 use super::world::{Dirty, Own, World};
 use crate::files::EnvFiles;
 use crate::kernel::{Event, Kernel, KernelError};
-use crate::model::kernel_state::Have;
+use crate::model::kernel_state::{Found, Have};
 use crate::model::lease_set::{Change, Moment};
 use crate::model::mirror::Noticed;
-use crate::model::plan::{Key, Plan, Step};
+use crate::model::plan::{Key, Op, Plan, Step};
 use crate::model::subnet::SubnetKey;
+use nix::libc::ENODEV;
 use std::convert::Infallible;
 use std::net::Ipv4Addr;
 use std::rc::Rc;
@@ -293,8 +294,7 @@ impl<K: Kernel> Reconciler<K> {
                 plan
             }
         };
-        let needs_device = !plan.steps.is_empty()
-            && !matches!(progress.have.device, Some(crate::model::kernel_state::Found::Vxlan(..)));
+        let needs_device = !plan.steps.is_empty() && !matches!(progress.have.device, Some(Found::Vxlan(..)));
         plan.steps.retain(|step| !progress.retries.postpone(&step.op, now));
         let device_waits = needs_device && !plan.touches_device();
         if plan.is_empty() || device_waits {
@@ -325,14 +325,19 @@ impl<K: Kernel> Reconciler<K> {
             match result {
                 Ok(()) => {
                     progress.have.apply(&step.op, 0);
-                    progress.retries.succeeded(&step.op);
+                    match step.op {
+                        Op::CreateDevice(_) => progress.retries.clear(),
+                        _ => progress.retries.succeeded(&step.op),
+                    }
                     if self.is_repair(step, progress) { repairs.push(*step) } else { changes.push(*step) }
                 }
                 Err(error) => {
                     failures += 1;
+                    let device_is_gone = error.errno == ENODEV;
                     progress.retries.failed(&step.op, error.reason, &self.env);
                     // What it left behind is not known: by the time of the next attempt it is.
-                    progress.read_at = progress.read_at.min(progress.retries.next().unwrap_or(now));
+                    let next = progress.retries.next().unwrap_or(now);
+                    progress.read_at = progress.read_at.min(if device_is_gone { now } else { next });
                 }
             }
         }

@@ -19,6 +19,7 @@ pub struct Retries {
 struct Failing {
     op: Op,
     reason: String,
+    times: u32,
     backoff: Backoff,
     again_at: Moment,
 }
@@ -34,6 +35,7 @@ impl Retries {
         let new = || Failing {
             op: op.clone(),
             reason: String::new(),
+            times: 0,
             backoff: Backoff::new(FIRST_PAUSE, LONGEST_PAUSE),
             again_at: Moment::default(),
         };
@@ -42,12 +44,18 @@ impl Retries {
             *failing = new();
         }
         failing.reason = reason;
+        failing.times += 1;
         failing.again_at = env.now() + failing.backoff.pause(env);
     }
 
     /// It was done.
     pub fn succeeded(&mut self, op: &Op) {
         self.failing.remove(&op.key());
+    }
+
+    /// Whatever stood in the way, it is another device now.
+    pub fn clear(&mut self) {
+        self.failing.clear();
     }
 
     /// Forgets what is no longer to be done: all that is not among `planned`.
@@ -63,11 +71,12 @@ impl Retries {
         self.failing.values().map(|failing| failing.again_at).min()
     }
 
-    /// What fails, for people.
+    /// What fails, for people. What failed only once is likely to be a change overtaken by another.
     pub fn describe(&self) -> Option<String> {
-        let first = self.failing.values().next()?;
+        let mut stubborn = self.failing.values().filter(|failing| failing.times > 1);
+        let first = stubborn.next()?;
         let text = format!("{} fails: {}", first.op, first.reason);
-        match self.failing.len() - 1 {
+        match stubborn.count() {
             0 => Some(text),
             more => Some(format!("{text} (and {more} more)")),
         }

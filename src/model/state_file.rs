@@ -1,6 +1,6 @@
 //! What a host remembers of itself across restarts and reboots. Losing it costs nothing but certainty.
 
-use super::lease::{LeaseId, Revision};
+use super::lease::LeaseId;
 use super::mac::VtepMac;
 use ipnet::Ipv4Net;
 use serde::{Deserialize, Serialize};
@@ -19,11 +19,9 @@ pub struct Remembered {
     pub public_ip: Ipv4Addr,
     /// Hardware address of the external interface, to know the host by when its address has changed.
     pub nic_mac: Option<VtepMac>,
-    /// The highest revision of the store that was seen.
-    pub revision: Revision,
 }
 
-/// The file's form. All text but the version and the revision, so that a person can read and mend it.
+/// The file's form. All text but the version, so that a person can read and mend it.
 #[derive(Serialize, Deserialize)]
 struct File {
     version: u32,
@@ -34,8 +32,6 @@ struct File {
     public_ip: Ipv4Addr,
     #[serde(default)]
     nic_mac: Option<String>,
-    #[serde(default)]
-    revision: Revision,
 }
 
 const VERSION: u32 = 1;
@@ -50,7 +46,6 @@ impl Remembered {
             subnet: self.subnet,
             public_ip: self.public_ip,
             nic_mac: self.nic_mac.map(|mac| mac.to_string()),
-            revision: self.revision,
         };
         serde_json::to_string_pretty(&file).unwrap_or_default() + "\n"
     }
@@ -75,7 +70,6 @@ impl Remembered {
             subnet: file.subnet.trunc(),
             public_ip: file.public_ip,
             nic_mac: file.nic_mac.as_deref().map(mac).transpose()?,
-            revision: file.revision,
         })
     }
 }
@@ -104,7 +98,6 @@ mod tests {
             subnet: "10.5.34.0/24".parse().unwrap(),
             public_ip: "192.168.0.1".parse().unwrap(),
             nic_mac: None,
-            revision: 7,
         }
     }
 
