@@ -4,8 +4,8 @@ use crate::etcd::Etcd;
 use crate::lab::{Lab, PREFIX, attrs, brief, done, next, store, subnet};
 use etcd_client::{Client, Txn, TxnOp};
 use flanneld::model::subnet::SubnetKey;
-use flanneld::store::{Guard, Life, Store};
-use std::time::{Duration, Instant};
+use flanneld::store::{Guard, Life, Store, Watch};
+use std::time::Duration;
 
 const DAY: Life = Life::Grant(Duration::from_secs(86400));
 
@@ -69,15 +69,31 @@ async fn a_big_network_is_listed_at_one_revision() {
     client.put(key(first), "", None).await.unwrap();
     let listing = async {
         for _ in 0..5 {
-            let began = Instant::now();
             let snapshot = store.list().await.unwrap();
-            eprintln!("listed {} keys in {:?}", snapshot.records.len(), began.elapsed());
             let names: Vec<&str> = snapshot.records.iter().map(|record| record.name.as_str()).collect();
             assert_eq!(names.len(), 12_001);
             assert!(names.is_sorted() && names.contains(&first) != names.contains(&last));
         }
     };
     tokio::select! { () = listing => {}, () = moving => unreachable!("it never ends") }
+}
+
+#[tokio::test]
+async fn a_watch_that_catches_up_claims_no_more_than_it_tells() {
+    let etcd = Etcd::start();
+    let mut client = Client::connect([etcd.url()], None).await.unwrap();
+    let store = store(&[&etcd.url()]);
+    let start = store.list().await.unwrap().revision;
+    for _ in 0..2500 {
+        client.put(key("10.5.1.0-24"), "{}", None).await.unwrap();
+    }
+    let mut watch = store.watch(start).await.unwrap();
+    let mut told = start;
+    while told < start + 2500 {
+        let changes = watch.next().await.unwrap();
+        told += changes.changes.len() as i64;
+        assert_eq!(changes.revision, told);
+    }
 }
 
 #[tokio::test]

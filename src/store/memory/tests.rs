@@ -21,11 +21,13 @@ fn attrs(host: u8) -> LeaseAttrs {
 }
 
 fn deleted(changes: &Changes) -> Vec<&str> {
-    let name = |change| match change {
-        &Change::Delete { ref name, .. } => Some(name.as_str()),
-        Change::Put(_) => None,
-    };
-    changes.changes.iter().filter_map(name).collect()
+    let mut names = Vec::new();
+    for change in &changes.changes {
+        if let Change::Delete { name, .. } = change {
+            names.push(name.as_str());
+        }
+    }
+    names
 }
 
 #[tokio::test(start_paused = true)]
