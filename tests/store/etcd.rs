@@ -48,7 +48,7 @@ impl Etcd {
                 return members;
             }
         }
-        panic!("etcd does not start: each time it ended at once or did not answer within 10 s");
+        panic!("these tests need the program etcd (Debian: etcd-server), which does not start or not answer");
     }
 
     fn prepare(name: String, options: &[&'static str]) -> Self {
@@ -99,8 +99,10 @@ impl Etcd {
 
     fn spawn(&mut self) {
         let (client, peer) = (self.url(), self.peer_url());
-        let mut command = Command::new("etcd");
+        // Drop does not run when this process is killed.
+        let mut command = Command::new("setpriv");
         command
+            .args(["--pdeathsig", "KILL", "etcd"])
             .args(["--name", &self.name, "--data-dir"])
             .arg(self.dir.path().join("data"))
             .args(["--listen-client-urls", &client, "--advertise-client-urls", &client])
@@ -110,7 +112,7 @@ impl Etcd {
             .args(["--logger", "zap", "--log-level", "error"])
             .args(&self.options);
         command.stdin(Stdio::null()).stdout(Stdio::null()).stderr(Stdio::null());
-        self.child = Some(command.spawn().expect("these tests need the program etcd (Debian: etcd-server)"));
+        self.child = Some(command.spawn().expect("these tests need the program setpriv (Debian: util-linux)"));
     }
 
     /// Whether it does so before long.
