@@ -7,37 +7,63 @@ use std::sync::atomic::{AtomicU16, Ordering};
 use std::time::{Duration, Instant};
 use tempfile::TempDir;
 
-/// A running etcd with one member; killed when dropped.
+/// A running member of an etcd; killed when dropped.
 pub struct Etcd {
+    name: String,
     child: Option<Child>,
     dir: TempDir,
     client: u16,
     peer: u16,
+    /// All members and where they talk to each other.
+    cluster: String,
     options: Vec<&'static str>,
 }
 
 impl Etcd {
-    /// Starts one and waits until it answers.
+    /// Starts one with one member and waits until it answers.
     pub fn start() -> Self {
         Etcd::start_with(&[])
     }
 
     /// The same with more command-line options.
     pub fn start_with(options: &[&'static str]) -> Self {
+        Etcd::members(1, options).remove(0)
+    }
+
+    /// Starts a cluster and waits until all members answer.
+    pub fn cluster(count: usize) -> Vec<Self> {
+        Etcd::members(count, &["--heartbeat-interval", "20", "--election-timeout", "200"])
+    }
+
+    /// Somebody else may take a port before etcd does: then others are tried.
+    fn members(count: usize, options: &[&'static str]) -> Vec<Self> {
         for _ in 0..10 {
-            let dir = TempDir::with_prefix("flanneld-etcd-").expect("a directory for etcd");
-            let options = options.to_vec();
-            let mut etcd = Etcd { child: None, dir, client: free_port(), peer: free_port(), options };
-            if etcd.run() {
-                return etcd;
+            let mut members: Vec<Etcd> = (1..=count).map(|n| Etcd::prepare(format!("n{n}"), options)).collect();
+            let cluster: Vec<String> = members.iter().map(|m| format!("{}={}", m.name, m.peer_url())).collect();
+            for member in &mut members {
+                member.cluster = cluster.join(",");
+                member.spawn();
+            }
+            if members.iter_mut().all(Etcd::answers) {
+                return members;
             }
         }
-        panic!("etcd does not start: each time it ended at once or did not answer within 10 s");
+        panic!("these tests need the program etcd (Debian: etcd-server), which does not start or not answer");
+    }
+
+    fn prepare(name: String, options: &[&'static str]) -> Self {
+        let dir = TempDir::with_prefix("flanneld-etcd-").expect("a directory for etcd");
+        let (client, peer, options) = (free_port(), free_port(), options.to_vec());
+        Etcd { name, child: None, dir, client, peer, cluster: String::new(), options }
     }
 
     /// `http://127.0.0.1:port`.
     pub fn url(&self) -> String {
         format!("http://127.0.0.1:{}", self.client)
+    }
+
+    fn peer_url(&self) -> String {
+        format!("http://127.0.0.1:{}", self.peer)
     }
 
     /// Kills it as a power cut would.
@@ -50,7 +76,8 @@ impl Etcd {
 
     /// Starts it again on its old data and ports.
     pub fn restart(&mut self) {
-        assert!(self.run(), "etcd does not start again");
+        self.spawn();
+        assert!(self.answers(), "etcd does not start again");
     }
 
     /// Kills it, throws its data away and starts it again.
@@ -70,24 +97,29 @@ impl Etcd {
         text
     }
 
-    /// Runs it; tells whether it answers. It does not if somebody else took a port meanwhile.
-    fn run(&mut self) -> bool {
-        let (client, peer) = (self.url(), format!("http://127.0.0.1:{}", self.peer));
-        let mut command = Command::new("etcd");
+    fn spawn(&mut self) {
+        let (client, peer) = (self.url(), self.peer_url());
+        // Drop does not run when this process is killed.
+        let mut command = Command::new("setpriv");
         command
-            .args(["--name", "n1", "--data-dir"])
+            .args(["--pdeathsig", "KILL", "etcd"])
+            .args(["--name", &self.name, "--data-dir"])
             .arg(self.dir.path().join("data"))
             .args(["--listen-client-urls", &client, "--advertise-client-urls", &client])
             .args(["--listen-peer-urls", &peer, "--initial-advertise-peer-urls", &peer])
-            .args(["--initial-cluster", &format!("n1={peer}"), "--unsafe-no-fsync"])
+            .args(["--initial-cluster", &self.cluster, "--unsafe-no-fsync"])
             .args(["--heartbeat-interval", "10", "--election-timeout", "100"])
             .args(["--logger", "zap", "--log-level", "error"])
             .args(&self.options);
         command.stdin(Stdio::null()).stdout(Stdio::null()).stderr(Stdio::null());
-        let child = command.spawn().expect("these tests need the program etcd (Debian: etcd-server)");
-        let child = self.child.insert(child);
+        self.child = Some(command.spawn().expect("these tests need the program setpriv (Debian: util-linux)"));
+    }
+
+    /// Whether it does so before long.
+    fn answers(&mut self) -> bool {
         let end = Instant::now() + Duration::from_secs(10);
-        while Instant::now() < end && child.try_wait().is_ok_and(|ended| ended.is_none()) {
+        let mut runs = || self.child.as_mut().is_some_and(|child| child.try_wait().is_ok_and(|ended| ended.is_none()));
+        while Instant::now() < end && runs() {
             if is_healthy(self.client) {
                 return true;
             }

@@ -181,6 +181,47 @@ async fn a_lost_race_leaks_no_lease() {
 }
 
 #[tokio::test]
+async fn of_three_members_one_may_die_and_without_two_there_is_no_quorum() {
+    let mut members = Etcd::cluster(3);
+    let urls: Vec<String> = members.iter().map(Etcd::url).collect();
+    let store = store(&urls.iter().map(String::as_str).collect::<Vec<_>>());
+    for dead in 0..3u8 {
+        let attrs = attrs(dead);
+        let write = async || store.write(subnet(dead), &attrs, Guard::Absent, Life::Forever).await;
+        retried(async || store.list().await).await;
+        members[usize::from(dead)].kill();
+        let began = Instant::now();
+        done(retried(write).await);
+        assert!(began.elapsed() < Duration::from_secs(10), "{:?}", began.elapsed());
+        members[usize::from(dead)].restart();
+    }
+    let snapshot = retried(async || store.list().await).await;
+    assert_eq!(snapshot.records.len(), 3);
+    let survivor = crate::lab::store(&[&urls[0]]);
+    let mut watch = retried(async || survivor.watch(snapshot.revision).await).await;
+    members[1].kill();
+    members[2].kill();
+    let (listed, watched) = tokio::join!(store.list(), timeout(Duration::from_secs(10), watch.next()));
+    let Err(StoreError::Unavailable(text)) = listed else { panic!("{listed:?}") };
+    assert!(urls.iter().all(|url| text.contains(url)), "{text}");
+    assert_eq!(watched, Ok(Err(StoreError::Unavailable(format!("{}: no leader", urls[0])))));
+    members[1].restart();
+    retried(async || store.list().await).await;
+}
+
+/// An election takes its time: what cannot be done now can be done soon.
+async fn retried<T>(call: impl AsyncFn() -> Result<T, StoreError>) -> T {
+    for _ in 0..50 {
+        match call().await {
+            Ok(value) => return value,
+            Err(StoreError::Unavailable(_)) => tokio::time::sleep(Duration::from_millis(100)).await,
+            Err(error) => panic!("{error}"),
+        }
+    }
+    panic!("it does not come back");
+}
+
+#[tokio::test]
 async fn an_etcd_that_wants_users_refuses_readably() {
     let etcd = Etcd::start_with(&["--bcrypt-cost", "4"]);
     let store = store(&[&etcd.url()]);

@@ -4,8 +4,8 @@ use crate::etcd::Etcd;
 use crate::lab::{Lab, PREFIX, attrs, brief, done, next, store, subnet};
 use etcd_client::{Client, Txn, TxnOp};
 use flanneld::model::subnet::SubnetKey;
-use flanneld::store::{Guard, Life, Store};
-use std::time::{Duration, Instant};
+use flanneld::store::{Guard, Life, Store, StoreError, Watch};
+use std::time::Duration;
 
 const DAY: Life = Life::Grant(Duration::from_secs(86400));
 
@@ -69,9 +69,7 @@ async fn a_big_network_is_listed_at_one_revision() {
     client.put(key(first), "", None).await.unwrap();
     let listing = async {
         for _ in 0..5 {
-            let began = Instant::now();
             let snapshot = store.list().await.unwrap();
-            eprintln!("listed {} keys in {:?}", snapshot.records.len(), began.elapsed());
             let names: Vec<&str> = snapshot.records.iter().map(|record| record.name.as_str()).collect();
             assert_eq!(names.len(), 12_001);
             assert!(names.is_sorted() && names.contains(&first) != names.contains(&last));
@@ -81,15 +79,46 @@ async fn a_big_network_is_listed_at_one_revision() {
 }
 
 #[tokio::test]
+async fn a_watch_that_catches_up_claims_no_more_than_it_tells() {
+    let etcd = Etcd::start();
+    let mut client = Client::connect([etcd.url()], None).await.unwrap();
+    let store = store(&[&etcd.url()]);
+    let start = store.list().await.unwrap().revision;
+    for _ in 0..2500 {
+        client.put(key("10.5.1.0-24"), "{}", None).await.unwrap();
+    }
+    let mut watch = store.watch(start).await.unwrap();
+    let mut told = start;
+    while told < start + 2500 {
+        let changes = watch.next().await.unwrap();
+        told += changes.changes.len() as i64;
+        assert_eq!(changes.revision, told);
+    }
+}
+
+#[tokio::test]
 async fn values_of_any_size_are_listed_and_watched() {
     let etcd = Etcd::start();
     let mut client = Client::connect([etcd.url()], None).await.unwrap();
     let store = store(&[&etcd.url()]);
-    for third in 0..8 {
+    let put = async |client: &mut Client, third| {
         client.put(key(&format!("10.5.{third}.0-24")), vec![b'x'; 1 << 20], None).await.unwrap();
+    };
+    for third in 0..8 {
+        put(&mut client, third).await;
     }
-    assert_eq!(store.list().await.unwrap().records.len(), 8);
     assert_eq!(next(&mut store.watch(1).await.unwrap(), 8).await.changes.len(), 8);
+    // More than is read at once.
+    for third in 8..66 {
+        put(&mut client, third).await;
+    }
+    let snapshot = store.list().await.unwrap();
+    assert_eq!(snapshot.records.len(), 66);
+    let late = store.watch(1).await.unwrap().next().await.unwrap_err();
+    assert!(matches!(late, StoreError::Unavailable(_)), "{late:?}");
+    let mut watch = store.watch(snapshot.revision).await.unwrap();
+    put(&mut client, 0).await;
+    assert_eq!(brief(&next(&mut watch, 1).await), ["+10.5.0.0-24"]);
 }
 
 #[tokio::test]

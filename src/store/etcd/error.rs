@@ -109,7 +109,7 @@ fn bare(message: &str) -> &str {
 }
 
 /// A refusal with the advice that helps.
-pub(super) fn refusal(message: &str, prefix: &str) -> String {
+fn refusal(message: &str, prefix: &str) -> String {
     let message = message.split_once("desc = ").map_or(message, |(_, message)| message);
     let message = bare(message);
     let advice = if message.contains("permission denied") {

@@ -19,8 +19,8 @@ const CALL: Duration = Duration::from_secs(4);
 const PING: Duration = Duration::from_secs(5);
 /// How long a ping may stay unanswered.
 const PONG: Duration = Duration::from_secs(3);
-/// The longest answer that is read; tonic's own limit is 4 MiB, that is some 19,000 leases.
-const LARGEST_ANSWER: usize = 128 << 20;
+/// The longest answer that is read; tonic's own limit is 4 MiB.
+const LARGEST_ANSWER: usize = 64 << 20;
 
 /// All members, one of them pinned.
 pub(super) struct Pool {
@@ -59,7 +59,7 @@ impl Pool {
         Ok(Pool { members, pinned: Cell::new(0) })
     }
 
-    /// Asks the pinned member, then the others in turn, each once, until one answers; that one is pinned.
+    /// Asks the pinned member, then the others in turn, each once, until one answers. Who fails is pinned no more.
     pub(super) async fn call<T>(&self, ask: impl AsyncFn(Session) -> Result<T, Error>) -> Result<T, CallError> {
         let first = self.pinned.get();
         let mut failures = Vec::new();
@@ -67,10 +67,7 @@ impl Pool {
             let index = (first + step) % self.members.len();
             let member = &self.members[index];
             match member.call(index, &ask).await {
-                Ok(answer) => {
-                    self.pinned.set(index);
-                    return answer.map_err(CallError::Answer);
-                }
+                Ok(answer) => return answer.map_err(CallError::Answer),
                 Err(what) => {
                     tracing::debug!("{}: {what}", member.url);
                     failures.push(format!("{}: {what}", member.url));

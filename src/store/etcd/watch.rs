@@ -1,7 +1,7 @@
 //! A watch on all keys under `subnets/`.
 
 use super::Keys;
-use super::error;
+use super::error::{self, CallError};
 use super::pool::{Pool, Session};
 use crate::model::lease::Revision;
 use crate::store::{Change, Changes, StoreError, Watch};
@@ -96,8 +96,9 @@ impl EtcdWatch {
     }
 
     fn failed(&self, error: Error) -> StoreError {
-        match error::answer(error) {
-            Ok(status) => StoreError::Refused(error::refusal(status.message(), &self.keys.prefix)),
+        match error::answer(error).map(CallError::Answer) {
+            Ok(error) if error.is_too_large() => StoreError::Unavailable(format!("the watch broke: {error}")),
+            Ok(error) => error.into_store_error(&self.keys.prefix),
             Err(error) => self.broken(&error::explain(&error)),
         }
     }

@@ -21,13 +21,13 @@ fn attrs(host: u8) -> LeaseAttrs {
 }
 
 fn deleted(changes: &Changes) -> Vec<&str> {
-    fn name(change: &Change) -> Option<&str> {
-        match change {
-            Change::Delete { name, .. } => Some(name),
-            Change::Put(_) => None,
+    let mut names = Vec::new();
+    for change in &changes.changes {
+        if let Change::Delete { name, .. } = change {
+            names.push(name.as_str());
         }
     }
-    changes.changes.iter().filter_map(name).collect()
+    names
 }
 
 #[tokio::test(start_paused = true)]
