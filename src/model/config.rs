@@ -132,9 +132,10 @@ impl Problems {
             self.0.push(format!("{} is {:?}, not {form}", rules.network, shorten(&text)));
             return None;
         };
-        let len = self.subnet_len(object, rules, network)?;
-        let given_min = self.address::<N>(object, rules.min);
-        let given_max = self.address::<N>(object, rules.max);
+        let len = self.subnet_len(object, rules, network);
+        let given_min = self.address::<N>(object, rules.min, network);
+        let given_max = self.address::<N>(object, rules.max, network);
+        let len = len?;
         let whole = SubnetRange::new(network.network(), last_subnet::<N>(network, len), len);
         let min = given_min.unwrap_or_else(|| second_subnet::<N>(network, len));
         let max = given_max.unwrap_or(whole.max());
@@ -170,11 +171,11 @@ impl Problems {
         }
     }
 
-    fn address<N: Family>(&mut self, object: &GoObject, name: &str) -> Option<IpAddr> {
+    fn address<N: Family>(&mut self, object: &GoObject, name: &str, network: IpNet) -> Option<IpAddr> {
         let text: String = self.take(object.get(name, "an address"))?;
-        let address = N::address(&text);
+        let address = N::address(&text).filter(|address| network.contains(address));
         if address.is_none() {
-            self.0.push(format!("{name} is {:?}, not an address of the network", shorten(&text)));
+            self.0.push(format!("{name} is {:?}, not an address inside {network}", shorten(&text)));
         }
         address
     }
@@ -292,8 +293,13 @@ mod tests {
             (r#"{"Network":"10.5.0.0/16","SubnetLen":24.5}"#, vec!["SubnetLen is 24.5"]),
             (
                 r#"{"Network":"10.5.0.0/16","SubnetMin":"10.6.1.0","SubnetMax":"10.5.9.1","EnableIPv4":1}"#,
-                vec!["EnableIPv4 is 1", "SubnetMin is 10.6.1.0", "SubnetMax is 10.5.9.1", "comes after"],
+                vec!["EnableIPv4 is 1", "SubnetMin is \"10.6.1.0\"", "SubnetMax is 10.5.9.1"],
             ),
+            (
+                r#"{"Network":"10.5.0.0/16","SubnetLen":12,"SubnetMin":"10.5.9.0","SubnetMax":"ten"}"#,
+                vec!["SubnetLen is 12", "SubnetMax is \"ten\""],
+            ),
+            (r#"{"Network":"10.5.0.0/16","SubnetMin":"10.5.9.0","SubnetMax":"10.5.8.0"}"#, vec!["comes after"]),
             (r#"{"EnableIPv4":false}"#, vec!["both false"]),
             (r#"{"Network":"10.5.0.0/16","Backend":"vxlan"}"#, vec![r#"Backend is "vxlan", not an object"#]),
             (r#"{"Network":"10.5.0.0/16","EnableIPv6":true}"#, vec!["IPv6Network is missing"]),

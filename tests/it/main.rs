@@ -5,6 +5,8 @@
 mod lab;
 
 mod join;
+mod lease;
 mod outage;
 mod peers;
 mod restart;
+mod start;

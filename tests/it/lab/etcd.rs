@@ -116,6 +116,13 @@ impl Etcd {
         self.entries(&[key]).pop().and_then(|entry| entry.lease)
     }
 
+    /// The revision at which `key` was last written.
+    pub fn modified(&self, key: &str) -> i64 {
+        let answer = self.ctl(&["get", key, "-w", "json"]);
+        let answer: Value = serde_json::from_str(&answer).expect("JSON");
+        answer["kvs"][0]["mod_revision"].as_i64().unwrap_or(0)
+    }
+
     /// The TTL that was granted to a lease, in seconds.
     pub fn granted_ttl(&self, lease: i64) -> i64 {
         let answer = self.ctl(&["lease", "timetolive", &format!("{lease:x}"), "-w", "json"]);
