@@ -6,5 +6,7 @@
 mod lab;
 
 mod join;
+mod lease;
+mod outage;
 mod peers;
 mod restart;

@@ -1,6 +1,6 @@
 //! Restarts and reboots: who a host is, and that nothing moves under its containers.
 
-use crate::lab::{Cluster, DEVICE, Peer, TTL, hours, millis, secs};
+use crate::lab::{Cluster, DEVICE, Peer, TTL, millis, mins, secs};
 
 /// The lease of host 1 before and after.
 async fn lease_after(cluster: &mut Cluster, before: Option<Peer>) -> Peer {
@@ -20,7 +20,7 @@ async fn a_restart_changes_nothing_in_kernel_and_store() {
     cluster.stop(1);
     cluster[1].kernel.take_log();
     let writes = cluster[1].store.calls().write;
-    cluster.pass(hours(1)).await;
+    cluster.pass(mins(10)).await;
     assert_eq!(lease_after(&mut cluster, lease.clone()).await, lease.unwrap());
     cluster.pass(secs(60)).await;
     assert_eq!(cluster[1].kernel.take_log(), []);
@@ -96,7 +96,7 @@ async fn after_a_reboot_longer_than_the_lease_lives_subnet_and_mac_are_the_same(
     let mut cluster = Cluster::joined(3).await;
     let lease = cluster.lease(1);
     cluster[1].lose_power();
-    cluster.pass(TTL + hours(3)).await;
+    cluster.pass(TTL + mins(10)).await;
     assert_eq!(cluster.peers().len(), 2);
     cluster.assert_settled();
     assert_eq!(lease_after(&mut cluster, lease.clone()).await, lease.unwrap());
@@ -107,7 +107,7 @@ async fn a_subnet_that_somebody_took_meanwhile_stays_with_them() {
     let mut cluster = Cluster::joined(2).await;
     let lease = cluster.lease(1).unwrap();
     cluster[1].lose_power();
-    cluster.pass(TTL + hours(1)).await;
+    cluster.pass(TTL + mins(10)).await;
     let thief = Peer { first: lease.first.clone(), ..Peer::guest(201) };
     cluster.store.put_for(&thief.key(), thief.json(), TTL);
     cluster.start(1);
@@ -152,7 +152,7 @@ async fn a_lease_in_the_form_of_0_7_is_rewritten_once() {
     cluster.store.put_for(&lease.clone().unwrap().key(), old, TTL);
     let (revision, writes) = (cluster.store.snapshot().revision, cluster[1].store.calls().write);
     assert_eq!(lease_after(&mut cluster, lease.clone()).await, lease.unwrap());
-    cluster.pass(hours(1)).await;
+    cluster.pass(mins(10)).await;
     cluster.restart(1);
     cluster.until_ready().await;
     assert_eq!((cluster.store.snapshot().revision, cluster[1].store.calls().write), (revision + 1, writes + 1));

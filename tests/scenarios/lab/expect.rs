@@ -18,11 +18,7 @@ pub struct Peer {
 impl Peer {
     /// A lease of a host that is none of the cluster's: number `n` has 10.5.`n`.0/24.
     pub fn guest(n: u8) -> Self {
-        Peer {
-            first: format!("10.5.{n}.0"),
-            address: format!("192.168.1.{n}"),
-            mac: format!("0e:00:00:00:00:{n:02x}"),
-        }
+        Peer { first: format!("10.5.{n}.0"), address: format!("192.168.1.{n}"), mac: format!("0e:00:00:00:00:{n:02x}") }
     }
 
     /// The name of the key.
@@ -99,7 +95,9 @@ impl Cluster {
             format!("lease {published}"),
             format!("device {mac} mtu {mtu} up local {} lower {} port 8472 vni 1", nic.address, nic.index),
             format!("address {first}/32"),
-            format!("file FLANNEL_NETWORK=10.5.0.0/16 FLANNEL_SUBNET={gateway}/24 FLANNEL_MTU={mtu} FLANNEL_IPMASQ=false"),
+            format!(
+                "file FLANNEL_NETWORK=10.5.0.0/16 FLANNEL_SUBNET={gateway}/24 FLANNEL_MTU={mtu} FLANNEL_IPMASQ=false"
+            ),
             format!("file DOCKER_OPTS=\" --bip={gateway}/24 --ip-masq=true --mtu={mtu}\""),
         ];
         let others = self.peers().into_iter().filter(|peer| peer.first != own.first);

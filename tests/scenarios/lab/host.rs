@@ -89,8 +89,7 @@ impl Host {
         let env = Rc::new(Env::new(move || began.elapsed() + slept.get(), seed, hear));
         let board = Board::new(env.clone());
         let store = Rc::new(self.store.clone());
-        let task =
-            tasks.spawn_local(agent::run(store, self.kernel.clone(), self.settings.clone(), env, board.clone()));
+        let task = tasks.spawn_local(agent::run(store, self.kernel.clone(), self.settings.clone(), env, board.clone()));
         self.daemon = Some(Daemon { task, board, heard });
     }
 
@@ -172,9 +171,18 @@ impl Host {
         fs::read_to_string(self.disk.path().join("run").join(name)).unwrap_or_default()
     }
 
-    /// Where the state file is.
-    pub fn state_dir(&self) -> PathBuf {
-        self.disk.path().join("state")
+    /// The text of the state file.
+    pub fn state_file(&self) -> String {
+        fs::read_to_string(self.state_path()).expect("there is a state file")
+    }
+
+    /// Writes the state file.
+    pub fn set_state_file(&self, text: &str) {
+        fs::write(self.state_path(), text).expect("it can be written");
+    }
+
+    fn state_path(&self) -> PathBuf {
+        self.disk.path().join(format!("state/coreos.com-network.1.192.168.0.{}.json", self.number))
     }
 
     fn view(&self) -> HostView {

@@ -16,11 +16,11 @@ use tokio::time::Instant;
 /// The network config that clusters start with.
 pub const CONFIG: &str = r#"{"Network":"10.5.0.0/16","Backend":{"Type":"vxlan"}}"#;
 
-/// How long leases live.
-pub const TTL: Duration = hours(24);
+/// How long leases live, unless a scenario says otherwise: days cost seconds.
+pub const TTL: Duration = hours(1);
 
 /// How long before its end a lease is written again.
-pub const RENEW_MARGIN: Duration = hours(1);
+pub const RENEW_MARGIN: Duration = mins(5);
 
 /// Name of the device of the overlay.
 pub const DEVICE: &str = "flannel.1";
@@ -33,6 +33,11 @@ pub const fn millis(count: u64) -> Duration {
 /// Seconds.
 pub const fn secs(count: u64) -> Duration {
     Duration::from_secs(count)
+}
+
+/// Minutes.
+pub const fn mins(count: u64) -> Duration {
+    Duration::from_secs(count * 60)
 }
 
 /// Hours.
