@@ -22,6 +22,9 @@ use std::rc::Rc;
 use std::time::Duration;
 use tokio::sync::watch;
 
+/// The longest pause between attempts to get the lease back.
+const LONGEST_PAUSE: Duration = Duration::from_secs(60);
+
 /// How long our key lives without us, and how long before its end it is written again.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub struct Terms {
@@ -61,6 +64,24 @@ pub struct Sighting {
     pub revision: Revision,
     /// The key, if it was there.
     pub record: Option<Record>,
+}
+
+/// How the lease is being looked after.
+struct Care {
+    /// Whether the key is, or may be, other than it should be.
+    amiss: bool,
+    /// What is seen of the key leads to no attempt before this moment: two hosts that claim one key must not race.
+    earliest: Moment,
+    /// When the next attempt is due.
+    due: Moment,
+    backoff: Backoff,
+}
+
+impl Care {
+    /// The key has to be looked at, as soon as may be.
+    fn doubt(&mut self) {
+        (self.amiss, self.due) = (true, self.due.min(self.earliest));
+    }
 }
 
 /// What came of one attempt to get hold of a lease.
@@ -126,43 +147,68 @@ impl<S: Store> Keeper<S> {
         mut sightings: watch::Receiver<Option<Sighting>>,
         mut addresses: watch::Receiver<Address>,
     ) -> Infallible {
-        let mut backoff = Backoff::new(Duration::from_secs(1), (self.terms.ttl / 6).max(Duration::from_secs(1)));
-        let mut pause = self.until_keep_alive();
+        let mut care = Care {
+            amiss: false,
+            earliest: Moment::ZERO,
+            due: self.next_renewal(&held),
+            backoff: Backoff::new(Duration::from_secs(1), LONGEST_PAUSE),
+        };
         loop {
-            let due = tokio::select! {
-                () = sleep_awake(&self.env, pause) => self.renew(&mut held).await,
-                Ok(()) = sightings.changed() => match sightings.borrow_and_update().clone() {
-                    Some(sighting) if is_news(&held, &sighting) => Ok(false),
-                    _ => continue,
-                },
+            tokio::select! {
+                () = sleep_until(&self.env, care.due) => self.attend(&mut held, &mut care).await,
+                Ok(()) = sightings.changed() => {
+                    let sighting = sightings.borrow_and_update().clone();
+                    if sighting.is_some_and(|sighting| is_news(&held, &sighting)) {
+                        care.doubt();
+                    }
+                }
                 Ok(()) = addresses.changed() => {
                     self.address = *addresses.borrow_and_update();
                     self.me.public_ip = Some(self.address.public_ip);
-                    Ok(false)
+                    care.doubt();
                 }
-            };
-            let kept = match due {
-                Ok(false) => self.reclaim(&mut held).await,
-                other => other,
-            };
-            pause = match kept {
-                Ok(true) => {
-                    self.board.over(Topic::Lease);
-                    backoff.reset();
-                    self.until_keep_alive()
-                }
-                Ok(false) => backoff.pause(&self.env),
-                Err(error) => {
-                    let subnet = held.subnet;
-                    self.board.trouble(Topic::Lease, format!("the lease of {subnet} cannot be renewed: {error}"));
-                    backoff.pause(&self.env)
-                }
-            };
+            }
         }
     }
 
-    fn until_keep_alive(&self) -> Duration {
-        self.env.jittered(self.terms.ttl / 3)
+    /// Renews the lease, or sets right what is amiss.
+    async fn attend(&mut self, held: &mut Held, care: &mut Care) {
+        let renewed = if care.amiss { Ok(false) } else { self.renew(held).await };
+        care.amiss = renewed == Ok(false);
+        let kept = if care.amiss { self.reclaim(held).await } else { renewed };
+        let pause = care.backoff.pause(&self.env);
+        let later = self.env.now() + pause;
+        care.due = match kept {
+            Ok(true) => {
+                self.board.over(Topic::Lease);
+                match std::mem::take(&mut care.amiss) {
+                    true => care.earliest = later,
+                    false => care.backoff.reset(),
+                }
+                self.next_renewal(held)
+            }
+            Ok(false) => {
+                care.earliest = later;
+                later
+            }
+            Err(error) => {
+                let subnet = held.subnet;
+                self.board.trouble(Topic::Lease, format!("the lease of {subnet} cannot be renewed: {error}"));
+                later
+            }
+        };
+    }
+
+    /// When to extend the lease, or to write the key again, whichever comes first.
+    fn next_renewal(&self, held: &Held) -> Moment {
+        let now = self.env.now();
+        let keep_alive = now + self.env.jittered(self.terms.ttl / 3);
+        let write = self.next_write(held).max(now + Duration::from_secs(1));
+        if held.lease_id.is_some() { keep_alive.min(write) } else { keep_alive }
+    }
+
+    fn next_write(&self, held: &Held) -> Moment {
+        held.written + self.terms.ttl.saturating_sub(self.terms.renew_margin)
     }
 
     /// Extends the lease; tells whether it is still ours.
@@ -172,7 +218,7 @@ impl<S: Store> Keeper<S> {
             tracing::warn!(subnet = %held.subnet, "our lease has expired or was revoked");
             return Ok(false);
         }
-        if self.env.now() < held.written + (self.terms.ttl - self.terms.renew_margin) {
+        if self.env.now() < self.next_write(held) {
             return Ok(true);
         }
         let guard = Guard::Unchanged(held.modified);
@@ -234,9 +280,10 @@ impl<S: Store> Keeper<S> {
         }
     }
 
-    /// Without a Backend in the config it is VXLAN, unless the hosts that are there think otherwise.
+    /// Without a Backend in the config it is VXLAN, unless the hosts that are there think otherwise. Once containers
+    /// use a subnet the question is settled.
     fn unclear_backend(&self, snapshot: &Snapshot) -> Option<String> {
-        if self.backend_is_explicit {
+        if self.backend_is_explicit || self.me.in_use.is_some() {
             return None;
         }
         let leases = snapshot.records.iter().filter_map(|record| record.content.as_ref().ok());
@@ -312,14 +359,12 @@ impl<S: Store> Keeper<S> {
     }
 }
 
-/// Whether a sighting of our key shows more than our own last write.
+/// Whether a sighting of our key shows anything else than what we hold. Revisions say nothing here: they are lower
+/// than ours after the store was wiped or restored. To look again at an old sighting costs a list and no write.
 fn is_news(held: &Held, sighting: &Sighting) -> bool {
     match &sighting.record {
-        None => sighting.revision > held.modified,
-        Some(Record { content: Ok(lease), .. }) => {
-            lease.modified > held.modified && (lease.attrs != held.attrs || lease.lease_id != held.lease_id)
-        }
-        Some(_) => true,
+        Some(Record { content: Ok(lease), .. }) => lease.attrs != held.attrs || lease.lease_id != held.lease_id,
+        _ => true,
     }
 }
 
@@ -335,9 +380,8 @@ fn taken(record: &Record) -> String {
     )
 }
 
-/// Sleeps for `pause` on a clock that counts while the host is suspended.
-async fn sleep_awake(env: &Env, pause: Duration) {
-    let end = env.now() + pause;
+/// Sleeps until `end` on a clock that counts while the host is suspended.
+async fn sleep_until(env: &Env, end: Moment) {
     loop {
         let left = end.saturating_sub(env.now());
         if left.is_zero() {

@@ -46,12 +46,13 @@ pub enum Claim {
 
 impl Me {
     /// Whether a lease is surely ours: it is kept by the etcd lease that we remember, or it has the MAC that we
-    /// remember or find on our device, or it is the subnet that `subnet.env` names under our public IP.
+    /// remember or find on our device, or it is the subnet that `subnet.env` names under our public IP. The last is
+    /// no proof while we run: then we know our lease better than by that.
     pub fn surely_owns(&self, lease: &Lease) -> bool {
         let mac = lease.attrs.vtep_mac();
         let same_lease = lease.lease_id.is_some() && lease.lease_id == self.remembered_lease;
         let same_mac = mac.is_some() && (mac == self.remembered_mac || mac == self.device_mac);
-        let same_subnet = self.env_subnet == Some(lease.subnet.v4) && self.has_our_ip(lease);
+        let same_subnet = self.in_use.is_none() && self.env_subnet == Some(lease.subnet.v4) && self.has_our_ip(lease);
         same_lease || same_mac || same_subnet
     }
 
@@ -60,10 +61,10 @@ impl Me {
     }
 
     /// The MAC to publish: that of a lease which is surely ours, else the remembered one, else the device's. `None`
-    /// when a new one must be made.
+    /// when a new one must be made. While we run it never changes.
     pub fn mac(&self, claim: &Claim) -> Option<VtepMac> {
         let leased = match claim {
-            Claim::Keep(lease) => lease.attrs.vtep_mac(),
+            Claim::Keep(lease) if self.in_use.is_none() => lease.attrs.vtep_mac(),
             _ => None,
         };
         [leased, self.remembered_mac, self.device_mac].into_iter().flatten().find(|mac| mac.is_usable())

@@ -104,7 +104,8 @@ impl LeaseSet {
 
     /// Takes in changes in their order; returns the names whose record changed.
     ///
-    /// A deletion removes a peer at once, unless our own key, `own`, went in the same revision or within 5 s before.
+    /// A deletion removes a peer at once, unless we hear of it together with the loss of our own key, `own`, or
+    /// within 5 s after it. After an outage the loss of all leases may come at once: we were away, not our peers.
     pub fn apply(
         &mut self,
         revision: Revision,
@@ -113,14 +114,11 @@ impl LeaseSet {
         now: Moment,
         hold: Duration,
     ) -> BTreeSet<String> {
-        let own_revision = events.iter().find_map(|event| match event {
-            Change::Delete { name, revision } if Some(&**name) == own => Some(*revision),
-            _ => None,
-        });
-        if own_revision.is_some() {
+        let is_loss = |event: &Change| matches!(event, Change::Delete { name, .. } if Some(&**name) == own);
+        if events.iter().any(is_loss) {
             self.own_lost = Some(now);
         }
-        let just_lost = self.own_lost.is_some_and(|lost| now <= lost + SAME_ACCIDENT) && own_revision.is_none();
+        let just_lost = self.own_lost.is_some_and(|lost| now <= lost + SAME_ACCIDENT);
         let mut changed = BTreeSet::new();
         for event in events {
             match event {
@@ -129,8 +127,8 @@ impl LeaseSet {
                     self.held.remove(&record.name);
                     self.records.insert(record.name.clone(), record);
                 }
-                Change::Delete { name, revision: at } => {
-                    let accident = Some(&*name) != own && (just_lost || own_revision == Some(at));
+                Change::Delete { name, .. } => {
+                    let accident = Some(&*name) != own && just_lost;
                     if accident && self.records.contains_key(&name) {
                         self.held.insert(name, now + hold);
                     } else if self.records.remove(&name).is_some() {
@@ -209,15 +207,17 @@ mod tests {
 
     #[test]
     fn what_goes_together_with_our_own_key_is_held_for_a_time() {
-        let mut set = set(&[1, 2, 3, 4]);
-        set.apply(11, vec![delete(1, 11), delete(2, 11), delete(3, 12)], OWN, at(1), HOLD);
-        assert_eq!(names(&set), "2 4", "another revision is another deed");
+        let mut set = set(&[1, 2, 3, 4, 5]);
+        set.apply(12, vec![delete(3, 10), delete(1, 11), delete(2, 12)], OWN, at(1), HOLD);
+        assert_eq!((names(&set), set.held().count()), ("2 3 4 5".into(), 2));
         set.apply(13, vec![delete(4, 13)], OWN, at(5), HOLD);
-        assert_eq!((names(&set), set.held().count()), ("2 4".into(), 2));
+        assert_eq!((names(&set), set.held().count()), ("2 3 4 5".into(), 3));
+        set.apply(14, vec![delete(5, 14)], OWN, at(7), HOLD);
+        assert_eq!((names(&set), set.held().count()), ("2 3 4".into(), 3));
         set.apply(14, vec![Change::Put(record(4))], OWN, at(6), HOLD);
         assert_eq!(set.next_expiry(), Some(at(61)));
         assert!(set.expire(at(60)).is_empty());
-        assert_eq!(set.expire(at(61)).len(), 1);
+        assert_eq!(set.expire(at(61)).len(), 2);
         assert_eq!(names(&set), "4");
     }
 

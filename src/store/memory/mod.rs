@@ -66,6 +66,11 @@ impl MemoryStore {
         })
     }
 
+    /// Writes any bytes under `subnets/`, on a lease that is there.
+    pub fn put_on(&self, name: &str, value: impl AsRef<[u8]>, lease: LeaseId) -> Revision {
+        self.cluster.change(|data, _| data.put(name, value.as_ref().to_vec(), Some(lease)))
+    }
+
     /// Deletes a key; tells whether there was one.
     pub fn delete(&self, name: &str) -> bool {
         self.cluster.change(|data, _| data.delete(|other, _| other == name)) > 0
@@ -219,10 +224,10 @@ impl Store for MemoryStore {
                 after if after + 1 < data.compacted => Some(StoreError::Compacted(data.compacted)),
                 _ => None,
             };
-            refused.map_or(Ok(()), Err)
+            let watch = || MemoryWatch::new(self.cluster.clone(), self.client.clone(), after);
+            refused.map_or_else(|| Ok(watch()), Err)
         };
-        self.call(|calls| &mut calls.watch, start).await??;
-        Ok(MemoryWatch::new(self.cluster.clone(), self.client.clone(), after))
+        self.call(|calls| &mut calls.watch, start).await?
     }
 
     async fn write(

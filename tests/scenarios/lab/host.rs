@@ -1,0 +1,205 @@
+//! One host: its kernel, its files, its way to the store, and the daemon while it runs.
+
+use super::{DEVICE, RENEW_MARGIN, TTL, millis};
+use flanneld::agent::env::{Env, Notice};
+use flanneld::agent::keeper::Terms;
+use flanneld::agent::status::Board;
+use flanneld::agent::{self, Settings};
+use flanneld::kernel::fake::FakeKernel;
+use flanneld::model::iface::{DefaultRoute, HostView, IfaceRules, Interface, InterfaceAddress};
+use flanneld::store::memory::MemoryStore;
+use std::cell::{Cell, RefCell};
+use std::convert::Infallible;
+use std::fs;
+use std::path::PathBuf;
+use std::rc::Rc;
+use std::time::Duration;
+use tempfile::TempDir;
+use tokio::task::{JoinHandle, LocalSet};
+use tokio::time::Instant;
+
+/// The external interface, as the host should know it.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Nic {
+    /// Interface index.
+    pub index: u32,
+    /// Its address.
+    pub address: String,
+    /// Largest packet.
+    pub mtu: u32,
+    /// Whether it is there at all.
+    pub present: bool,
+}
+
+/// One host.
+pub struct Host {
+    /// It has this number, and the address 192.168.0.`number`.
+    pub number: u8,
+    /// Its kernel.
+    pub kernel: FakeKernel,
+    /// Its own way to the store.
+    pub store: MemoryStore,
+    /// What its daemon is started with.
+    pub settings: Settings,
+    /// The external interface as it is now.
+    pub nic: Nic,
+    disk: TempDir,
+    starts: u64,
+    daemon: Option<Daemon>,
+    slept: Rc<Cell<Duration>>,
+}
+
+struct Daemon {
+    task: JoinHandle<Infallible>,
+    board: Board,
+    heard: Rc<RefCell<Vec<Notice>>>,
+}
+
+impl Host {
+    /// A host that is switched off.
+    pub fn new(number: u8, store: MemoryStore) -> Self {
+        store.set_latency(millis(2));
+        let disk = tempfile::tempdir().expect("a temporary directory");
+        let nic = Nic { index: 2, address: format!("192.168.0.{number}"), mtu: 1500, present: true };
+        let settings = Settings {
+            prefix: "/coreos.com/network".into(),
+            iface: IfaceRules::default(),
+            terms: Terms { ttl: TTL, renew_margin: RENEW_MARGIN },
+            subnet_file: disk.path().join("run/subnet.env"),
+            docker_opts_file: Some(disk.path().join("run/docker_opts.env")),
+            state_dir: disk.path().join("state"),
+            peer_hold: TTL,
+        };
+        let (kernel, slept) = (FakeKernel::default(), Rc::default());
+        let host = Host { number, kernel, store, settings, nic, disk, starts: 0, daemon: None, slept };
+        host.kernel.change_host(|view| *view = host.view());
+        host
+    }
+
+    pub(super) fn start(&mut self, tasks: &LocalSet, began: Instant, seed: u64) {
+        assert!(!self.runs(), "the daemon runs already");
+        self.starts += 1;
+        let heard: Rc<RefCell<Vec<Notice>>> = Rc::default();
+        let (ear, slept) = (heard.clone(), self.slept.clone());
+        let hear = move |notice| match notice {
+            Notice::Alive => {}
+            notice => ear.borrow_mut().push(notice),
+        };
+        let seed = seed.wrapping_mul(1_000_003) + u64::from(self.number) * 1009 + self.starts;
+        let env = Rc::new(Env::new(move || began.elapsed() + slept.get(), seed, hear));
+        let board = Board::new(env.clone());
+        let store = Rc::new(self.store.clone());
+        let task = tasks.spawn_local(agent::run(store, self.kernel.clone(), self.settings.clone(), env, board.clone()));
+        self.daemon = Some(Daemon { task, board, heard });
+    }
+
+    pub(super) fn stop(&mut self) {
+        self.daemon.take().expect("the daemon runs").task.abort();
+    }
+
+    /// Switches the host off: the daemon, the kernel's state and what is under /run are gone, the disk stays.
+    pub fn lose_power(&mut self) {
+        if self.runs() {
+            self.stop();
+        }
+        self.kernel.lose_device(DEVICE);
+        self.lose_env_files();
+        self.kernel.take_log();
+    }
+
+    /// Removes what is under /run.
+    pub fn lose_env_files(&self) {
+        let _ = fs::remove_dir_all(self.disk.path().join("run"));
+    }
+
+    /// Removes the state directory.
+    pub fn lose_state(&self) {
+        let _ = fs::remove_dir_all(self.disk.path().join("state"));
+    }
+
+    /// Suspends the host: its clock goes on and nothing else does.
+    pub fn sleep_for(&self, time: Duration) {
+        self.slept.set(self.slept.get() + time);
+    }
+
+    /// Lets the kernel have the external interface as it stands in `nic`.
+    pub fn replug(&self) {
+        self.kernel.change_host(|view| *view = self.view());
+    }
+
+    /// Whether the daemon runs.
+    pub fn runs(&self) -> bool {
+        self.daemon.is_some()
+    }
+
+    pub(super) fn has_ended(&self) -> bool {
+        self.daemon.as_ref().is_some_and(|daemon| daemon.task.is_finished())
+    }
+
+    /// Whether the daemon has told the service manager that it is ready.
+    pub fn is_ready(&self) -> bool {
+        self.heard().contains(&Notice::Ready)
+    }
+
+    /// What `/readyz` says: why the host is not ready now.
+    pub fn reasons(&self) -> String {
+        self.board().read().reasons().join("; ")
+    }
+
+    /// What the daemon has told the service manager since its start.
+    pub fn heard(&self) -> Vec<Notice> {
+        self.daemon.as_ref().map(|daemon| daemon.heard.borrow().clone()).unwrap_or_default()
+    }
+
+    /// How many status lines the daemon has told since its start.
+    pub fn status_lines(&self) -> usize {
+        self.heard().iter().filter(|notice| matches!(notice, Notice::Status(_))).count()
+    }
+
+    /// The status line.
+    pub fn status(&self) -> String {
+        self.daemon.as_ref().map_or("off".into(), |daemon| daemon.board.read().line())
+    }
+
+    /// The daemon's status board.
+    pub fn board(&self) -> Board {
+        self.daemon.as_ref().expect("the daemon runs").board.clone()
+    }
+
+    /// A file under /run.
+    pub fn env_file(&self, name: &str) -> String {
+        fs::read_to_string(self.disk.path().join("run").join(name)).unwrap_or_default()
+    }
+
+    /// The text of the state file.
+    pub fn state_file(&self) -> String {
+        fs::read_to_string(self.state_path()).expect("there is a state file")
+    }
+
+    /// Writes the state file.
+    pub fn set_state_file(&self, text: &str) {
+        fs::write(self.state_path(), text).expect("it can be written");
+    }
+
+    fn state_path(&self) -> PathBuf {
+        self.disk.path().join(format!("state/coreos.com-network.1.192.168.0.{}.json", self.number))
+    }
+
+    fn view(&self) -> HostView {
+        let interface = |index, name: &str, mtu, mac, net: String, scope| {
+            let net = net.parse().expect("an address with its length");
+            let address = InterfaceAddress { net, scope, permanent: true, deprecated: false, temporary: false };
+            Interface { index, name: name.into(), mtu, mac, up: true, addresses: vec![address] }
+        };
+        let lo = interface(1, "lo", 65536, None, "127.0.0.1/8".into(), 254);
+        let mac = format!("02:00:00:00:00:{:02x}", self.number).parse().ok();
+        let nic = &self.nic;
+        let eth0 = interface(nic.index, "eth0", nic.mtu, mac, format!("{}/24", nic.address), 0);
+        let gateway = "192.168.0.254".parse().ok();
+        let route = DefaultRoute { oif: nic.index, gateway, metric: 0, is_v6: false };
+        match nic.present {
+            true => HostView { interfaces: vec![lo, eth0], default_routes: vec![route] },
+            false => HostView { interfaces: vec![lo], default_routes: Vec::new() },
+        }
+    }
+}
