@@ -318,19 +318,29 @@ impl<K: Kernel> Reconciler<K> {
         let ops: Vec<_> = steps.iter().map(|step| step.op.clone()).collect();
         let results = self.kernel.apply(&self.world.scope(), &ops).await;
         let now = self.env.now();
-        let mut failures = 0;
+        let (mut failures, mut device_is_out) = (0, false);
         let mut repairs = Vec::new();
         let mut changes = Vec::new();
         for (step, result) in steps.iter().zip(results) {
             match result {
                 Ok(()) => {
                     progress.have.apply(&step.op, 0);
+                    if self.is_repair(step, progress) {
+                        repairs.push(*step)
+                    } else {
+                        changes.push(*step)
+                    }
                     progress.retries.succeeded(&step.op);
-                    if self.is_repair(step, progress) { repairs.push(*step) } else { changes.push(*step) }
+                    if step.op.key() == Key::Device {
+                        // What the device's state kept from being done is another matter now.
+                        progress.retries.keep_only([].into_iter());
+                    }
                 }
                 Err(error) => {
                     failures += 1;
-                    progress.retries.failed(&step.op, error.reason, &self.env);
+                    device_is_out |= error.device_is_out();
+                    let repair = self.is_repair(step, progress);
+                    progress.retries.failed(&step.op, error.reason, repair, &self.env);
                     // What it left behind is not known: by the time of the next attempt it is.
                     progress.read_at = progress.read_at.min(progress.retries.next().unwrap_or(now));
                 }
@@ -343,13 +353,18 @@ impl<K: Kernel> Reconciler<K> {
         });
         log("", &changes, now - started);
         log("repaired: ", &repairs, now.saturating_sub(progress.damaged_at));
-        self.report_failures(progress);
+        match device_is_out {
+            // Its end is reported after that of what it held. There is nothing to complain of before it has been seen.
+            true => progress.read_at = now,
+            false => self.report_failures(progress),
+        }
     }
 
     /// Whether a step makes good what somebody else did, not what the store or the host's interfaces ask for.
     fn is_repair(&self, step: &Step, progress: &Progress) -> bool {
         let key = step.op.key();
-        self.board.read().started && progress.damage.covers(&key) && !progress.news.covers(&key)
+        let damaged = progress.damage.covers(&key) || progress.retries.is_repair(&key);
+        self.board.read().started && damaged && !progress.news.covers(&key)
     }
 
     fn write_files(&mut self) {

@@ -19,6 +19,7 @@ pub struct Retries {
 struct Failing {
     op: Op,
     reason: String,
+    repair: bool,
     backoff: Backoff,
     again_at: Moment,
 }
@@ -29,11 +30,12 @@ impl Retries {
         self.failing.get(&op.key()).is_some_and(|failing| failing.op == *op && now < failing.again_at)
     }
 
-    /// It was refused.
-    pub fn failed(&mut self, op: &Op, reason: String, env: &Env) {
+    /// It was refused. `repair` says whether it was to make good what somebody else had done.
+    pub fn failed(&mut self, op: &Op, reason: String, repair: bool, env: &Env) {
         let new = || Failing {
             op: op.clone(),
             reason: String::new(),
+            repair,
             backoff: Backoff::new(FIRST_PAUSE, LONGEST_PAUSE),
             again_at: Moment::default(),
         };
@@ -43,6 +45,11 @@ impl Retries {
         }
         failing.reason = reason;
         failing.again_at = env.now() + failing.backoff.pause(env);
+    }
+
+    /// Whether this object is one that could not be repaired so far.
+    pub fn is_repair(&self, key: &Key) -> bool {
+        self.failing.get(key).is_some_and(|failing| failing.repair)
     }
 
     /// It was done.
@@ -92,7 +99,7 @@ mod tests {
         let mut retries = Retries::default();
         let mut pauses = Vec::new();
         for _ in 0..12 {
-            retries.failed(&op(1), "EBUSY".into(), &env);
+            retries.failed(&op(1), "EBUSY".into(), false, &env);
             assert!(retries.postpone(&op(1), clock.get()) && !retries.postpone(&op(2), clock.get()));
             let again = retries.next().unwrap();
             pauses.push(again - clock.get());
@@ -110,9 +117,10 @@ mod tests {
     fn another_operation_on_the_object_is_tried_at_once() {
         let env = Env::new(Moment::default, 1, |_| {});
         let mut retries = Retries::default();
-        retries.failed(&op(1), "EPERM".into(), &env);
+        retries.failed(&op(1), "EPERM".into(), true, &env);
         let other = Op::SetNeighbor([10, 5, 0, 1].into(), "0e:00:00:00:00:01".parse().unwrap());
         assert!(!retries.postpone(&other, Moment::default()));
+        assert!(retries.is_repair(&other.key()) && !retries.is_repair(&op(2).key()));
         retries.keep_only([op(2)].iter());
         assert_eq!(retries.next(), None);
     }
