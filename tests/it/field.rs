@@ -95,7 +95,6 @@ impl Field {
         };
         wait_until(SOON, || repairs().len() >= count);
         let repairs = repairs();
-        println!("{}", host.log());
         assert_eq!(repairs.len(), count, "{script}: {repairs:#?}");
         assert!(repairs.iter().any(|line| line.contains(repair)), "{script}: no {repair:?} in {repairs:#?}");
         assert!(repairs.iter().all(|line| line.contains("why=") && line.contains("took=")), "{repairs:#?}");

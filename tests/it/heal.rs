@@ -21,6 +21,13 @@ pub const ROUTES: &[Damage] = &[
     ("ip route add 172.30.240.0/24 via 172.30.240.0 dev flannel.1 onlink", "no peer has it", 1),
     ("ip route add 172.30.240.0/20 dev flannel.1", "no peer has it", 1),
     ("ip route add 192.168.5.0/24 via 192.168.5.0 dev flannel.1 onlink", "no peer has it", 1),
+    ("ip route replace blackhole $PEER", "delete route", 2),
+    ("ip route prepend blackhole $PEER", "delete route", 1),
+    ("ip route append blackhole $PEER", "delete route", 1),
+    ("ip route replace unreachable $PEER", "delete route", 2),
+    ("ip route prepend throw $PEER", "delete route", 1),
+    ("ip route del $PEER; ip route add prohibit $PEER", "delete route", 2),
+    ("ip nexthop add id 9 via 172.31.0.254 dev eth0; ip route replace $PEER nhid 9", "delete route", 2),
     ("ip route flush dev flannel.1", "add route", 5),
 ];
 
