@@ -17,7 +17,6 @@ use crate::model::lease_set::{Change, Moment};
 use crate::model::mirror::Noticed;
 use crate::model::plan::{Key, Op, Plan, Step};
 use crate::model::subnet::SubnetKey;
-use nix::libc::ENODEV;
 use std::convert::Infallible;
 use std::net::Ipv4Addr;
 use std::rc::Rc;
@@ -318,26 +317,31 @@ impl<K: Kernel> Reconciler<K> {
         let ops: Vec<_> = steps.iter().map(|step| step.op.clone()).collect();
         let results = self.kernel.apply(&self.world.scope(), &ops).await;
         let now = self.env.now();
-        let mut failures = 0;
+        let (mut failures, mut device_is_out) = (0, false);
         let mut repairs = Vec::new();
         let mut changes = Vec::new();
         for (step, result) in steps.iter().zip(results) {
             match result {
                 Ok(()) => {
                     progress.have.apply(&step.op, 0);
+                    if self.is_repair(step, progress) {
+                        repairs.push(*step);
+                    } else {
+                        changes.push(*step);
+                    }
                     match step.op {
-                        Op::CreateDevice(_) => progress.retries.clear(),
+                        // What its absence or its state kept from being done is another matter now.
+                        Op::CreateDevice(_) | Op::ChangeDevice(..) => progress.retries.clear(),
                         _ => progress.retries.succeeded(&step.op),
                     }
-                    if self.is_repair(step, progress) { repairs.push(*step) } else { changes.push(*step) }
                 }
                 Err(error) => {
                     failures += 1;
-                    let device_is_gone = error.errno == ENODEV;
-                    progress.retries.failed(&step.op, error.reason, &self.env);
+                    device_is_out |= error.device_is_out();
+                    let repair = self.is_repair(step, progress);
+                    progress.retries.failed(&step.op, error.reason, repair, &self.env);
                     // What it left behind is not known: by the time of the next attempt it is.
-                    let next = progress.retries.next().unwrap_or(now);
-                    progress.read_at = progress.read_at.min(if device_is_gone { now } else { next });
+                    progress.read_at = progress.read_at.min(progress.retries.next().unwrap_or(now));
                 }
             }
         }
@@ -346,15 +350,21 @@ impl<K: Kernel> Reconciler<K> {
             status.repairs += repairs.len() as u64;
             status.kernel_failures += failures;
         });
+        repairs.iter().for_each(|step| progress.retries.repaired(&step.op, &self.env));
         log("", &changes, now - started);
         log("repaired: ", &repairs, now.saturating_sub(progress.damaged_at));
-        self.report_failures(progress);
+        match device_is_out {
+            // Its end is reported after that of what it held. There is nothing to complain of before it has been seen.
+            true => progress.read_at = now,
+            false => self.report_failures(progress),
+        }
     }
 
     /// Whether a step makes good what somebody else did, not what the store or the host's interfaces ask for.
     fn is_repair(&self, step: &Step, progress: &Progress) -> bool {
         let key = step.op.key();
-        self.board.read().started && progress.damage.covers(&key) && !progress.news.covers(&key)
+        let damaged = progress.damage.covers(&key) || progress.retries.is_repair(&key);
+        self.board.read().started && damaged && !progress.news.covers(&key)
     }
 
     fn write_files(&mut self) {

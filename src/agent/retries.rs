@@ -9,10 +9,23 @@ use std::time::Duration;
 const FIRST_PAUSE: Duration = Duration::from_millis(100);
 const LONGEST_PAUSE: Duration = Duration::from_secs(30);
 
-/// The objects that the kernel refused to change.
+/// An object that has been repaired more often than this in a row, with less than [`CALM`] between, is fought over:
+/// to answer every blow at once would only cost both sides their processors and us our logs.
+const BLOWS: u32 = 20;
+const CALM: Duration = Duration::from_secs(60);
+
+/// The objects that the kernel refused to change, and those that somebody else keeps changing back.
 #[derive(Debug, Default)]
 pub struct Retries {
     failing: BTreeMap<Key, Failing>,
+    fights: BTreeMap<Key, Fight>,
+}
+
+#[derive(Debug)]
+struct Fight {
+    blows: u32,
+    last: Moment,
+    backoff: Backoff,
 }
 
 #[derive(Debug)]
@@ -20,6 +33,7 @@ struct Failing {
     op: Op,
     reason: String,
     times: u32,
+    repair: bool,
     backoff: Backoff,
     again_at: Moment,
 }
@@ -30,12 +44,13 @@ impl Retries {
         self.failing.get(&op.key()).is_some_and(|failing| failing.op == *op && now < failing.again_at)
     }
 
-    /// It was refused.
-    pub fn failed(&mut self, op: &Op, reason: String, env: &Env) {
+    /// It was refused. `repair` says whether it was to make good what somebody else had done.
+    pub fn failed(&mut self, op: &Op, reason: String, repair: bool, env: &Env) {
         let new = || Failing {
             op: op.clone(),
             reason: String::new(),
             times: 0,
+            repair,
             backoff: Backoff::new(FIRST_PAUSE, LONGEST_PAUSE),
             again_at: Moment::default(),
         };
@@ -48,9 +63,31 @@ impl Retries {
         failing.again_at = env.now() + failing.backoff.pause(env);
     }
 
+    /// Whether this object is one that could not be repaired so far.
+    pub fn is_repair(&self, key: &Key) -> bool {
+        self.failing.get(key).is_some_and(|failing| failing.repair)
+    }
+
     /// It was done.
     pub fn succeeded(&mut self, op: &Op) {
         self.failing.remove(&op.key());
+    }
+
+    /// It was done to make good what somebody else had done. If that happens again and again, the next time waits.
+    pub fn repaired(&mut self, op: &Op, env: &Env) {
+        let now = env.now();
+        self.fights.retain(|_, fight| now < fight.last + CALM);
+        let new = || Fight { blows: 0, last: now, backoff: Backoff::new(FIRST_PAUSE, LONGEST_PAUSE) };
+        let fight = self.fights.entry(op.key()).or_insert_with(new);
+        (fight.blows, fight.last) = (fight.blows + 1, now);
+        if fight.blows <= BLOWS {
+            return;
+        }
+        let again_at = now + fight.backoff.pause(env);
+        let reason = "it is done, and undone again by somebody else each time".to_owned();
+        let backoff = fight.backoff.clone();
+        let failing = Failing { op: op.clone(), reason, times: fight.blows, repair: true, backoff, again_at };
+        self.failing.insert(op.key(), failing);
     }
 
     /// Whatever stood in the way, it is another device now.
@@ -101,7 +138,7 @@ mod tests {
         let mut retries = Retries::default();
         let mut pauses = Vec::new();
         for _ in 0..12 {
-            retries.failed(&op(1), "EBUSY".into(), &env);
+            retries.failed(&op(1), "EBUSY".into(), false, &env);
             assert!(retries.postpone(&op(1), clock.get()) && !retries.postpone(&op(2), clock.get()));
             let again = retries.next().unwrap();
             pauses.push(again - clock.get());
@@ -116,12 +153,40 @@ mod tests {
     }
 
     #[test]
+    fn who_undoes_it_again_and_again_is_answered_later_and_later() {
+        let clock = Rc::new(Cell::new(Moment::default()));
+        let hands = clock.clone();
+        let env = Env::new(move || hands.get(), 1, |_| {});
+        let mut retries = Retries::default();
+        for _ in 0..BLOWS {
+            retries.repaired(&op(1), &env);
+            assert!(!retries.postpone(&op(1), clock.get()));
+        }
+        let mut repairs = 0;
+        while clock.get() < Duration::from_secs(3600) {
+            if !retries.postpone(&op(1), clock.get()) {
+                repairs += 1;
+                retries.succeeded(&op(1));
+                retries.repaired(&op(1), &env);
+            }
+            clock.set(clock.get() + FIRST_PAUSE);
+        }
+        assert!((100..200).contains(&repairs), "{repairs} an hour");
+        assert!(retries.describe().unwrap().contains("undone again by somebody else"));
+        clock.set(clock.get() + 2 * CALM);
+        retries.succeeded(&op(1));
+        retries.repaired(&op(1), &env);
+        assert!(!retries.postpone(&op(1), clock.get()), "calm again");
+    }
+
+    #[test]
     fn another_operation_on_the_object_is_tried_at_once() {
         let env = Env::new(Moment::default, 1, |_| {});
         let mut retries = Retries::default();
-        retries.failed(&op(1), "EPERM".into(), &env);
+        retries.failed(&op(1), "EPERM".into(), true, &env);
         let other = Op::SetNeighbor([10, 5, 0, 1].into(), "0e:00:00:00:00:01".parse().unwrap());
         assert!(!retries.postpone(&other, Moment::default()));
+        assert!(retries.is_repair(&other.key()) && !retries.is_repair(&op(2).key()));
         retries.keep_only([op(2)].iter());
         assert_eq!(retries.next(), None);
     }

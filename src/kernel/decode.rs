@@ -189,31 +189,37 @@ struct Hop {
     gateway: Option<IpAddr>,
 }
 
-/// A unicast route of table main.
+/// A route of table main.
 struct Decoded {
     dest: IpNet,
     /// At least one.
     hops: Vec<Hop>,
     multipath: bool,
+    /// The nexthop object that it has its next hops from.
+    nexthop: Option<u32>,
     metric: u32,
 }
 
-/// Reads a route of `family`; `None` for other families, types and tables, and for routes that are chosen by more
-/// than their destination (type of service, source): those are other routes than ours to the kernel, too.
+/// Reads a route of `family`; `None` for other families and tables, and for routes that are chosen by more than their
+/// destination (type of service, source): those are other routes than ours to the kernel, too.
 fn decode(message: &RouteMessage, family: AddressFamily) -> Option<Decoded> {
     let header = &message.header;
-    let ours = header.address_family == family && header.kind == RouteType::Unicast;
-    if !ours || header.tos != 0 || header.source_prefix_length != 0 || header.flags.contains(RouteFlags::Cloned) {
+    if header.address_family != family
+        || header.tos != 0
+        || header.source_prefix_length != 0
+        || header.flags.contains(RouteFlags::Cloned)
+    {
         return None;
     }
     let mut table = u32::from(header.table);
-    let (mut dest, mut metric, mut multipath) = (None, 0, None);
+    let (mut dest, mut metric, mut multipath, mut nexthop) = (None, 0, None, None);
     for attribute in &message.attributes {
         match attribute {
             RouteAttribute::Table(id) => table = *id,
             RouteAttribute::Destination(address) => dest = ip(address),
             RouteAttribute::Priority(priority) => metric = *priority,
             RouteAttribute::MultiPath(hops) => multipath = Some(hops),
+            RouteAttribute::NhId(id) => nexthop = Some(*id),
             _ => {}
         }
     }
@@ -223,7 +229,7 @@ fn decode(message: &RouteMessage, family: AddressFamily) -> Option<Decoded> {
         None => vec![Hop { oif: oif(&message.attributes).unwrap_or(0), gateway: gateway(&message.attributes) }],
     };
     let main = table == u32::from(RouteHeader::RT_TABLE_MAIN) && !hops.is_empty();
-    main.then_some(Decoded { dest, hops, multipath: multipath.is_some(), metric })
+    main.then_some(Decoded { dest, hops, multipath: multipath.is_some(), nexthop, metric })
 }
 
 fn next_hop(hop: &RouteNextHop) -> Hop {
@@ -240,10 +246,16 @@ pub fn route(message: &RouteMessage, family: AddressFamily, index: Option<u32>, 
     }
     let hop = route.hops.first()?;
     let ours = Some(hop.oif) == index && !route.multipath;
+    let oif = match (message.header.kind, route.nexthop) {
+        (RouteType::Unicast, Some(id)) => Oif::Nexthop(id),
+        (RouteType::Unicast, None) if ours => Oif::Ours,
+        (RouteType::Unicast, None) => Oif::Other(hop.oif),
+        (kind, _) => Oif::Nowhere(kind.into()),
+    };
     Some(Route {
         dest: route.dest,
-        gateway: hop.gateway,
-        oif: if ours { Oif::Ours } else { Oif::Other(hop.oif) },
+        gateway: hop.gateway.filter(|_| matches!(oif, Oif::Ours | Oif::Other(_))),
+        oif,
         onlink: message.header.flags.contains(RouteFlags::Onlink),
         metric: route.metric,
         protocol: message.header.protocol.into(),
@@ -260,7 +272,9 @@ fn is_kernels_own(dest: IpNet) -> bool {
 
 /// The next hops of a default route; nothing for other routes.
 pub fn default_routes(message: &RouteMessage, family: AddressFamily) -> Vec<DefaultRoute> {
-    let Some(route) = decode(message, family).filter(|route| route.dest.prefix_len() == 0) else { return vec![] };
+    let leads_on = message.header.kind == RouteType::Unicast;
+    let route = decode(message, family).filter(|route| leads_on && route.dest.prefix_len() == 0);
+    let Some(route) = route else { return vec![] };
     let (metric, is_v6) = (route.metric, family == AddressFamily::Inet6);
     route.hops.iter().map(|hop| DefaultRoute { oif: hop.oif, gateway: hop.gateway, metric, is_v6 }).collect()
 }

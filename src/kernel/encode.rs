@@ -91,12 +91,11 @@ fn route(route: &Route, index: u32) -> RouteMessage {
     }
     message.attributes.push(RouteAttribute::Destination(route.dest.network().into()));
     message.attributes.extend(route.gateway.map(|gateway| gateway_attribute(route.dest, gateway)));
-    let oif = match route.oif {
-        Oif::Ours => index,
-        Oif::Other(other) => other,
-    };
-    if oif != 0 {
-        message.attributes.push(RouteAttribute::Oif(oif));
+    match route.oif {
+        Oif::Ours => message.attributes.push(RouteAttribute::Oif(index)),
+        Oif::Other(other) => message.attributes.push(RouteAttribute::Oif(other)),
+        Oif::Nexthop(id) => message.attributes.push(RouteAttribute::NhId(id)),
+        Oif::Nowhere(kind) => message.header.kind = RouteType::from(kind),
     }
     if route.metric != 0 {
         message.attributes.push(RouteAttribute::Priority(route.metric));

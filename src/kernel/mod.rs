@@ -15,6 +15,7 @@ use crate::model::iface::HostView;
 use crate::model::kernel_state::{Have, Scope};
 use crate::model::mirror::Observed;
 use crate::model::plan::Op;
+use nix::libc::{ENETDOWN, ENODEV};
 use std::io;
 use std::net::IpAddr;
 
@@ -36,6 +37,11 @@ impl KernelError {
         let text = io::Error::from_raw_os_error(errno);
         let reason = if explanation.is_empty() { text.to_string() } else { format!("{text}: {explanation}") };
         KernelError { what: what.into(), errno, reason }
+    }
+
+    /// Whether it failed because the device it was to be done on is gone or down.
+    pub fn device_is_out(&self) -> bool {
+        [ENODEV, ENETDOWN].contains(&self.errno)
     }
 }
 

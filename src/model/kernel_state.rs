@@ -3,6 +3,7 @@
 
 use super::mac::VtepMac;
 use ipnet::IpNet;
+use std::borrow::Cow;
 use std::collections::{BTreeMap, BTreeSet};
 use std::fmt;
 use std::net::IpAddr;
@@ -68,11 +69,15 @@ pub struct Neighbor {
 pub enum Oif {
     /// Our VXLAN device, whatever index it has now.
     Ours,
-    /// Another interface, by index; 0 for routes without one (blackhole).
+    /// Another interface, by index.
     Other(u32),
+    /// As the nexthop object with this id says.
+    Nexthop(u32),
+    /// Not at all: a route of this type (`RTN_*`) other than unicast, such as blackhole.
+    Nowhere(u8),
 }
 
-/// A unicast route in table main.
+/// A route in table main.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash)]
 pub struct Route {
     /// Destination, without host bits.
@@ -106,12 +111,17 @@ impl Route {
 
 impl fmt::Display for Route {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        if let Oif::Nowhere(kind) = self.oif {
+            write!(f, "{} ", type_name(kind))?;
+        }
         write!(f, "{}", self.dest)?;
         if let Some(gateway) = self.gateway {
             write!(f, " via {gateway}")?;
         }
-        if let Oif::Other(index) = self.oif {
-            write!(f, " dev #{index}")?;
+        match self.oif {
+            Oif::Other(index) => write!(f, " dev #{index}")?,
+            Oif::Nexthop(id) => write!(f, " nhid {id}")?,
+            Oif::Ours | Oif::Nowhere(_) => {}
         }
         if self.onlink {
             f.write_str(" onlink")?;
@@ -120,6 +130,18 @@ impl fmt::Display for Route {
             write!(f, " metric {}", self.metric)?;
         }
         Ok(())
+    }
+}
+
+/// As `ip route` names a type of route.
+fn type_name(kind: u8) -> Cow<'static, str> {
+    match kind {
+        2 => "local".into(),
+        6 => "blackhole".into(),
+        7 => "unreachable".into(),
+        8 => "prohibit".into(),
+        9 => "throw".into(),
+        other => format!("type {other}").into(),
     }
 }
 

@@ -37,8 +37,15 @@ fn a_joined_host_has_a_lease_a_device_and_its_files() {
         assert_eq!(device.mtu, 1450);
         assert_eq!(device.mac, lease.mac);
         assert_eq!(device.addresses, [format!("{}/32", lease.gateway())]);
-        let vxlan =
-            Vxlan { id: 1, local: host.public_ip(), link: "eth0".into(), port: 8472, learning: false, ageing: 300 };
+        let vxlan = Vxlan {
+            id: 1,
+            local: host.public_ip(),
+            link: "eth0".into(),
+            port: 8472,
+            learning: false,
+            ageing: 300,
+            ttl: 0,
+        };
         assert_eq!(device.vxlan, Some(vxlan));
     }
 }

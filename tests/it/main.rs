@@ -2,8 +2,10 @@
 //!
 //! Everything here needs root and a few tools (`make setup`); what is missing is named, nothing is skipped.
 
+mod field;
 mod lab;
 
+mod heal;
 mod join;
 mod lease;
 mod outage;

@@ -185,18 +185,22 @@ fn exactly_the_stray_is_deleted() {
         ip("route add 10.5.1.0/24 via 172.31.0.5 tos 4");
         ip("route add 10.5.1.0/24 via inet6 fe80::1 dev flannel.1 metric 9");
         ip("route add blackhole 10.5.1.0/24 metric 10");
+        ip("nexthop add id 9 via 172.31.0.4 dev eth0");
+        ip("route add 10.5.1.0/24 nhid 9 metric 11");
         let mut left = lab.have().await.routes.remove(&net("10.5.1.0/24")).expect("routes");
-        assert_eq!(left.len(), 6, "{left:?}");
+        assert_eq!(left.len(), 8, "{left:?}");
         assert_eq!(left[4].oif, Oif::Other(lab.lower), "several next hops are shown by the first");
         assert_eq!((left[5].gateway, left[5].oif), (Some(addr("fe80::1")), Oif::Ours));
-        for at in [1, 3, 3, 2, 0, 0] {
+        assert_eq!(left[6].to_string(), "blackhole 10.5.1.0/24 metric 10");
+        assert_eq!(left[7].to_string(), "10.5.1.0/24 nhid 9 metric 11");
+        for at in [1, 3, 3, 2, 3, 2, 0, 0] {
             let stray = left.remove(at);
             lab.must(&[Op::DeleteRoute(stray)]).await;
             let now = lab.have().await.routes.remove(&net("10.5.1.0/24")).unwrap_or_default();
             assert_eq!(now, left, "after deleting {stray}");
         }
         assert_eq!(ip("route show table 77").lines().count(), 1);
-        assert_eq!(ip("route show 10.5.1.0/24").lines().count(), 2, "tos and blackhole are nobody's stray");
+        assert_eq!(ip("route show 10.5.1.0/24").lines().count(), 1, "that with a tos is nobody's stray");
     });
 }
 
@@ -211,14 +215,14 @@ fn exactly_the_ipv6_stray_is_deleted() {
         ip("-6 route add fd05:0:0:1::/64 from fd77::/64 via fd31::9");
         ip("-6 route add fd99::/64 via fd31::9");
         let mut left = lab.have().await.routes.remove(&net("fd05:0:0:1::/64")).expect("routes");
-        assert_eq!(left.iter().map(|route| route.metric).collect::<Vec<_>>(), [5, 6, 1024]);
-        for at in [2, 0, 0] {
+        assert_eq!(left.iter().map(|route| route.metric).collect::<Vec<_>>(), [5, 6, 7, 1024]);
+        for at in [3, 2, 0, 0] {
             let stray = left.remove(at);
             lab.must(&[Op::DeleteRoute(stray)]).await;
             let now = lab.have().await.routes.remove(&net("fd05:0:0:1::/64")).unwrap_or_default();
             assert_eq!(now, left, "after deleting {stray}");
         }
-        assert_eq!(ip("-6 route show fd05:0:0:1::/64").lines().count(), 2);
+        assert_eq!(ip("-6 route show fd05:0:0:1::/64").lines().count(), 1);
     });
 }
 

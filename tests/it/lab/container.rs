@@ -66,10 +66,10 @@ impl Container {
         if text.contains(" 0% packet loss") { Ok(text) } else { Err(text) }
     }
 
-    /// Twenty packets a second.
+    /// Fifty packets a second.
     pub fn ping_background(&self, to: Ipv4Addr) -> Pinging {
         let mut command = self.netns.command("ping");
-        command.args(["-n", "-q", "-i", "0.05", &to.to_string()]).stdin(Stdio::null()).stdout(Stdio::piped());
+        command.args(["-n", "-q", "-i", "0.02", &to.to_string()]).stdin(Stdio::null()).stdout(Stdio::piped());
         Pinging { child: command.spawn().expect("ping") }
     }
 }

@@ -15,8 +15,9 @@ use serde_json::Value;
 use super::netns::{Netns, http_get};
 use super::notify::{Notification, Notify};
 use super::process::{Exit, Process, print_log_if_panicking};
+use super::state::State;
 use super::tables::{Device, FdbEntry, Neighbor, Route, Tables};
-use super::wait::{PATIENCE, eventually_eq};
+use super::wait::{PATIENCE, eventually_eq, wait_until};
 use super::{Container, DEVICE, Etcd, PREFIX, Underlay};
 
 const FLANNELD: &str = env!("CARGO_BIN_EXE_flanneld");
@@ -25,9 +26,11 @@ pub struct Host {
     daemon: Option<Daemon>,
     containers: u8,
     index: u8,
+    /// The last byte of its NIC's address.
+    address: u8,
     dir: PathBuf,
     netns: Netns,
-    _underlay: Arc<Underlay>,
+    underlay: Arc<Underlay>,
 }
 
 struct Daemon {
@@ -40,18 +43,37 @@ impl Host {
         let netns = Netns::create(format!("{}-h{index}", underlay.prefix));
         let dir = underlay.dir.path().join(format!("h{index}"));
         fs::create_dir(&dir).expect("the host's directory");
-        netns.ip(&format!("link add eth0 type veth peer name p{index} netns {}", underlay.netns.name()));
-        underlay.netns.ip(&format!("link set p{index} master br0 up"));
-        netns.ip(&format!("addr add 172.31.0.{index}/24 dev eth0"));
-        netns.ip("link set eth0 up");
-        netns.ip("route add default via 172.31.0.254");
         netns.enter(|| fs::write("/proc/sys/net/ipv4/ip_forward", "1")).expect("ip_forward");
-        Host { daemon: None, containers: 0, index, dir, netns, _underlay: underlay }
+        let host = Host { daemon: None, containers: 0, index, address: index, dir, netns, underlay };
+        host.plug_in_nic();
+        host.configure_nic();
+        host
     }
 
     /// The address of its NIC.
     pub fn public_ip(&self) -> String {
-        format!("172.31.0.{}", self.index)
+        format!("172.31.0.{}", self.address)
+    }
+
+    /// Puts a NIC in and connects it to the underlay: it has no address yet and is down.
+    pub fn plug_in_nic(&self) {
+        let (index, underlay) = (self.index, &self.underlay.netns);
+        self.ip(&format!("link add eth0 type veth peer name p{index} netns {}", underlay.name()));
+        underlay.ip(&format!("link set p{index} master br0 up"));
+    }
+
+    /// What the host's network scripts do for the NIC.
+    pub fn configure_nic(&self) {
+        self.ip("link set eth0 up");
+        self.ip(&format!("addr replace {}/24 dev eth0", self.public_ip()));
+        self.ip("route replace default via 172.31.0.254");
+    }
+
+    /// The NIC's address becomes 172.31.0.`last`.
+    pub fn readdress_nic(&mut self, last: u8) {
+        self.ip(&format!("addr del {}/24 dev eth0", self.public_ip()));
+        self.address = last;
+        self.configure_nic();
     }
 
     // The daemon
@@ -112,6 +134,11 @@ impl Host {
         self.daemon().notify.at_ready(move || kill(pid, Signal::SIGSTOP).expect("SIGSTOP"));
     }
 
+    /// SIGSTOP: it does nothing until [`Host::thaw`].
+    pub fn freeze(&self) {
+        self.daemon().process.pause();
+    }
+
     pub fn thaw(&self) {
         self.daemon().process.resume();
     }
@@ -161,6 +188,11 @@ impl Host {
         fs::read_to_string(self.path("log")).unwrap_or_default()
     }
 
+    /// What they have written since the log was `mark` bytes long.
+    pub fn log_since(&self, mark: usize) -> String {
+        self.log().split_off(mark)
+    }
+
     /// Status code and body of a GET to the daemon, from inside the host.
     pub fn http_get(&self, port: u16, path: &str) -> io::Result<(u16, String)> {
         self.netns.enter(|| http_get(SocketAddr::from(([127, 0, 0, 1], port)), path))
@@ -202,6 +234,12 @@ impl Host {
         self.netns.run(words)
     }
 
+    /// A shell script that must succeed.
+    #[track_caller]
+    pub fn sh(&self, script: &str) -> String {
+        self.run(&["sh", "-ec", script]).unwrap_or_else(|error| panic!("{script}: {error}"))
+    }
+
     pub fn ip(&self, args: &str) {
         self.netns.ip(args);
     }
@@ -241,6 +279,19 @@ impl Host {
     pub fn follows(&self, etcd: &Etcd) {
         let what = format!("host {} holds exactly its peers", self.index);
         eventually_eq(&what, &Tables::to(&etcd.peers_of(self)), || self.tables());
+    }
+
+    /// Everything about its network that could change.
+    pub fn state(&self) -> State {
+        State::of(&self.netns)
+    }
+
+    /// Panics unless everything comes to be as in `before`, but for the device's index.
+    #[track_caller]
+    pub fn returns_to(&self, before: &State) {
+        let mut now = None;
+        let same = wait_until(PATIENCE, || now.insert(self.state()).same_but_index(before));
+        assert!(same, "host {} not as before within {PATIENCE:?}: {}", self.index, now.unwrap().unlike(before));
     }
 
     // Its containers

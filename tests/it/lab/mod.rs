@@ -18,6 +18,7 @@ mod netns;
 mod notify;
 mod overlay;
 mod process;
+mod state;
 mod tables;
 mod tests;
 mod wait;
@@ -26,8 +27,9 @@ pub use container::Container;
 pub use etcd::Etcd;
 pub use host::Host;
 pub use overlay::{CONFIG, DEVICE, Lease, NETWORK, PREFIX};
+pub use state::State;
 pub use tables::{Tables, Vxlan};
-pub use wait::{eventually, eventually_eq};
+pub use wait::{eventually, eventually_eq, wait_until};
 
 use std::collections::BTreeSet;
 use std::os::unix::fs::MetadataExt;

@@ -57,6 +57,7 @@ pub struct Vxlan {
     pub port: u64,
     pub learning: bool,
     pub ageing: u64,
+    pub ttl: u64,
 }
 
 impl Tables {
@@ -144,6 +145,7 @@ impl Vxlan {
             port: number(&json["port"]),
             learning: json["learning"].as_bool().unwrap_or(true),
             ageing: number(&json["ageing"]),
+            ttl: number(&json["ttl"]),
         }
     }
 }
