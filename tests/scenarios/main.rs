@@ -5,8 +5,13 @@
 
 mod lab;
 
+mod config;
+mod hostile;
 mod join;
+mod kernel;
 mod lease;
+mod nic;
 mod outage;
 mod peers;
+mod ready;
 mod restart;

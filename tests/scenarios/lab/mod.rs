@@ -13,8 +13,8 @@ use std::time::Duration;
 use tokio::task::LocalSet;
 use tokio::time::Instant;
 
-/// The network config that clusters start with.
-pub const CONFIG: &str = r#"{"Network":"10.5.0.0/16","Backend":{"Type":"vxlan"}}"#;
+/// The network config that clusters start with: hosts choose among 10.5.1.0 to 10.5.99.0, so that others are free.
+pub const CONFIG: &str = r#"{"Network":"10.5.0.0/16","SubnetMax":"10.5.99.0","Backend":{"Type":"vxlan"}}"#;
 
 /// How long leases live, unless a scenario says otherwise: days cost seconds.
 pub const TTL: Duration = hours(1);
