@@ -144,7 +144,7 @@ async fn what_is_not_ours_stays() {
         foreign("10.5.240.0/24", Oif::Other(5), 2),
         foreign("10.5.241.0/24", Oif::Other(5), 4),
         foreign("192.168.77.0/24", Oif::Ours, 4),
-        foreign("10.5.242.0/24", Oif::Other(0), 4),
+        foreign("10.5.242.0/24", Oif::Nowhere(6), 4),
     ];
     cluster[1].kernel.damage(DEVICE, |have| {
         routes.iter().for_each(|route| have.routes.entry(route.dest).or_default().push(*route));

@@ -9,6 +9,7 @@ mod config;
 mod hostile;
 mod join;
 mod kernel;
+mod laws;
 mod lease;
 mod nic;
 mod outage;

@@ -50,6 +50,11 @@ pub const fn days(count: u64) -> Duration {
     hours(24 * count)
 }
 
+/// What all chance in a run grows from.
+pub fn seed() -> u64 {
+    std::env::var("SEED").ok().and_then(|text| text.parse().ok()).unwrap_or(1)
+}
+
 /// Hosts around one store. Host `n` is `cluster[n]`; nothing moves but in [`Cluster::pass`].
 pub struct Cluster {
     /// The administrator's handle on the store.
@@ -68,9 +73,8 @@ impl Cluster {
         let store = MemoryStore::new();
         store.set_config(CONFIG);
         let hosts = (1..=count).map(|number| (number, Host::new(number, store.another_client()))).collect();
-        let seed = std::env::var("SEED").ok().and_then(|text| text.parse().ok()).unwrap_or(1);
         let (tasks, began) = (LocalSet::new(), Instant::now());
-        Cluster { store, hosts, tasks, began, seed, hostile: BTreeSet::new() }
+        Cluster { store, hosts, tasks, began, seed: seed(), hostile: BTreeSet::new() }
     }
 
     /// Hosts 1 to `count`, all of them up, ready and connected.
