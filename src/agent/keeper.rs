@@ -101,6 +101,8 @@ pub struct Keeper<S> {
     pub env: Rc<Env>,
     /// Where to say how it goes.
     pub board: Board,
+    /// The network config's text, from which all of this was made.
+    pub config: Vec<u8>,
     /// What is published of us.
     pub backend: Rc<dyn Backend>,
     /// Whether the config names the backend; if not, leases of another type call for an explicit one.
@@ -118,14 +120,15 @@ pub struct Keeper<S> {
 }
 
 impl<S: Store> Keeper<S> {
-    /// Finds our lease or makes one; waits for as long as that takes.
-    pub async fn acquire(&mut self) -> Held {
+    /// Finds our lease or makes one; waits for as long as that takes, or until the network config is another one: then
+    /// it is `None`.
+    pub async fn acquire(&mut self) -> Option<Held> {
         let mut backoff = Backoff::new(Duration::from_millis(100), Duration::from_secs(3));
         loop {
             let reason = match self.attempt().await {
                 Ok(Attempt::Held(held)) => {
                     self.settle(&held);
-                    return held;
+                    return Some(held);
                 }
                 Ok(Attempt::Again) => None,
                 Ok(Attempt::Wait(reason)) => Some(reason),
@@ -136,6 +139,9 @@ impl<S: Store> Keeper<S> {
                 self.board.waiting(Topic::Lease, reason, pause);
             }
             tokio::time::sleep(pause).await;
+            if matches!(self.store.config().await, Ok(Some(config)) if config != self.config) {
+                return None;
+            }
         }
     }
 

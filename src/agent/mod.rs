@@ -83,6 +83,7 @@ pub async fn run<S: Store, K: Kernel>(
         store: store.clone(),
         env: env.clone(),
         board: board.clone(),
+        config: network.config,
         backend: network.backend.clone(),
         backend_is_explicit: network.backend_is_explicit,
         overlay: network.overlay,
@@ -91,7 +92,10 @@ pub async fn run<S: Store, K: Kernel>(
         me,
         address,
     };
-    let held = keeper.acquire().await;
+    let Some(held) = keeper.acquire().await else {
+        // The network config has changed meanwhile.
+        return Box::pin(run(store, kernel, settings, env, board)).await;
+    };
     let own = Own { nic, subnet: held.subnet, mac: held.mac };
     let (tell_sighting, sightings) = watch::channel(None);
     let (tell_address, addresses) = watch::channel(address);
@@ -119,6 +123,7 @@ struct Network {
     overlay: Overlay,
     backend: Rc<dyn Backend>,
     backend_is_explicit: bool,
+    config: Vec<u8>,
 }
 
 async fn wait_for_config<S: Store>(store: &S, settings: &Settings, env: &Env, board: &Board) -> Network {
@@ -156,7 +161,8 @@ fn read_config(text: &[u8]) -> Result<Network, String> {
     let backend = backend::from_config(&config)?;
     match config.ipv4 {
         Some(overlay @ Overlay { network: IpNet::V4(net), .. }) => {
-            Ok(Network { net, overlay, backend: backend.into(), backend_is_explicit: config.backend.is_some() })
+            let backend_is_explicit = config.backend.is_some();
+            Ok(Network { net, overlay, backend: backend.into(), backend_is_explicit, config: text.to_vec() })
         }
         _ => Err("Network is missing".into()),
     }

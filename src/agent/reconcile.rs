@@ -382,7 +382,8 @@ impl<K: Kernel> Reconciler<K> {
         }
         let listed = self.world.leases().is_known() && progress.news.is_clean();
         let listed = listed || self.env.now() >= progress.give_up_on_peers_at;
-        let plan = Plan::at(&[], &progress.have, self.world.want(), &self.world.scope());
+        let addresses: Vec<Key> = self.world.want().addresses.iter().copied().map(Key::Address).collect();
+        let plan = Plan::at(&addresses, &progress.have, self.world.want(), &self.world.scope());
         let stands = !plan.touches_device() && !progress.nic_is_gone;
         if listed && stands && self.files.are_written() {
             let (subnet, peers) = (self.world.own().subnet, self.world.tally().peers);

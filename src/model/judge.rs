@@ -329,6 +329,9 @@ impl Facts {
         if self.own_addresses.contains(&ip) {
             return Some(format!("its PublicIP {ip} is ours"));
         }
+        if let Some(own) = self.own_subnet.filter(|own| own.contains(&ip)) {
+            return Some(format!("its PublicIP {ip} lies in our subnet, {own}"));
+        }
         let mac = endpoint.mac?;
         if !mac.is_usable() {
             return Some(format!("its VtepMAC {mac} is not the address of a host"));

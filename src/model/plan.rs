@@ -263,8 +263,11 @@ impl<'a> Differ<'a> {
         let is_stray = |route: &&Route| !route.same_path(want) && (in_its_place(route) || self.scope.owns_route(route));
         let strays: Vec<&Route> = have.iter().copied().filter(is_stray).collect();
         let present = have.iter().any(|route| route.same_path(want));
-        if let ([stray], false) = (&strays[..], present)
-            && stray.metric == want.metric
+        // To replace is to put ours in the place of the first with this metric, whosever it is.
+        let mut in_the_way = have.iter().filter(|route| route.metric == want.metric);
+        if let ([stray], Some(first), None) = (&strays[..], in_the_way.next(), in_the_way.next())
+            && !present
+            && stray == first
             && self.scope.owns_route(stray)
         {
             self.push(Phase::RouteSet, Op::ReplaceRoute(*want), format!("was {stray}"));

@@ -5,8 +5,14 @@
 
 mod lab;
 
+mod config;
+mod hostile;
 mod join;
+mod kernel;
+mod laws;
 mod lease;
+mod nic;
 mod outage;
 mod peers;
+mod ready;
 mod restart;

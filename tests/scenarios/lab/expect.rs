@@ -158,7 +158,7 @@ fn route_line(route: &Route) -> String {
     }
     line += &match route.oif {
         Oif::Ours => format!(" dev {DEVICE}"),
-        other => format!(" {other:?}"),
+        other => format!(" by {other:?}"),
     };
     if route.onlink {
         line += " onlink";

@@ -8,6 +8,7 @@ use flanneld::agent::{self, Settings};
 use flanneld::kernel::fake::FakeKernel;
 use flanneld::model::iface::{DefaultRoute, HostView, IfaceRules, Interface, InterfaceAddress};
 use flanneld::store::memory::MemoryStore;
+use ipnet::IpNet;
 use std::cell::{Cell, RefCell};
 use std::convert::Infallible;
 use std::fs;
@@ -29,6 +30,8 @@ pub struct Nic {
     pub mtu: u32,
     /// Whether it is there at all.
     pub present: bool,
+    /// A second address, which the kernel lists first.
+    pub second: Option<String>,
 }
 
 /// One host.
@@ -60,7 +63,7 @@ impl Host {
     pub fn new(number: u8, store: MemoryStore) -> Self {
         store.set_latency(millis(2));
         let disk = tempfile::tempdir().expect("a temporary directory");
-        let nic = Nic { index: 2, address: format!("192.168.0.{number}"), mtu: 1500, present: true };
+        let nic = Nic { index: 2, address: format!("192.168.0.{number}"), mtu: 1500, present: true, second: None };
         let settings = Settings {
             prefix: "/coreos.com/network".into(),
             iface: IfaceRules::default(),
@@ -186,20 +189,29 @@ impl Host {
     }
 
     fn view(&self) -> HostView {
-        let interface = |index, name: &str, mtu, mac, net: String, scope| {
-            let net = net.parse().expect("an address with its length");
-            let address = InterfaceAddress { net, scope, permanent: true, deprecated: false, temporary: false };
-            Interface { index, name: name.into(), mtu, mac, up: true, addresses: vec![address] }
-        };
-        let lo = interface(1, "lo", 65536, None, "127.0.0.1/8".into(), 254);
-        let mac = format!("02:00:00:00:00:{:02x}", self.number).parse().ok();
+        let mut interfaces = vec![
+            interface(1, "lo", 65536, &["127.0.0.1/8".into()]),
+            interface(5, "br0", 1500, &["10.5.240.1/24".into()]),
+        ];
         let nic = &self.nic;
-        let eth0 = interface(nic.index, "eth0", nic.mtu, mac, format!("{}/24", nic.address), 0);
-        let gateway = "192.168.0.254".parse().ok();
-        let route = DefaultRoute { oif: nic.index, gateway, metric: 0, is_v6: false };
-        match nic.present {
-            true => HostView { interfaces: vec![lo, eth0], default_routes: vec![route] },
-            false => HostView { interfaces: vec![lo], default_routes: Vec::new() },
+        let route = DefaultRoute { oif: nic.index, gateway: "192.168.0.254".parse().ok(), metric: 0, is_v6: false };
+        let mut default_routes = Vec::new();
+        if nic.present {
+            let addresses = nic.second.iter().chain([&nic.address]).map(|address| format!("{address}/24"));
+            let mut eth0 = interface(nic.index, "eth0", nic.mtu, &addresses.collect::<Vec<_>>());
+            eth0.mac = format!("02:00:00:00:00:{:02x}", self.number).parse().ok();
+            interfaces.push(eth0);
+            default_routes.push(route);
         }
+        HostView { interfaces, default_routes }
     }
+}
+
+fn interface(index: u32, name: &str, mtu: u32, nets: &[String]) -> Interface {
+    let address = |net: &String| {
+        let net: IpNet = net.parse().expect("an address with its length");
+        let scope = if net.addr().is_loopback() { 254 } else { 0 };
+        InterfaceAddress { net, scope, permanent: true, deprecated: false, temporary: false }
+    };
+    Interface { index, name: name.into(), mtu, mac: None, up: true, addresses: nets.iter().map(address).collect() }
 }

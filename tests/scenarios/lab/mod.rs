@@ -13,8 +13,8 @@ use std::time::Duration;
 use tokio::task::LocalSet;
 use tokio::time::Instant;
 
-/// The network config that clusters start with.
-pub const CONFIG: &str = r#"{"Network":"10.5.0.0/16","Backend":{"Type":"vxlan"}}"#;
+/// The network config that clusters start with: hosts choose among 10.5.1.0 to 10.5.99.0, so that others are free.
+pub const CONFIG: &str = r#"{"Network":"10.5.0.0/16","SubnetMax":"10.5.99.0","Backend":{"Type":"vxlan"}}"#;
 
 /// How long leases live, unless a scenario says otherwise: days cost seconds.
 pub const TTL: Duration = hours(1);
@@ -50,6 +50,11 @@ pub const fn days(count: u64) -> Duration {
     hours(24 * count)
 }
 
+/// What all chance in a run grows from.
+pub fn seed() -> u64 {
+    std::env::var("SEED").ok().and_then(|text| text.parse().ok()).unwrap_or(1)
+}
+
 /// Hosts around one store. Host `n` is `cluster[n]`; nothing moves but in [`Cluster::pass`].
 pub struct Cluster {
     /// The administrator's handle on the store.
@@ -68,9 +73,8 @@ impl Cluster {
         let store = MemoryStore::new();
         store.set_config(CONFIG);
         let hosts = (1..=count).map(|number| (number, Host::new(number, store.another_client()))).collect();
-        let seed = std::env::var("SEED").ok().and_then(|text| text.parse().ok()).unwrap_or(1);
         let (tasks, began) = (LocalSet::new(), Instant::now());
-        Cluster { store, hosts, tasks, began, seed, hostile: BTreeSet::new() }
+        Cluster { store, hosts, tasks, began, seed: seed(), hostile: BTreeSet::new() }
     }
 
     /// Hosts 1 to `count`, all of them up, ready and connected.

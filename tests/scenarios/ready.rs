@@ -1,0 +1,101 @@
+//! What the service manager is told, and when.
+
+use crate::lab::{Cluster, DEVICE, Peer, TTL, hours, millis, mins, secs};
+use flanneld::agent::env::Notice;
+use flanneld::store::StoreError;
+use std::time::Duration;
+
+/// A host that has its lease and has not got the list of its peers yet.
+async fn about_to_list() -> Cluster {
+    let mut cluster = Cluster::new(1);
+    let guest = Peer::guest(201);
+    cluster.store.put_for(&guest.key(), guest.json(), TTL);
+    cluster[1].store.set_latency(millis(10));
+    cluster.start(1);
+    while cluster[1].board().read().subnet.is_none() {
+        cluster.pass(millis(1)).await;
+    }
+    cluster
+}
+
+async fn assert_ready_in_the_end(cluster: &Cluster) {
+    assert!(!cluster[1].is_ready());
+    let took = cluster.until(secs(31), "it is ready", |cluster| cluster[1].is_ready()).await;
+    assert!(took >= secs(20), "{took:?}");
+    let patience = |notice: &Notice| matches!(notice, Notice::StillStarting(time) if *time >= secs(30));
+    assert!(cluster[1].heard().iter().filter(|notice| patience(notice)).count() >= 4);
+    assert_eq!(cluster[1].kernel.have(DEVICE).neighbors.len(), 0);
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_list_of_peers_that_hangs_keeps_nobody_waiting_for_more_than_half_a_minute() {
+    let cluster = about_to_list().await;
+    cluster[1].store.set_latency(hours(1));
+    cluster.pass(millis(9)).await;
+    cluster[1].store.set_latency(Duration::from_secs(86_400));
+    assert_ready_in_the_end(&cluster).await;
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_list_of_peers_that_fails_keeps_nobody_waiting_for_more_than_half_a_minute() {
+    let cluster = about_to_list().await;
+    cluster[1].store.fail_with(StoreError::Unavailable("no leader".into()));
+    assert_ready_in_the_end(&cluster).await;
+    assert!(cluster[1].reasons().contains("peers cannot be followed: no leader"));
+    cluster[1].store.come_back();
+    cluster.until(secs(7), "all is well", |cluster| cluster[1].reasons().is_empty()).await;
+    cluster.settle().await;
+}
+
+#[tokio::test(start_paused = true)]
+async fn before_the_first_list_nothing_is_removed() {
+    let mut cluster = Cluster::joined(3).await;
+    let before = cluster[1].lines();
+    cluster.stop(1);
+    cluster[1].kernel.take_log();
+    cluster[1].store.set_latency(millis(10));
+    cluster.start(1);
+    while cluster[1].board().read().subnet.is_none() {
+        cluster.pass(millis(1)).await;
+    }
+    cluster[1].store.fail_with(StoreError::Unavailable("no leader".into()));
+    cluster.pass(mins(10)).await;
+    assert_eq!((cluster[1].kernel.take_log(), cluster[1].lines()), (vec![], before));
+    cluster[1].store.come_back();
+    cluster.settle().await;
+    assert_eq!(cluster[1].kernel.take_log(), []);
+}
+
+#[tokio::test(start_paused = true)]
+async fn ready_is_told_once_and_after_everything_is_in_place() {
+    let mut cluster = Cluster::new(2);
+    for guest in (101..=150).map(Peer::guest) {
+        cluster.store.put_for(&guest.key(), guest.json(), TTL);
+    }
+    cluster.start(1);
+    while !cluster[1].is_ready() {
+        cluster.pass(millis(1)).await;
+    }
+    cluster.assert_settled();
+    cluster.start(2);
+    cluster.pass(hours(2)).await;
+    let ready = cluster[1].heard().into_iter().filter(|notice| *notice == Notice::Ready).count();
+    assert_eq!(ready, 1);
+    assert!(cluster[1].board().is_alive());
+}
+
+#[tokio::test(start_paused = true)]
+async fn while_waiting_the_service_manager_is_asked_for_patience_without_a_gap() {
+    let mut cluster = Cluster::new(1);
+    cluster.store.remove_config();
+    cluster.start(1);
+    let asked = |cluster: &Cluster| cluster[1].heard().len();
+    for _ in 0..60 {
+        let before = asked(&cluster);
+        cluster.pass(secs(10)).await;
+        assert!(asked(&cluster) > before);
+    }
+    assert!(cluster[1].board().is_alive());
+    let last = cluster[1].heard().pop();
+    assert!(matches!(last, Some(Notice::StillStarting(time)) if time >= secs(30)), "{last:?}");
+}
