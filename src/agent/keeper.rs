@@ -128,9 +128,11 @@ impl<S: Store> Keeper<S> {
     ) -> Infallible {
         let mut backoff = Backoff::new(Duration::from_secs(1), (self.terms.ttl / 6).max(Duration::from_secs(1)));
         let mut pause = self.until_keep_alive();
+        // What called for a look at the key stays until the look succeeds.
+        let mut in_doubt = false;
         loop {
             let due = tokio::select! {
-                () = sleep_awake(&self.env, pause) => self.renew(&mut held).await,
+                () = sleep_awake(&self.env, pause) => if in_doubt { Ok(false) } else { self.renew(&mut held).await },
                 Ok(()) = sightings.changed() => match sightings.borrow_and_update().clone() {
                     Some(sighting) if is_news(&held, &sighting) => Ok(false),
                     _ => continue,
@@ -141,12 +143,11 @@ impl<S: Store> Keeper<S> {
                     Ok(false)
                 }
             };
-            let kept = match due {
-                Ok(false) => self.reclaim(&mut held).await,
-                other => other,
-            };
+            in_doubt |= matches!(due, Ok(false));
+            let kept = if in_doubt { self.reclaim(&mut held).await } else { due };
             pause = match kept {
                 Ok(true) => {
+                    in_doubt = false;
                     self.board.over(Topic::Lease);
                     backoff.reset();
                     self.until_keep_alive()
