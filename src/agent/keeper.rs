@@ -140,6 +140,7 @@ impl<S: Store> Keeper<S> {
                 Ok(()) = addresses.changed() => {
                     self.address = *addresses.borrow_and_update();
                     self.me.public_ip = Some(self.address.public_ip);
+                    self.store.redial();
                     Ok(false)
                 }
             };
