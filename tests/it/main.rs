@@ -6,6 +6,7 @@ mod field;
 mod lab;
 
 mod heal;
+mod heal_nic;
 mod join;
 mod outage;
 mod peers;
