@@ -3,7 +3,7 @@
 use crate::field::Field;
 
 /// A script, what the log says of a repair then, and how many repairs there are.
-type Damage = (&'static str, &'static str, usize);
+pub type Damage = (&'static str, &'static str, usize);
 
 pub const ROUTES: &[Damage] = &[
     ("ip route del $PEER", "add route", 1),

@@ -7,7 +7,9 @@ mod lab;
 
 mod heal;
 mod heal_nic;
+mod heal_random;
 mod join;
 mod outage;
+mod overrun;
 mod peers;
 mod restart;
