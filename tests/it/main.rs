@@ -13,3 +13,4 @@ mod outage;
 mod overrun;
 mod peers;
 mod restart;
+mod takeover;
