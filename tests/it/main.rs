@@ -8,6 +8,7 @@ mod lab;
 mod heal;
 mod heal_nic;
 mod heal_random;
+mod hostile;
 mod join;
 mod outage;
 mod overrun;
