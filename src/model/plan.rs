@@ -285,7 +285,11 @@ fn only_in<'m, K, V>(map: &'m BTreeMap<K, V>, other: impl Fn(&K) -> bool + 'm) -
     map.keys().filter(move |key| !other(key))
 }
 
+/// Where an FDB entry points; one that is more than an address, or not permanent, has no addresses here.
 fn join(addresses: &BTreeSet<IpAddr>) -> String {
+    if addresses.is_empty() {
+        return "something else than an address".to_owned();
+    }
     addresses.iter().map(IpAddr::to_string).collect::<Vec<_>>().join(" and ")
 }
 
