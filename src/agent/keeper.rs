@@ -171,6 +171,7 @@ impl<S: Store> Keeper<S> {
                 Ok(()) = addresses.changed() => {
                     self.address = *addresses.borrow_and_update();
                     self.me.public_ip = Some(self.address.public_ip);
+                    self.store.redial();
                     care.doubt();
                 }
             }

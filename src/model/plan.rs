@@ -64,8 +64,9 @@ pub enum Key {
     Route(IpNet),
 }
 
-/// Operations in the order in which they are to be applied: device, addresses, then what peers need (neighbours, FDB
-/// entries, routes), then what is no longer wanted, in reverse.
+/// Operations in the order in which they are to be applied: device, its address, then what peers need (neighbours, FDB
+/// entries, routes), then what is no longer wanted. Other addresses go before that, but not before the routes are there:
+/// until then their connected networks may be what leads to the peers, as with flannel 0.7.
 #[derive(Debug, Clone, Default, PartialEq, Eq)]
 pub struct Plan {
     /// The operations.
@@ -108,7 +109,7 @@ impl Plan {
         differ.plan()
     }
 
-    /// Whether it changes the device or its addresses, on which everything else stands.
+    /// Whether it makes or changes the device or gives it an address, on which everything else stands.
     pub fn touches_device(&self) -> bool {
         self.steps.iter().any(|step| step.op.is_on_device())
     }
@@ -124,10 +125,10 @@ impl Plan {
 enum Phase {
     Device,
     AddressAdd,
-    AddressDelete,
     NeighborSet,
     FdbSet,
     RouteSet,
+    AddressDelete,
     RouteDelete,
     FdbDelete,
     NeighborDelete,
@@ -209,7 +210,7 @@ impl<'a> Differ<'a> {
         let there = !self.replaced && self.have.addresses.contains(&address);
         match (wanted, there) {
             (true, false) => self.push(Phase::AddressAdd, Op::AddAddress(address), "missing"),
-            (false, true) if self.scope.owns_address(&address) => {
+            (false, true) if self.scope.owns_address(&address) && self.want.peers_complete => {
                 self.push(Phase::AddressDelete, Op::DeleteAddress(address), "foreign address inside the overlay");
             }
             _ => {}
@@ -287,7 +288,11 @@ fn only_in<'m, K, V>(map: &'m BTreeMap<K, V>, other: impl Fn(&K) -> bool + 'm) -
     map.keys().filter(move |key| !other(key))
 }
 
+/// Where an FDB entry points; one that is more than an address, or not permanent, has no addresses here.
 fn join(addresses: &BTreeSet<IpAddr>) -> String {
+    if addresses.is_empty() {
+        return "something else than an address".to_owned();
+    }
     addresses.iter().map(IpAddr::to_string).collect::<Vec<_>>().join(" and ")
 }
 
@@ -337,9 +342,9 @@ impl Differences {
 }
 
 impl Op {
-    /// Whether it changes the device or its addresses, on which everything else stands.
+    /// Whether it makes or changes the device or gives it an address, on which everything else stands.
     pub fn is_on_device(&self) -> bool {
-        matches!(self.key(), Key::Device | Key::Address(_))
+        self.key() == Key::Device || matches!(self, Op::AddAddress(_))
     }
 
     /// What it is about.

@@ -103,6 +103,10 @@ pub trait Store {
 
     /// The addresses at which the store is reached, as far as known: no peer may take them into the overlay.
     fn addresses(&self) -> Vec<IpAddr>;
+
+    /// This host's own address has changed: what is asked from now on goes over new connections. Those from an address
+    /// that is gone would only be waited for.
+    fn redial(&self) {}
 }
 
 /// A running watch.

@@ -6,9 +6,14 @@ mod field;
 mod lab;
 
 mod heal;
+mod heal_nic;
+mod heal_random;
+mod hostile;
 mod join;
 mod lease;
 mod outage;
+mod overrun;
 mod peers;
 mod restart;
 mod start;
+mod takeover;

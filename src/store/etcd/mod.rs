@@ -238,6 +238,10 @@ impl Store for EtcdStore {
     fn addresses(&self) -> Vec<IpAddr> {
         self.pool.addresses()
     }
+
+    fn redial(&self) {
+        self.pool.redial();
+    }
 }
 
 /// One renewal; `None` if there is no such lease. etcd-client renews once by opening the stream, but keeps the time

@@ -86,6 +86,11 @@ impl Pool {
         }
     }
 
+    /// Lets go of all connections; what is under way on them goes on.
+    pub(super) fn redial(&self) {
+        self.members.iter().for_each(|member| drop(member.session.take()));
+    }
+
     /// The name of a member, for messages.
     pub(super) fn url(&self, member: usize) -> &str {
         &self.members[member].url

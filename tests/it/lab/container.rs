@@ -68,8 +68,13 @@ impl Container {
 
     /// Fifty packets a second.
     pub fn ping_background(&self, to: Ipv4Addr) -> Pinging {
+        self.ping_every("0.02", to)
+    }
+
+    /// A packet every `seconds`.
+    pub fn ping_every(&self, seconds: &str, to: Ipv4Addr) -> Pinging {
         let mut command = self.netns.command("ping");
-        command.args(["-n", "-q", "-i", "0.02", &to.to_string()]).stdin(Stdio::null()).stdout(Stdio::piped());
+        command.args(["-n", "-q", "-i", seconds, &to.to_string()]).stdin(Stdio::null()).stdout(Stdio::piped());
         Pinging { child: command.spawn().expect("ping") }
     }
 }

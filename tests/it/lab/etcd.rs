@@ -84,6 +84,15 @@ impl Etcd {
         self.ctl(&["put", key, value]);
     }
 
+    /// A value of any size.
+    pub fn put_stdin(&self, key: &str, value: &str) {
+        let file = self.dir.path().join("value");
+        std::fs::write(&file, value).expect("the value");
+        let mut command = self.etcdctl(&["put", key]);
+        command.stdin(std::fs::File::open(&file).expect("the value"));
+        netns::output(&mut command).unwrap_or_else(|text| panic!("etcdctl put {key}: {text}"));
+    }
+
     /// Puts the key with an etcd lease of its own, as a daemon would; gives the lease's id.
     pub fn put_with_ttl(&self, key: &str, value: &str, seconds: u32) -> i64 {
         let granted: Value =
@@ -178,9 +187,13 @@ impl Etcd {
     }
 
     fn ctl(&self, words: &[&str]) -> String {
+        netns::output(&mut self.etcdctl(words)).unwrap_or_else(|text| panic!("etcdctl {}: {text}", words.join(" ")))
+    }
+
+    fn etcdctl(&self, words: &[&str]) -> Command {
         let mut command = self.command("etcdctl");
         command.env("ETCDCTL_API", "3").arg(format!("--endpoints={}", self.endpoint())).args(words);
-        netns::output(&mut command).unwrap_or_else(|text| panic!("etcdctl {}: {text}", words.join(" ")))
+        command
     }
 
     fn command(&self, program: &str) -> Command {

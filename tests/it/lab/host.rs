@@ -12,6 +12,7 @@ use ipnet::Ipv4Net;
 use nix::sys::signal::{Signal, kill};
 use serde_json::Value;
 
+use super::monitor::Monitor;
 use super::netns::{Netns, http_get};
 use super::notify::{Notification, Notify};
 use super::process::{Exit, Process, print_log_if_panicking};
@@ -20,7 +21,8 @@ use super::tables::{Device, FdbEntry, Neighbor, Route, Tables};
 use super::wait::{PATIENCE, eventually_eq, wait_until};
 use super::{Container, DEVICE, Etcd, PREFIX, Underlay};
 
-const FLANNELD: &str = env!("CARGO_BIN_EXE_flanneld");
+/// The daemon under test.
+pub const FLANNELD: &str = env!("CARGO_BIN_EXE_flanneld");
 
 pub struct Host {
     daemon: Option<Daemon>,
@@ -292,6 +294,11 @@ impl Host {
         let mut now = None;
         let same = wait_until(PATIENCE, || now.insert(self.state()).same_but_index(before));
         assert!(same, "host {} not as before within {PATIENCE:?}: {}", self.index, now.unwrap().unlike(before));
+    }
+
+    /// Hears of all changes from now on.
+    pub fn monitor(&self) -> Monitor {
+        Monitor::start(&self.netns, self.path("monitor"))
     }
 
     // Its containers

@@ -14,6 +14,7 @@
 mod container;
 mod etcd;
 mod host;
+mod monitor;
 mod netns;
 mod notify;
 mod overlay;
@@ -25,10 +26,10 @@ mod wait;
 
 pub use container::Container;
 pub use etcd::Etcd;
-pub use host::Host;
+pub use host::{FLANNELD, Host};
 pub use overlay::{CONFIG, DEVICE, Lease, NETWORK, PREFIX};
 pub use state::State;
-pub use tables::{Tables, Vxlan};
+pub use tables::{Device, Tables, Vxlan};
 pub use wait::{eventually, eventually_eq, wait_until};
 
 use std::collections::BTreeSet;
@@ -107,7 +108,7 @@ pub fn containers_on(hosts: &mut [Host]) -> Vec<Container> {
     hosts.iter_mut().map(|host| host.attach_container("c1")).collect()
 }
 
-const TOOLS: [&str; 6] = ["ip", "bridge", "nsenter", "ping", "etcd", "etcdctl"];
+const TOOLS: [&str; 7] = ["ip", "bridge", "nsenter", "ping", "etcd", "etcdctl", "strace"];
 
 fn require() {
     let path = env::var_os("PATH").unwrap_or_default();
