@@ -1,12 +1,12 @@
 # `make` lists what there is.
 
 .DEFAULT_GOAL := help
-.PHONY: help setup build test check demo demo-down ci
+.PHONY: help setup build test check bench-repair fuzz demo demo-down ci
 
 profile := $(if $(RELEASE),release,debug)
 
 help: ## List the targets
-	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "  make %-10s %s\n", $$1, $$2 }' $(MAKEFILE_LIST)
+	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "  make %-12s %s\n", $$1, $$2 }' $(MAKEFILE_LIST)
 
 setup: ## Install what building and testing need, where it is missing
 	@.ci/setup
@@ -20,6 +20,12 @@ test: setup ## Run every test (as root: hosts are network namespaces, etcd is re
 check: setup ## Check the format and the lints
 	cargo fmt --check
 	cargo clippy --all-targets -- -D warnings
+
+bench-repair: setup ## Time repairs and joins, as root (ARGS="--peers 10 --join 0": less of it)
+	cargo bench --bench repair -- $(ARGS)
+
+fuzz: setup ## Fuzz each reader of foreign data for FUZZ_SECONDS (20), or only TARGET
+	@fuzz/run $(TARGET)
 
 demo: build ## Show three hosts join one overlay (KEEP=1: leave it standing)
 	@FLANNELD=$${FLANNELD:-target/$(profile)/flanneld} examples/demo/demo.sh

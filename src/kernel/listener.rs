@@ -97,7 +97,8 @@ fn open() -> io::Result<TokioSocket> {
     Ok(socket)
 }
 
-fn read(datagram: &[u8], scope: &Scope, index: Option<u32>, events: &mut Vec<Event>) {
+/// Appends what one datagram reports to `events`, as far as it concerns us.
+pub fn read(datagram: &[u8], scope: &Scope, index: Option<u32>, events: &mut Vec<Event>) {
     for frame in frames(datagram).flatten().filter(|frame| frame.kind() == Kind::Object) {
         match NetlinkMessage::<Message>::deserialize(frame.bytes) {
             Ok(NetlinkMessage { payload: NetlinkPayload::InnerMessage(message), .. }) => {

@@ -1,11 +1,11 @@
 //! The host's network state. The only folder that speaks netlink; the daemon knows only [`Kernel`].
 
-mod decode;
+pub mod decode;
 mod encode;
 #[cfg(test)]
 mod encode_tests;
 pub mod fake;
-mod listener;
+pub mod listener;
 pub mod netlink;
 pub mod socket;
 pub mod sysctl;

@@ -61,7 +61,8 @@ impl Remembered {
         }
         let mac = |text: &str| text.parse::<VtepMac>().map_err(|e| e.to_string());
         let id = |text: String| {
-            let id = i64::from_str_radix(&text, 16).ok().and_then(LeaseId::new);
+            // Written as the bits they are, so that no id, not even a negative one, is read back as another.
+            let id = u64::from_str_radix(&text, 16).ok().and_then(|bits| LeaseId::new(bits.cast_signed()));
             id.ok_or_else(|| format!("etcd_lease {text:?} is not a lease id such as \"694d81e7\""))
         };
         Ok(Remembered {
@@ -103,7 +104,7 @@ mod tests {
 
     #[test]
     fn what_is_rendered_is_read_back() {
-        for lease_id in [None, LeaseId::new(1), LeaseId::new(i64::MAX)] {
+        for lease_id in [None, LeaseId::new(1), LeaseId::new(i64::MAX), LeaseId::new(-2)] {
             let state = Remembered { lease_id, nic_mac: lease_id.map(|_| remembered().mac), ..remembered() };
             assert_eq!(Remembered::parse(&state.render()), Ok(state));
         }

@@ -56,11 +56,14 @@ impl SubnetKey {
 
 fn parse_v6(text: &str) -> Result<Ipv6Net, String> {
     let form = || "the part after & is not of the form fc00:5:22::-64".to_owned();
-    let (address, length) = split_length(text).ok_or_else(form)?;
-    let address: Ipv6Addr = address.parse().map_err(|_| form())?;
+    let (spelled, length) = split_length(text).ok_or_else(form)?;
+    let address: Ipv6Addr = spelled.parse().map_err(|_| form())?;
     let net = Ipv6Net::new(address, length).map_err(|_| form())?;
     if net != net.trunc() {
         return Err("host bits are set in the IPv6 part".into());
+    }
+    if address.to_string() != spelled {
+        return Err(format!("the IPv6 part is not spelled as flannel does, {address}-{length}"));
     }
     Ok(net)
 }
@@ -249,6 +252,8 @@ mod tests {
             "10.5.34.0-24&fc00::1-64",
             "10.5.34.0-24&10.5.35.0-24",
             "10.5.34.0-24&fc00::-129",
+            "10.5.34.0-24&fc00::0-64",
+            "10.5.34.0-24&FC00::-64",
         ] {
             assert_eq!(SubnetKey::parse(text).unwrap_err().occupies, Some("10.5.34.0/24".parse().unwrap()), "{text}");
         }

@@ -1,0 +1,200 @@
+//! The kinds of damage that are done, and how the kernel's reports tell that one was done and that it is repaired.
+
+use std::net::{IpAddr, Ipv4Addr};
+use std::time::Instant;
+
+use flanneld::kernel::Kernel;
+use flanneld::kernel::netlink::NetlinkKernel;
+use flanneld::kernel::socket::{NetlinkSocket, Request};
+use flanneld::model::kernel_state::Scope;
+use flanneld::model::mac::VtepMac;
+use flanneld::model::plan::Op;
+use rtnetlink::packet_core::NLM_F_CREATE;
+use rtnetlink::packet_route::link::{LinkAttribute, LinkFlags, LinkMessage};
+use rtnetlink::packet_route::route::{
+    RouteAddress, RouteAttribute, RouteFlags, RouteHeader, RouteMessage, RouteProtocol, RouteScope, RouteType,
+};
+use rtnetlink::packet_route::{AddressFamily, RouteNetlinkMessage as Message};
+
+use crate::cluster::Peer;
+use crate::witness::Report;
+
+/// Where nobody is: the next hop of stray routes, the destination of FDB entries that were moved.
+const NOWHERE: Ipv4Addr = Ipv4Addr::new(192, 0, 2, 1);
+const NOBODY: VtepMac = VtepMac([0x0e, 0xff, 0xff, 0xff, 0xff, 0xff]);
+
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Damage {
+    RouteDeleted,
+    NeighborDeleted,
+    NeighborChanged,
+    FdbDeleted,
+    FdbMoved,
+    StrayRoute,
+    DeviceDown,
+    DeviceDeleted,
+}
+
+impl Damage {
+    pub const ALL: [Damage; 8] = [
+        Damage::RouteDeleted,
+        Damage::NeighborDeleted,
+        Damage::NeighborChanged,
+        Damage::FdbDeleted,
+        Damage::FdbMoved,
+        Damage::StrayRoute,
+        Damage::DeviceDown,
+        Damage::DeviceDeleted,
+    ];
+
+    pub fn name(self) -> &'static str {
+        match self {
+            Damage::RouteDeleted => "route deleted",
+            Damage::NeighborDeleted => "neighbour deleted",
+            Damage::NeighborChanged => "neighbour's MAC changed",
+            Damage::FdbDeleted => "FDB entry deleted",
+            Damage::FdbMoved => "FDB entry moved",
+            Damage::StrayRoute => "stray route prepended",
+            Damage::DeviceDown => "device down",
+            Damage::DeviceDeleted => "device deleted",
+        }
+    }
+
+    /// Whether it takes the entries of all peers.
+    pub fn hits_all(self) -> bool {
+        matches!(self, Damage::DeviceDown | Damage::DeviceDeleted)
+    }
+
+    /// Whether `report` says that it was done to `peer`.
+    pub fn is_done(self, peer: &Peer, device: &str, report: &Report) -> bool {
+        match (self, report) {
+            (Damage::DeviceDown, Report::Link { there: true, name, up: false }) => name == device,
+            (Damage::DeviceDeleted, Report::Link { there: false, name, .. }) => name == device,
+            (Damage::RouteDeleted, report) => *report == right_route(peer, false),
+            (Damage::StrayRoute, report) => *report == stray_route(peer, true),
+            // A neighbour that is deleted is first reported as no longer permanent.
+            (Damage::NeighborDeleted | Damage::NeighborChanged, Report::Neighbor { ip, .. }) => {
+                *ip == IpAddr::V4(peer.gateway()) && *report != right_neighbor(peer)
+            }
+            (Damage::FdbDeleted | Damage::FdbMoved, Report::Fdb { mac, .. }) => {
+                *mac == peer.mac.0 && *report != right_fdb(peer)
+            }
+            _ => false,
+        }
+    }
+
+    /// Whether `report` says that it is repaired; of what hits all, that the route to `peer` is back.
+    pub fn is_repaired(self, peer: &Peer, report: &Report) -> bool {
+        *report
+            == match self {
+                Damage::RouteDeleted | Damage::DeviceDown | Damage::DeviceDeleted => right_route(peer, true),
+                Damage::NeighborDeleted | Damage::NeighborChanged => right_neighbor(peer),
+                Damage::FdbDeleted | Damage::FdbMoved => right_fdb(peer),
+                Damage::StrayRoute => stray_route(peer, false),
+            }
+    }
+}
+
+fn right_route(peer: &Peer, there: bool) -> Report {
+    Report::Route { there, dest: peer.gateway(), gateway: Some(peer.gateway()) }
+}
+
+fn stray_route(peer: &Peer, there: bool) -> Report {
+    Report::Route { there, dest: peer.gateway(), gateway: Some(NOWHERE) }
+}
+
+fn right_neighbor(peer: &Peer) -> Report {
+    Report::Neighbor { there: true, ip: peer.gateway().into(), mac: peer.mac.0.to_vec(), permanent: true }
+}
+
+fn right_fdb(peer: &Peer) -> Report {
+    Report::Fdb { there: true, mac: peer.mac.0.to_vec(), dst: Some(peer.public_ip) }
+}
+
+/// Who does the damage.
+pub struct Vandal {
+    kernel: NetlinkKernel,
+    socket: NetlinkSocket,
+    scope: Scope,
+}
+
+impl Vandal {
+    /// In the namespace of the calling thread. Needs a tokio runtime.
+    pub fn new(scope: Scope) -> Vandal {
+        let kernel = NetlinkKernel::new().expect("netlink");
+        Vandal { kernel, socket: NetlinkSocket::open().expect("netlink"), scope }
+    }
+
+    /// Does it, and tells when it was done.
+    pub async fn strike(&mut self, damage: Damage, peer: &Peer) -> Instant {
+        let gateway = peer.gateway().into();
+        match damage {
+            Damage::RouteDeleted => self.apply(Op::DeleteRoute(peer.route())).await,
+            Damage::NeighborDeleted => self.apply(Op::DeleteNeighbor(gateway)).await,
+            Damage::NeighborChanged => self.apply(Op::SetNeighbor(gateway, NOBODY)).await,
+            Damage::FdbDeleted => self.apply(Op::DeleteFdb(peer.mac, peer.public_ip.into())).await,
+            Damage::FdbMoved => self.apply(Op::SetFdb(peer.mac, NOWHERE.into())).await,
+            Damage::StrayRoute => self.prepend_route(peer).await,
+            Damage::DeviceDown => self.bring_down().await,
+            Damage::DeviceDeleted => {
+                let index = self.index().await;
+                self.apply(Op::DeleteDevice(index)).await;
+            }
+        }
+        let done = Instant::now();
+        // Only so that they do not pile up.
+        self.kernel.take_changes(&self.scope);
+        done
+    }
+
+    /// How many routes, neighbours and FDB entries there are.
+    pub async fn entries(&mut self) -> [usize; 3] {
+        let have = self.kernel.observe(&self.scope).await.expect("reading the kernel's state");
+        let neighbors = have.neighbors.values().filter(|neighbor| neighbor.permanent).count();
+        [have.routes.values().map(Vec::len).sum(), neighbors, have.fdb.len()]
+    }
+
+    async fn apply(&mut self, op: Op) {
+        for result in self.kernel.apply(&self.scope, &[op]).await {
+            result.expect("doing damage");
+        }
+    }
+
+    /// `ip route prepend`: before the right one, with the same destination and metric.
+    async fn prepend_route(&mut self, peer: &Peer) {
+        let mut message = RouteMessage::default();
+        message.header.address_family = AddressFamily::Inet;
+        message.header.destination_prefix_length = peer.subnet.prefix_len();
+        message.header.table = RouteHeader::RT_TABLE_MAIN;
+        message.header.protocol = RouteProtocol::Static;
+        message.header.scope = RouteScope::Universe;
+        message.header.kind = RouteType::Unicast;
+        message.header.flags = RouteFlags::Onlink;
+        message.attributes = vec![
+            RouteAttribute::Destination(RouteAddress::Inet(peer.gateway())),
+            RouteAttribute::Gateway(RouteAddress::Inet(NOWHERE)),
+            RouteAttribute::Oif(self.index().await),
+        ];
+        let request = Request { message: Message::NewRoute(message), flags: NLM_F_CREATE };
+        self.socket.change(request).await.expect("a stray route");
+    }
+
+    async fn bring_down(&mut self) {
+        let mut message = LinkMessage::default();
+        message.header.index = self.index().await;
+        message.header.change_mask = LinkFlags::Up;
+        let request = Request { message: Message::SetLink(message), flags: 0 };
+        self.socket.change(request).await.expect("bringing the device down");
+    }
+
+    /// The device's index, asked for by its name.
+    async fn index(&mut self) -> u32 {
+        let mut message = LinkMessage::default();
+        let name = self.scope.device.clone();
+        message.attributes.push(LinkAttribute::IfName(name));
+        match self.socket.get("the device", Message::GetLink(message)).await {
+            Ok(Some(Message::NewLink(link))) => link.header.index,
+            other => panic!("{}: {other:?}", self.scope.device),
+        }
+    }
+}
