@@ -5,6 +5,7 @@
 
 mod lab;
 
+mod chaos;
 mod config;
 mod hostile;
 mod join;

@@ -92,7 +92,7 @@ async fn what_changes_while_a_watch_is_broken_is_made_good() {
         }
         cluster[1].store.come_back();
         assert!(cluster.settle().await < secs(7));
-        assert_eq!(cluster[1].reasons(), "");
+        cluster.until(secs(7), "all is well", |cluster| cluster[1].reasons().is_empty()).await;
     }
 }
 

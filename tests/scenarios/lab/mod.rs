@@ -70,11 +70,16 @@ pub struct Cluster {
 impl Cluster {
     /// Hosts 1 to `count`, switched off, and a store with the network config.
     pub fn new(count: u8) -> Self {
+        Cluster::with_seed(count, seed())
+    }
+
+    /// The same with this seed.
+    pub fn with_seed(count: u8, seed: u64) -> Self {
         let store = MemoryStore::new();
         store.set_config(CONFIG);
         let hosts = (1..=count).map(|number| (number, Host::new(number, store.another_client()))).collect();
         let (tasks, began) = (LocalSet::new(), Instant::now());
-        Cluster { store, hosts, tasks, began, seed: seed(), hostile: BTreeSet::new() }
+        Cluster { store, hosts, tasks, began, seed, hostile: BTreeSet::new() }
     }
 
     /// Hosts 1 to `count`, all of them up, ready and connected.

@@ -187,7 +187,7 @@ fn is_obstructed(have: &Have, want: &Want) -> bool {
 }
 
 proptest! {
-    #![proptest_config(config(2000))]
+    #![proptest_config(config(400))]
 
     #[test]
     fn after_a_plan_nothing_is_left_to_do(have in any_have(), want in any_want()) {

@@ -172,7 +172,7 @@ fn reported_enough(world: &World, before: &Want, dirty: &Dirty) -> (Vec<String>,
 }
 
 proptest! {
-    #![proptest_config(config(1000))]
+    #![proptest_config(config(200))]
 
     #[test]
     fn step_by_step_is_the_same_as_all_at_once(events in any_events()) {
