@@ -117,6 +117,8 @@ pub struct Keeper<S> {
     pub me: Me,
     /// Under what addresses we are known.
     pub address: Address,
+    /// The networks on this host's other interfaces: no subnet to choose.
+    pub on_host: Vec<Ipv4Net>,
 }
 
 impl<S: Store> Keeper<S> {
@@ -260,7 +262,7 @@ impl<S: Store> Keeper<S> {
         if let Some(reason) = self.unclear_backend(&snapshot) {
             return Ok(Attempt::Wait(reason));
         }
-        let claim = self.me.claim(&snapshot.records, &[], &self.overlay, self.env.random());
+        let claim = self.me.claim(&snapshot.records, &self.on_host, &self.overlay, self.env.random());
         let mac = self.me.mac(&claim).unwrap_or_else(|| VtepMac::from_random(self.env.random_bytes()));
         match claim {
             Claim::Keep(lease) => self.keep(lease, mac).await,

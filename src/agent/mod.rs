@@ -91,6 +91,7 @@ pub async fn run<S: Store, K: Kernel>(
         memory,
         me,
         address,
+        on_host: host.connected(&network.backend.device_name()).map(|(_, net)| net.trunc()).collect(),
     };
     let Some(held) = keeper.acquire().await else {
         // The network config has changed meanwhile.

@@ -10,7 +10,7 @@ use crate::model::lease_set::{Change, LeaseSet, Moment};
 use crate::model::mac::VtepMac;
 use crate::model::plan::Key;
 use crate::model::subnet::SubnetKey;
-use ipnet::{IpNet, Ipv4Net};
+use ipnet::Ipv4Net;
 use std::collections::{BTreeMap, BTreeSet};
 use std::net::IpAddr;
 use std::rc::Rc;
@@ -293,13 +293,8 @@ impl World {
 
     fn facts(&self) -> Facts {
         let device = self.backend.device_name();
-        let others = || self.host.interfaces.iter().filter(|interface| interface.name != device);
-        let v4 = |net: IpNet| match net {
-            IpNet::V4(net) => Some(net),
-            IpNet::V6(_) => None,
-        };
-        let nets = others().flat_map(|i| i.addresses.iter().filter_map(move |a| Some((i.name.clone(), v4(a.net)?))));
-        let connected: Vec<(String, Ipv4Net)> = nets.collect();
+        let connected: Vec<(String, Ipv4Net)> =
+            self.host.connected(&device).map(|(name, net)| (name.to_owned(), net)).collect();
         let own_addresses =
             connected.iter().map(|(_, net)| net.addr()).chain([self.own.nic.public_ip, self.own.nic.address]);
         let gateways = self.host.default_routes.iter().filter_map(|route| route.gateway);

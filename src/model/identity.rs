@@ -70,9 +70,9 @@ impl Me {
         [leased, self.remembered_mac, self.device_mac].into_iter().flatten().find(|mac| mac.is_usable())
     }
 
-    /// Decides from all keys under `subnets/`, and those that are held for absent peers (`held`), with a uniform
-    /// `random` number for a new choice.
-    pub fn claim(&self, records: &[Record], held: &[Ipv4Net], overlay: &Overlay, random: u128) -> Claim {
+    /// Decides from all keys under `subnets/`, with a uniform `random` number for a new choice, which avoids the networks
+    /// `on_host` that are connected to this host's other interfaces.
+    pub fn claim(&self, records: &[Record], on_host: &[Ipv4Net], overlay: &Overlay, random: u128) -> Claim {
         let range = &overlay.subnets;
         if let Some(subnet) = self.in_use {
             return self.reclaim(records, subnet);
@@ -90,12 +90,13 @@ impl Me {
         if let Some(lease) = leases().filter(fits).find(|lease| self.has_our_ip(lease)) {
             return Claim::Adopt(lease.clone());
         }
-        let taken = || taken(records, held, overlay);
+        let taken = || taken(records, overlay);
         let is_free = |subnet: &Ipv4Net| !taken().any(|other| overlap(other, (*subnet).into()));
         if let Some(subnet) = self.previous().find(|subnet| range.contains((*subnet).into()) && is_free(subnet)) {
             return Claim::Create(subnet);
         }
-        match range.choose_free(taken(), random) {
+        let avoided = on_host.iter().copied().filter(|net| net.prefix_len() > overlay.network.prefix_len());
+        match range.choose_free(taken().chain(avoided.map(IpNet::from)), random) {
             Some(IpNet::V4(subnet)) => Claim::Create(subnet),
             _ => Claim::OutOfSubnets,
         }
@@ -120,11 +121,11 @@ impl Me {
     }
 }
 
-/// The subnets that cannot be given out: every key that names one, refused ones too, and held ones. A key that covers
+/// The subnets that cannot be given out: every key that names one, refused ones too. A key that covers
 /// a whole network or more is nobody's subnet; heeding it would let one key stop all hosts from joining.
-fn taken<'r>(records: &'r [Record], held: &'r [Ipv4Net], overlay: &Overlay) -> impl Iterator<Item = IpNet> + 'r {
+fn taken<'r>(records: &'r [Record], overlay: &Overlay) -> impl Iterator<Item = IpNet> + 'r {
     let longest = overlay.network.prefix_len();
-    let all = records.iter().filter_map(Record::occupies).chain(held.iter().copied());
+    let all = records.iter().filter_map(Record::occupies);
     all.filter(move |net| net.prefix_len() > longest).map(IpNet::from)
 }
 
@@ -204,8 +205,9 @@ mod tests {
         assert_eq!(me.claim(&[], &[], &overlay(), 0), Claim::Create(net("10.5.3.0/24")));
         let other = record("10.5.3.128-25", "192.168.0.2", OTHER, 7);
         assert_eq!(me.claim(std::slice::from_ref(&other), &[], &overlay(), 0), Claim::Create(net("10.5.2.0/24")));
-        let held = [net("10.5.2.0/24")];
-        assert_eq!(me.claim(&[other], &held, &overlay(), 0), Claim::Create(net("10.5.1.0/24")));
+        // Our own bridge still has the previous subnet: that is no reason not to take it again.
+        let bridge = [net("10.5.2.0/24")];
+        assert_eq!(me.claim(&[other], &bridge, &overlay(), 0), Claim::Create(net("10.5.2.0/24")));
     }
 
     #[test]
@@ -218,6 +220,7 @@ mod tests {
         ];
         assert_eq!(me().claim(&bad, &[], &overlay(), 5), Claim::Create(net("10.5.3.0/24")));
         assert_eq!(me().claim(&bad, &[net("10.5.3.0/24")], &overlay(), 5), Claim::OutOfSubnets);
+        assert_eq!(me().claim(&bad, &[net("10.0.0.0/8")], &overlay(), 5), Claim::Create(net("10.5.3.0/24")));
     }
 
     #[test]

@@ -1,7 +1,7 @@
 //! The external interface: the one that carries tunnel packets, and the address others reach this host at.
 
 use super::mac::VtepMac;
-use ipnet::IpNet;
+use ipnet::{IpNet, Ipv4Net};
 use regex::Regex;
 use std::fmt;
 use std::net::{IpAddr, Ipv4Addr};
@@ -58,6 +58,19 @@ pub struct HostView {
     pub interfaces: Vec<Interface>,
     /// The default routes of table main, one entry a next hop, best metric first.
     pub default_routes: Vec<DefaultRoute>,
+}
+
+impl HostView {
+    /// The IPv4 addresses with their networks on all interfaces but the one named `except`, by interface name.
+    pub fn connected<'h>(&'h self, except: &'h str) -> impl Iterator<Item = (&'h str, Ipv4Net)> {
+        let others = self.interfaces.iter().filter(move |interface| interface.name != except);
+        others.flat_map(|interface| {
+            interface.addresses.iter().filter_map(|address| match address.net {
+                IpNet::V4(net) => Some((interface.name.as_str(), net)),
+                IpNet::V6(_) => None,
+            })
+        })
+    }
 }
 
 /// How the operator wants the external interface to be found; all empty means the default route's.
