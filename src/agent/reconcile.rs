@@ -322,24 +322,16 @@ impl<K: Kernel> Reconciler<K> {
         let mut repairs = Vec::new();
         let mut changes = Vec::new();
         for (step, result) in steps.iter().zip(results) {
+            let repair = self.is_repair(step, progress);
             match result {
                 Ok(()) => {
                     progress.have.apply(&step.op, 0);
-                    if self.is_repair(step, progress) {
-                        repairs.push(*step)
-                    } else {
-                        changes.push(*step)
-                    }
                     progress.retries.succeeded(&step.op);
-                    if step.op.key() == Key::Device {
-                        // What the device's state kept from being done is another matter now.
-                        progress.retries.keep_only([].into_iter());
-                    }
+                    if repair { repairs.push(*step) } else { changes.push(*step) }
                 }
                 Err(error) => {
                     failures += 1;
                     device_is_out |= error.device_is_out();
-                    let repair = self.is_repair(step, progress);
                     progress.retries.failed(&step.op, error.reason, repair, &self.env);
                     // What it left behind is not known: by the time of the next attempt it is.
                     progress.read_at = progress.read_at.min(progress.retries.next().unwrap_or(now));

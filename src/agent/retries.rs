@@ -52,9 +52,12 @@ impl Retries {
         self.failing.get(key).is_some_and(|failing| failing.repair)
     }
 
-    /// It was done.
+    /// It was done. After a change of the device, what its state kept from being done is another matter.
     pub fn succeeded(&mut self, op: &Op) {
-        self.failing.remove(&op.key());
+        match op.key() {
+            Key::Device => self.failing.clear(),
+            key => drop(self.failing.remove(&key)),
+        }
     }
 
     /// Forgets what is no longer to be done: all that is not among `planned`.
@@ -123,5 +126,16 @@ mod tests {
         assert!(retries.is_repair(&other.key()) && !retries.is_repair(&op(2).key()));
         retries.keep_only([op(2)].iter());
         assert_eq!(retries.next(), None);
+    }
+
+    #[test]
+    fn what_failed_for_the_devices_sake_is_tried_again_when_the_device_has_changed() {
+        let env = Env::new(Moment::default, 1, |_| {});
+        let mut retries = Retries::default();
+        retries.failed(&op(1), "ENODEV".into(), true, &env);
+        retries.succeeded(&op(2));
+        assert!(retries.postpone(&op(1), Moment::default()));
+        retries.succeeded(&Op::DeleteDevice(7));
+        assert!(!retries.postpone(&op(1), Moment::default()));
     }
 }
