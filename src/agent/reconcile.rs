@@ -36,6 +36,9 @@ const HOST_READ_AFTER: Duration = Duration::from_millis(100);
 /// How often the loop turns when nothing happens: for the watchdog and `/healthz`.
 const TURN_EVERY: Duration = Duration::from_secs(5);
 
+/// The pause before more is done of what one turn did not finish, because somebody keeps changing the device.
+const BREATH: Duration = Duration::from_millis(10);
+
 /// How long the service manager is kept waiting for the first list of peers.
 const PATIENCE_FOR_PEERS: Duration = Duration::from_secs(30);
 
@@ -112,9 +115,15 @@ impl<K: Kernel> Reconciler<K> {
     }
 
     fn pause(&self, progress: &Progress) -> Duration {
-        let due = [Some(progress.read_at), progress.read_host_at, progress.retries.next()];
+        let now = self.env.now();
+        let work = match progress.news.is_clean() && progress.damage.is_clean() {
+            _ if progress.nic_is_gone => None,
+            true => progress.retries.next(),
+            false => Some(now + BREATH),
+        };
+        let due = [Some(progress.read_at), progress.read_host_at, work];
         let next = due.into_iter().flatten().min().unwrap_or(progress.read_at);
-        next.saturating_sub(self.env.now()).min(TURN_EVERY)
+        next.saturating_sub(now).min(TURN_EVERY)
     }
 
     async fn turn(&mut self, progress: &mut Progress) {
@@ -321,10 +330,11 @@ impl<K: Kernel> Reconciler<K> {
         let mut repairs = Vec::new();
         let mut changes = Vec::new();
         for (step, result) in steps.iter().zip(results) {
+            let repair = self.is_repair(step, progress);
             match result {
                 Ok(()) => {
                     progress.have.apply(&step.op, 0);
-                    if self.is_repair(step, progress) {
+                    if repair {
                         repairs.push(*step);
                     } else {
                         changes.push(*step);
@@ -338,7 +348,6 @@ impl<K: Kernel> Reconciler<K> {
                 Err(error) => {
                     failures += 1;
                     device_is_out |= error.device_is_out();
-                    let repair = self.is_repair(step, progress);
                     progress.retries.failed(&step.op, error.reason, repair, &self.env);
                     // What it left behind is not known: by the time of the next attempt it is.
                     progress.read_at = progress.read_at.min(progress.retries.next().unwrap_or(now));

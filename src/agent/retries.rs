@@ -68,9 +68,15 @@ impl Retries {
         self.failing.get(key).is_some_and(|failing| failing.repair)
     }
 
-    /// It was done.
+    /// It was done. What else fails on the same object may succeed now and is due at once; after a change of the device,
+    /// whatever its state kept from being done is another matter.
     pub fn succeeded(&mut self, op: &Op) {
-        self.failing.remove(&op.key());
+        let key = op.key();
+        match self.failing.get_mut(&key) {
+            _ if key == Key::Device => self.failing.clear(),
+            Some(failing) if failing.op != *op => failing.again_at = Moment::default(),
+            _ => drop(self.failing.remove(&key)),
+        }
     }
 
     /// It was done to make good what somebody else had done. If that happens again and again, the next time waits.
@@ -123,6 +129,7 @@ impl Retries {
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::model::kernel_state::{Oif, Route};
     use std::cell::Cell;
     use std::rc::Rc;
 
@@ -189,5 +196,32 @@ mod tests {
         assert!(retries.is_repair(&other.key()) && !retries.is_repair(&op(2).key()));
         retries.keep_only([op(2)].iter());
         assert_eq!(retries.next(), None);
+    }
+
+    #[test]
+    fn what_fails_is_due_when_something_else_was_done_to_the_object() {
+        let clock = Duration::from_secs(9);
+        let env = Env::new(move || clock, 1, |_| {});
+        let dest = "10.5.1.0/24".parse().unwrap();
+        let ours = Route { dest, gateway: None, oif: Oif::Ours, onlink: true, metric: 0, protocol: 100 };
+        let (add, delete) = (Op::AddRoute(ours), Op::DeleteRoute(Route { oif: Oif::Other(2), ..ours }));
+        let mut retries = Retries::default();
+        retries.failed(&add, "EEXIST".into(), true, &env);
+        assert!(retries.postpone(&add, clock));
+        retries.succeeded(&delete);
+        assert!(!retries.postpone(&add, clock) && retries.next() <= Some(clock) && retries.is_repair(&add.key()));
+        retries.succeeded(&add);
+        assert_eq!(retries.next(), None);
+    }
+
+    #[test]
+    fn what_failed_for_the_devices_sake_is_tried_again_when_the_device_has_changed() {
+        let env = Env::new(Moment::default, 1, |_| {});
+        let mut retries = Retries::default();
+        retries.failed(&op(1), "ENODEV".into(), true, &env);
+        retries.succeeded(&op(2));
+        assert!(retries.postpone(&op(1), Moment::default()));
+        retries.succeeded(&Op::DeleteDevice(7));
+        assert!(!retries.postpone(&op(1), Moment::default()));
     }
 }

@@ -25,6 +25,25 @@ fn a_nic_that_goes_down_and_up_or_is_replaced_heals() {
 }
 
 #[test]
+fn what_cannot_be_mended_is_complained_of_and_waited_for_in_peace() {
+    let field = Field::new("stolen");
+    let host = &field.hosts[0];
+    // Nothing else can have its VNI now.
+    field.damage("ip link set flannel.1 down; ip link set flannel.1 name stolen");
+    let complains = |of: &str| host.status().is_some_and(|status| status.contains(of));
+    eventually("STATUS= says why", || complains("A VXLAN device with the specified VNI already exists"));
+    host.ip("addr flush dev eth0");
+    eventually("STATUS= says so", || complains("eth0 is gone or has no IPv4 address"));
+    let before = host.sleeps();
+    sleep(Duration::from_millis(1000));
+    let woken = host.sleeps() - before;
+    assert!(woken < 100, "it woke up {woken} times in a second");
+    host.configure_nic();
+    host.ip("link del stolen");
+    field.is_well();
+}
+
+#[test]
 fn a_new_mtu_reaches_device_and_files() {
     let field = Field::new("mtu");
     let host = &field.hosts[0];

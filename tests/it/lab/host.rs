@@ -167,6 +167,13 @@ impl Host {
         self.daemon().process.pid().as_raw()
     }
 
+    /// How often the daemon has gone to sleep so far.
+    pub fn sleeps(&self) -> u64 {
+        let status = fs::read_to_string(format!("/proc/{}/status", self.pid())).expect("its status");
+        let line = status.lines().find_map(|line| line.strip_prefix("voluntary_ctxt_switches:"));
+        line.and_then(|count| count.trim().parse().ok()).expect("a number")
+    }
+
     pub fn running(&mut self) -> bool {
         self.daemon.as_mut().is_some_and(|daemon| daemon.process.running())
     }
