@@ -1,5 +1,6 @@
 //! The kinds of damage that are done, and how the kernel's reports tell that one was done and that it is repaired.
 
+use std::collections::HashSet;
 use std::net::{IpAddr, Ipv4Addr};
 use std::time::Instant;
 
@@ -83,19 +84,23 @@ impl Damage {
         }
     }
 
-    /// Whether `report` says that it is repaired; of what hits all, that the route to `peer` is back.
-    pub fn is_repaired(self, peer: &Peer, report: &Report) -> bool {
-        *report
-            == match self {
-                Damage::RouteDeleted | Damage::DeviceDown | Damage::DeviceDeleted => right_route(peer, true),
-                Damage::NeighborDeleted | Damage::NeighborChanged => right_neighbor(peer),
-                Damage::FdbDeleted | Damage::FdbMoved => right_fdb(peer),
-                Damage::StrayRoute => stray_route(peer, false),
+    /// The reports which together say that it is repaired.
+    pub fn repairs(self, peer: &Peer, all: &[Peer]) -> HashSet<Report> {
+        match self {
+            Damage::RouteDeleted => [right_route(peer, true)].into(),
+            Damage::NeighborDeleted | Damage::NeighborChanged => [right_neighbor(peer)].into(),
+            Damage::FdbDeleted | Damage::FdbMoved => [right_fdb(peer)].into(),
+            Damage::StrayRoute => [stray_route(peer, false)].into(),
+            // A device that is down keeps its FDB.
+            Damage::DeviceDown => all.iter().flat_map(|peer| [right_neighbor(peer), right_route(peer, true)]).collect(),
+            Damage::DeviceDeleted => {
+                all.iter().flat_map(|peer| [right_neighbor(peer), right_fdb(peer), right_route(peer, true)]).collect()
             }
+        }
     }
 }
 
-fn right_route(peer: &Peer, there: bool) -> Report {
+pub fn right_route(peer: &Peer, there: bool) -> Report {
     Report::Route { there, dest: peer.gateway(), gateway: Some(peer.gateway()) }
 }
 
