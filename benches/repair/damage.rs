@@ -130,8 +130,9 @@ impl Vandal {
         Vandal { kernel, socket: NetlinkSocket::open().expect("netlink"), scope }
     }
 
-    /// Does it, and tells when it was done.
-    pub async fn strike(&mut self, damage: Damage, peer: &Peer) -> Instant {
+    /// Does it, and tells when it was done; `None` when there is no device to do it to.
+    pub async fn strike(&mut self, damage: Damage, peer: &Peer) -> Option<Instant> {
+        let index = self.index().await?;
         let gateway = peer.gateway().into();
         match damage {
             Damage::RouteDeleted => self.apply(Op::DeleteRoute(peer.route())).await,
@@ -139,17 +140,14 @@ impl Vandal {
             Damage::NeighborChanged => self.apply(Op::SetNeighbor(gateway, NOBODY)).await,
             Damage::FdbDeleted => self.apply(Op::DeleteFdb(peer.mac, peer.public_ip.into())).await,
             Damage::FdbMoved => self.apply(Op::SetFdb(peer.mac, NOWHERE.into())).await,
-            Damage::StrayRoute => self.prepend_route(peer).await,
-            Damage::DeviceDown => self.bring_down().await,
-            Damage::DeviceDeleted => {
-                let index = self.index().await;
-                self.apply(Op::DeleteDevice(index)).await;
-            }
+            Damage::StrayRoute => self.prepend_route(peer, index).await,
+            Damage::DeviceDown => self.bring_down(index).await,
+            Damage::DeviceDeleted => self.apply(Op::DeleteDevice(index)).await,
         }
         let done = Instant::now();
         // Only so that they do not pile up.
         self.kernel.take_changes(&self.scope);
-        done
+        Some(done)
     }
 
     /// How many routes, neighbours and FDB entries there are.
@@ -166,7 +164,7 @@ impl Vandal {
     }
 
     /// `ip route prepend`: before the right one, with the same destination and metric.
-    async fn prepend_route(&mut self, peer: &Peer) {
+    async fn prepend_route(&mut self, peer: &Peer, index: u32) {
         let mut message = RouteMessage::default();
         message.header.address_family = AddressFamily::Inet;
         message.header.destination_prefix_length = peer.subnet.prefix_len();
@@ -178,28 +176,27 @@ impl Vandal {
         message.attributes = vec![
             RouteAttribute::Destination(RouteAddress::Inet(peer.gateway())),
             RouteAttribute::Gateway(RouteAddress::Inet(NOWHERE)),
-            RouteAttribute::Oif(self.index().await),
+            RouteAttribute::Oif(index),
         ];
         let request = Request { message: Message::NewRoute(message), flags: NLM_F_CREATE };
         self.socket.change(request).await.expect("a stray route");
     }
 
-    async fn bring_down(&mut self) {
+    async fn bring_down(&mut self, index: u32) {
         let mut message = LinkMessage::default();
-        message.header.index = self.index().await;
+        message.header.index = index;
         message.header.change_mask = LinkFlags::Up;
         let request = Request { message: Message::SetLink(message), flags: 0 };
         self.socket.change(request).await.expect("bringing the device down");
     }
 
     /// The device's index, asked for by its name.
-    async fn index(&mut self) -> u32 {
+    async fn index(&mut self) -> Option<u32> {
         let mut message = LinkMessage::default();
-        let name = self.scope.device.clone();
-        message.attributes.push(LinkAttribute::IfName(name));
+        message.attributes.push(LinkAttribute::IfName(self.scope.device.clone()));
         match self.socket.get("the device", Message::GetLink(message)).await {
-            Ok(Some(Message::NewLink(link))) => link.header.index,
-            other => panic!("{}: {other:?}", self.scope.device),
+            Ok(Some(Message::NewLink(link))) => Some(link.header.index),
+            _ => None,
         }
     }
 }

@@ -52,7 +52,7 @@ async fn one_kind(damage: Damage, host: &mut Host, network: &Network, rounds: us
         std::thread::sleep(Duration::from_micros(rand::random_range(0..5000)));
         witness.settle(QUIET);
         let struck = vandal.strike(damage, peer).await;
-        match repair(damage, peer, wanted, &mut witness, struck) {
+        match struck.and_then(|struck| repair(damage, peer, wanted, &mut witness, struck)) {
             Some(time) => measured.times.add(time),
             None => measured.lost += 1,
         }
