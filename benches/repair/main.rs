@@ -42,6 +42,9 @@ struct Options {
     /// the same object.
     #[arg(long, default_value_t = 200)]
     rounds: usize,
+    /// Only the kinds of damage whose name contains this.
+    #[arg(long, default_value = "")]
+    damage: String,
     /// Sizes of network that are joined; 0: none.
     #[arg(long, value_delimiter = ',', default_value = "100,1000,10000", value_parser = peers)]
     join: Vec<u32>,
@@ -128,7 +131,7 @@ impl Bench {
         let mut rows = Vec::new();
         for network in of_sizes(networks, &options.peers) {
             let mut host = self.host();
-            let measured = rounds::measure(&mut host, network, options.rounds);
+            let measured = rounds::measure(&mut host, network, &options.damage, options.rounds);
             network.forget(etcd, &host);
             rows.extend(measured.iter().map(|measured| repair_row(measured, network.peers.len())));
         }

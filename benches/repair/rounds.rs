@@ -27,11 +27,12 @@ pub struct Measured {
     pub lost: usize,
 }
 
-/// What a host with all peers of `network` does against `rounds` damages of each kind.
-pub fn measure(host: &mut Host, network: &Network, rounds: usize) -> Vec<Measured> {
+/// What a host with all peers of `network` does against `rounds` damages of each kind whose name contains `only`.
+pub fn measure(host: &mut Host, network: &Network, only: &str, rounds: usize) -> Vec<Measured> {
     inside(host, |host| {
         let runtime = runtime();
-        Damage::ALL.map(|damage| runtime.block_on(one_kind(damage, host, network, rounds))).into()
+        let kinds = Damage::ALL.into_iter().filter(|damage| damage.name().contains(only));
+        kinds.map(|damage| runtime.block_on(one_kind(damage, host, network, rounds))).collect()
     })
 }
 
