@@ -1,5 +1,6 @@
 //! The kinds of damage that are done, and how the kernel's reports tell that one was done and that it is repaired.
 
+use std::collections::HashSet;
 use std::net::{IpAddr, Ipv4Addr};
 use std::time::Instant;
 
@@ -83,19 +84,23 @@ impl Damage {
         }
     }
 
-    /// Whether `report` says that it is repaired; of what hits all, that the route to `peer` is back.
-    pub fn is_repaired(self, peer: &Peer, report: &Report) -> bool {
-        *report
-            == match self {
-                Damage::RouteDeleted | Damage::DeviceDown | Damage::DeviceDeleted => right_route(peer, true),
-                Damage::NeighborDeleted | Damage::NeighborChanged => right_neighbor(peer),
-                Damage::FdbDeleted | Damage::FdbMoved => right_fdb(peer),
-                Damage::StrayRoute => stray_route(peer, false),
+    /// The reports which together say that it is repaired.
+    pub fn repairs(self, peer: &Peer, all: &[Peer]) -> HashSet<Report> {
+        match self {
+            Damage::RouteDeleted => [right_route(peer, true)].into(),
+            Damage::NeighborDeleted | Damage::NeighborChanged => [right_neighbor(peer)].into(),
+            Damage::FdbDeleted | Damage::FdbMoved => [right_fdb(peer)].into(),
+            Damage::StrayRoute => [stray_route(peer, false)].into(),
+            // A device that is down keeps its FDB.
+            Damage::DeviceDown => all.iter().flat_map(|peer| [right_neighbor(peer), right_route(peer, true)]).collect(),
+            Damage::DeviceDeleted => {
+                all.iter().flat_map(|peer| [right_neighbor(peer), right_fdb(peer), right_route(peer, true)]).collect()
             }
+        }
     }
 }
 
-fn right_route(peer: &Peer, there: bool) -> Report {
+pub fn right_route(peer: &Peer, there: bool) -> Report {
     Report::Route { there, dest: peer.gateway(), gateway: Some(peer.gateway()) }
 }
 
@@ -125,8 +130,9 @@ impl Vandal {
         Vandal { kernel, socket: NetlinkSocket::open().expect("netlink"), scope }
     }
 
-    /// Does it, and tells when it was done.
-    pub async fn strike(&mut self, damage: Damage, peer: &Peer) -> Instant {
+    /// Does it, and tells when it was done; `None` when there is no device to do it to.
+    pub async fn strike(&mut self, damage: Damage, peer: &Peer) -> Option<Instant> {
+        let index = self.index().await?;
         let gateway = peer.gateway().into();
         match damage {
             Damage::RouteDeleted => self.apply(Op::DeleteRoute(peer.route())).await,
@@ -134,17 +140,14 @@ impl Vandal {
             Damage::NeighborChanged => self.apply(Op::SetNeighbor(gateway, NOBODY)).await,
             Damage::FdbDeleted => self.apply(Op::DeleteFdb(peer.mac, peer.public_ip.into())).await,
             Damage::FdbMoved => self.apply(Op::SetFdb(peer.mac, NOWHERE.into())).await,
-            Damage::StrayRoute => self.prepend_route(peer).await,
-            Damage::DeviceDown => self.bring_down().await,
-            Damage::DeviceDeleted => {
-                let index = self.index().await;
-                self.apply(Op::DeleteDevice(index)).await;
-            }
+            Damage::StrayRoute => self.prepend_route(peer, index).await,
+            Damage::DeviceDown => self.bring_down(index).await,
+            Damage::DeviceDeleted => self.apply(Op::DeleteDevice(index)).await,
         }
         let done = Instant::now();
         // Only so that they do not pile up.
         self.kernel.take_changes(&self.scope);
-        done
+        Some(done)
     }
 
     /// How many routes, neighbours and FDB entries there are.
@@ -161,7 +164,7 @@ impl Vandal {
     }
 
     /// `ip route prepend`: before the right one, with the same destination and metric.
-    async fn prepend_route(&mut self, peer: &Peer) {
+    async fn prepend_route(&mut self, peer: &Peer, index: u32) {
         let mut message = RouteMessage::default();
         message.header.address_family = AddressFamily::Inet;
         message.header.destination_prefix_length = peer.subnet.prefix_len();
@@ -173,28 +176,27 @@ impl Vandal {
         message.attributes = vec![
             RouteAttribute::Destination(RouteAddress::Inet(peer.gateway())),
             RouteAttribute::Gateway(RouteAddress::Inet(NOWHERE)),
-            RouteAttribute::Oif(self.index().await),
+            RouteAttribute::Oif(index),
         ];
         let request = Request { message: Message::NewRoute(message), flags: NLM_F_CREATE };
         self.socket.change(request).await.expect("a stray route");
     }
 
-    async fn bring_down(&mut self) {
+    async fn bring_down(&mut self, index: u32) {
         let mut message = LinkMessage::default();
-        message.header.index = self.index().await;
+        message.header.index = index;
         message.header.change_mask = LinkFlags::Up;
         let request = Request { message: Message::SetLink(message), flags: 0 };
         self.socket.change(request).await.expect("bringing the device down");
     }
 
     /// The device's index, asked for by its name.
-    async fn index(&mut self) -> u32 {
+    async fn index(&mut self) -> Option<u32> {
         let mut message = LinkMessage::default();
-        let name = self.scope.device.clone();
-        message.attributes.push(LinkAttribute::IfName(name));
+        message.attributes.push(LinkAttribute::IfName(self.scope.device.clone()));
         match self.socket.get("the device", Message::GetLink(message)).await {
-            Ok(Some(Message::NewLink(link))) => link.header.index,
-            other => panic!("{}: {other:?}", self.scope.device),
+            Ok(Some(Message::NewLink(link))) => Some(link.header.index),
+            _ => None,
         }
     }
 }

@@ -5,9 +5,8 @@ use std::path::Path;
 use std::time::{Duration, Instant};
 
 use crate::cluster::{Network, inside, runtime};
-use crate::damage::Vandal;
+use crate::damage::{Vandal, right_route};
 use crate::lab::Host;
-use crate::rounds::new_route;
 use crate::table::millis;
 use crate::witness::Witness;
 
@@ -69,9 +68,10 @@ impl Joined {
 pub fn measure(host: &mut Host, network: &Network, binary: &str, flags: &[String], idle: Duration) -> Joined {
     inside(host, |host| {
         let mut witness = Witness::start();
+        let routes = network.peers.iter().map(|peer| right_route(peer, true)).collect();
         let start = Instant::now();
         host.start_with(binary, flags);
-        let last_route = witness.all(start + PATIENCE, network.peers.len(), new_route);
+        let last_route = witness.all(start + PATIENCE, routes);
         if last_route.is_none() || !host.ready_within(PATIENCE) {
             eprintln!("{binary} did not join {} peers. Its log ends so:\n{}", network.peers.len(), end_of(&host.log()));
         }

@@ -1,8 +1,7 @@
 //! A second pair of ears in the host's namespace: hears what the kernel reports, with the time of each report. It shares
 //! no code with the daemon's own listener.
 
-use std::collections::HashSet;
-use std::hash::Hash;
+use std::collections::{HashSet, VecDeque};
 use std::net::{IpAddr, Ipv4Addr};
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
@@ -27,7 +26,7 @@ const RECEIVE_BUFFER: usize = 64 << 20;
 const LOOK_UP_EVERY: i64 = 100;
 
 /// What the kernel reports of one object. `there` is false when it went.
-#[derive(Debug, Clone, PartialEq, Eq)]
+#[derive(Debug, Clone, PartialEq, Eq, Hash)]
 pub enum Report {
     Link { there: bool, name: String, up: bool },
     Neighbor { there: bool, ip: IpAddr, mac: Vec<u8>, permanent: bool },
@@ -38,7 +37,7 @@ pub enum Report {
 /// A listening thread. Reports are read from it in their order.
 pub struct Witness {
     heard: Receiver<(Instant, Vec<u8>)>,
-    queue: std::collections::VecDeque<(Instant, Report)>,
+    queue: VecDeque<(Instant, Report)>,
     over: Arc<AtomicBool>,
     thread: Option<JoinHandle<()>>,
 }
@@ -82,17 +81,10 @@ impl Witness {
         None
     }
 
-    /// When `count` different things had been reported, as `what` names them.
-    pub fn all<T: Eq + Hash>(
-        &mut self,
-        deadline: Instant,
-        count: usize,
-        what: impl Fn(&Report) -> Option<T>,
-    ) -> Option<Instant> {
-        let mut seen = HashSet::new();
+    /// When the last of `wanted` was reported.
+    pub fn all(&mut self, deadline: Instant, mut wanted: HashSet<Report>) -> Option<Instant> {
         while let Some((at, report)) = self.next(deadline) {
-            seen.extend(what(&report));
-            if seen.len() >= count {
+            if wanted.remove(&report) && wanted.is_empty() {
                 return Some(at);
             }
         }

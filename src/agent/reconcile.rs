@@ -359,7 +359,7 @@ impl<K: Kernel> Reconciler<K> {
             status.repairs += repairs.len() as u64;
             status.kernel_failures += failures;
         });
-        repairs.iter().for_each(|step| progress.retries.repaired(&step.op, &self.env));
+        progress.retries.repaired(repairs.iter().map(|step| &step.op), &self.env);
         log("", &changes, now - started);
         log("repaired: ", &repairs, now.saturating_sub(progress.damaged_at));
         match device_is_out {

@@ -79,10 +79,16 @@ impl Retries {
         }
     }
 
-    /// It was done to make good what somebody else had done. If that happens again and again, the next time waits.
-    pub fn repaired(&mut self, op: &Op, env: &Env) {
+    /// These were done to make good what somebody else had done. If that happens to one again and again, its next time
+    /// waits.
+    pub fn repaired<'o>(&mut self, ops: impl Iterator<Item = &'o Op>, env: &Env) {
         let now = env.now();
+        // Once for all of them: a new device is as many repairs as there are entries.
         self.fights.retain(|_, fight| now < fight.last + CALM);
+        ops.for_each(|op| self.count(op, now, env));
+    }
+
+    fn count(&mut self, op: &Op, now: Moment, env: &Env) {
         let new = || Fight { blows: 0, last: now, backoff: Backoff::new(FIRST_PAUSE, LONGEST_PAUSE) };
         let fight = self.fights.entry(op.key()).or_insert_with(new);
         (fight.blows, fight.last) = (fight.blows + 1, now);
@@ -166,7 +172,7 @@ mod tests {
         let env = Env::new(move || hands.get(), 1, |_| {});
         let mut retries = Retries::default();
         for _ in 0..BLOWS {
-            retries.repaired(&op(1), &env);
+            retries.repaired([op(1)].iter(), &env);
             assert!(!retries.postpone(&op(1), clock.get()));
         }
         let mut repairs = 0;
@@ -174,7 +180,7 @@ mod tests {
             if !retries.postpone(&op(1), clock.get()) {
                 repairs += 1;
                 retries.succeeded(&op(1));
-                retries.repaired(&op(1), &env);
+                retries.repaired([op(1)].iter(), &env);
             }
             clock.set(clock.get() + FIRST_PAUSE);
         }
@@ -182,7 +188,7 @@ mod tests {
         assert!(retries.describe().unwrap().contains("undone again by somebody else"));
         clock.set(clock.get() + 2 * CALM);
         retries.succeeded(&op(1));
-        retries.repaired(&op(1), &env);
+        retries.repaired([op(1)].iter(), &env);
         assert!(!retries.postpone(&op(1), clock.get()), "calm again");
     }
 
