@@ -349,10 +349,12 @@ impl<K: Kernel> Reconciler<K> {
                     failures += 1;
                     device_is_out |= error.device_is_out();
                     progress.retries.failed(&step.op, error.reason, repair, &self.env);
-                    // What it left behind is not known: by the time of the next attempt it is.
-                    progress.read_at = progress.read_at.min(progress.retries.next().unwrap_or(now));
                 }
             }
+        }
+        if failures > 0 {
+            // What they left behind is not known: by the time of the next attempt it is.
+            progress.read_at = progress.read_at.min(progress.retries.next().unwrap_or(now));
         }
         self.board.update(|status| {
             status.kernel_changes += changes.len() as u64;
