@@ -9,6 +9,7 @@
 //! ```
 
 pub mod env;
+pub mod fights;
 pub mod keeper;
 pub mod peers;
 pub mod reconcile;

@@ -5,6 +5,7 @@
 //! along without a word (the device, its addresses), when reports were lost, and from time to time to be sure.
 
 use super::env::{Backoff, Env, Notice};
+use super::fights::{Fights, Pace};
 use super::keeper::{Address, Sighting};
 use super::peers::News;
 use super::retries::Retries;
@@ -15,7 +16,7 @@ use crate::kernel::{Event, Kernel, KernelError};
 use crate::model::kernel_state::{Found, Have};
 use crate::model::lease_set::{Change, Moment};
 use crate::model::mirror::Noticed;
-use crate::model::plan::{Key, Op, Plan, Step};
+use crate::model::plan::{Key, Plan, Step};
 use crate::model::subnet::SubnetKey;
 use std::convert::Infallible;
 use std::net::Ipv4Addr;
@@ -28,6 +29,10 @@ const FULL_READ_EVERY: Duration = Duration::from_secs(60);
 
 /// A full read may take this share of the time.
 const FULL_READ_SHARE: u32 = 1000;
+
+/// In a lasting storm of changes a full read may take a tenth of the time, and follows at most so often.
+const STORM_READ_EVERY: Duration = Duration::from_millis(50);
+const STORM_READ_SHARE: u32 = 10;
 
 /// How soon the host's interfaces are looked at again after one that is not ours changed. Containers come and go in
 /// bursts.
@@ -74,12 +79,22 @@ struct Progress {
     damage: Dirty,
     damaged_at: Moment,
     retries: Retries,
+    fights: Fights,
+    reads: Pace,
     read_at: Moment,
     read_host_at: Option<Moment>,
     /// While the external interface is gone nothing can be right, and nothing is touched.
     nic_is_gone: bool,
     unreadable: Backoff,
     give_up_on_peers_at: Moment,
+}
+
+impl Progress {
+    /// Something has happened that only a full read tells.
+    fn read_soon(&mut self, now: Moment) {
+        let allowed = self.reads.allowed_at(STORM_READ_EVERY);
+        self.read_at = self.read_at.min(allowed.max(now));
+    }
 }
 
 impl<K: Kernel> Reconciler<K> {
@@ -92,6 +107,8 @@ impl<K: Kernel> Reconciler<K> {
             damage: Dirty::default(),
             damaged_at: now,
             retries: Retries::default(),
+            fights: Fights::default(),
+            reads: Pace::default(),
             read_at: now,
             read_host_at: None,
             nic_is_gone: false,
@@ -118,7 +135,7 @@ impl<K: Kernel> Reconciler<K> {
         let now = self.env.now();
         let work = match progress.news.is_clean() && progress.damage.is_clean() {
             _ if progress.nic_is_gone => None,
-            true => progress.retries.next(),
+            true => [progress.retries.next(), progress.fights.next()].into_iter().flatten().min(),
             false => Some(now + BREATH),
         };
         let due = [Some(progress.read_at), progress.read_host_at, work];
@@ -190,9 +207,9 @@ impl<K: Kernel> Reconciler<K> {
                 Event::Entry(observed) => match progress.have.notice(&observed) {
                     Noticed::Nothing => {}
                     Noticed::Key(key) => progress.damage.merge(Dirty::Keys([key].into())),
-                    Noticed::Doubt => progress.read_at = now,
+                    Noticed::Doubt => progress.read_soon(now),
                 },
-                Event::Device => progress.read_at = now,
+                Event::Device => progress.read_soon(now),
                 Event::Host { index, name } if index == nic.index || name.as_ref() == Some(&nic.name) => {
                     progress.read_host_at = Some(now);
                 }
@@ -202,7 +219,7 @@ impl<K: Kernel> Reconciler<K> {
                 Event::Overrun => {
                     tracing::info!("the kernel's reports came faster than they were read: reading everything");
                     self.board.update(|status| status.overruns += 1);
-                    progress.read_at = now;
+                    progress.read_soon(now);
                 }
             }
         }
@@ -225,7 +242,9 @@ impl<K: Kernel> Reconciler<K> {
                     progress.damaged_at = started;
                 }
                 (progress.have, progress.damage) = (have, Dirty::All);
-                let rest = self.env.jittered(FULL_READ_EVERY.max((now - started) * FULL_READ_SHARE));
+                let took = now.saturating_sub(started);
+                progress.reads.spend(now, STORM_READ_EVERY.max(took * STORM_READ_SHARE));
+                let rest = self.env.jittered(FULL_READ_EVERY.max(took * FULL_READ_SHARE));
                 progress.read_at = now + rest;
                 progress.unreadable.reset();
                 self.board.update(|status| status.full_reads += 1);
@@ -286,7 +305,7 @@ impl<K: Kernel> Reconciler<K> {
     /// What is to be done now; `None` when there is nothing, or nothing that could be done yet.
     fn plan(&self, progress: &mut Progress) -> Option<Plan> {
         let now = self.env.now();
-        let due = progress.retries.next().is_some_and(|at| now >= at);
+        let due = [progress.retries.next(), progress.fights.next()].into_iter().flatten().any(|at| now >= at);
         if progress.news.is_clean() && progress.damage.is_clean() && !due {
             return None;
         }
@@ -298,12 +317,14 @@ impl<K: Kernel> Reconciler<K> {
             }
             _ => {
                 let plan = Plan::between(&progress.have, want, &scope);
+                progress.fights.look_again();
                 progress.retries.keep_only(plan.steps.iter().map(|step| &step.op));
                 plan
             }
         };
         let needs_device = !plan.steps.is_empty() && !matches!(progress.have.device, Some(Found::Vxlan(..)));
-        plan.steps.retain(|step| !progress.retries.postpone(&step.op, now));
+        plan.steps
+            .retain(|step| !progress.retries.postpone(&step.op, now) && !progress.fights.postpone(step.op.key(), now));
         let device_waits = needs_device && !plan.touches_device();
         if plan.is_empty() || device_waits {
             (progress.news, progress.damage) = (Dirty::default(), Dirty::default());
@@ -314,7 +335,7 @@ impl<K: Kernel> Reconciler<K> {
     }
 
     fn report_failures(&self, progress: &Progress) {
-        match progress.retries.describe() {
+        match progress.retries.describe().or_else(|| progress.fights.describe(self.env.now())) {
             Some(failures) => self.board.trouble(Topic::Kernel, failures),
             None => self.board.over(Topic::Kernel),
         }
@@ -339,11 +360,7 @@ impl<K: Kernel> Reconciler<K> {
                     } else {
                         changes.push(*step);
                     }
-                    match step.op {
-                        // What its absence or its state kept from being done is another matter now.
-                        Op::CreateDevice(_) | Op::ChangeDevice(..) => progress.retries.clear(),
-                        _ => progress.retries.succeeded(&step.op),
-                    }
+                    progress.retries.succeeded(&step.op);
                 }
                 Err(error) => {
                     failures += 1;
@@ -361,8 +378,8 @@ impl<K: Kernel> Reconciler<K> {
             status.repairs += repairs.len() as u64;
             status.kernel_failures += failures;
         });
-        progress.retries.repaired(repairs.iter().map(|step| &step.op), &self.env);
-        log("", &changes, now - started);
+        progress.fights.repaired(repairs.iter().map(|step| &step.op), now);
+        log("", &changes, now.saturating_sub(started));
         log("repaired: ", &repairs, now.saturating_sub(progress.damaged_at));
         match device_is_out {
             // Its end is reported after that of what it held. There is nothing to complain of before it has been seen.

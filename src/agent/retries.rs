@@ -9,23 +9,10 @@ use std::time::Duration;
 const FIRST_PAUSE: Duration = Duration::from_millis(100);
 const LONGEST_PAUSE: Duration = Duration::from_secs(30);
 
-/// An object that has been repaired more often than this in a row, with less than [`CALM`] between, is fought over:
-/// to answer every blow at once would only cost both sides their processors and us our logs.
-const BLOWS: u32 = 20;
-const CALM: Duration = Duration::from_secs(60);
-
-/// The objects that the kernel refused to change, and those that somebody else keeps changing back.
+/// The objects that the kernel refused to change.
 #[derive(Debug, Default)]
 pub struct Retries {
     failing: BTreeMap<Key, Failing>,
-    fights: BTreeMap<Key, Fight>,
-}
-
-#[derive(Debug)]
-struct Fight {
-    blows: u32,
-    last: Moment,
-    backoff: Backoff,
 }
 
 #[derive(Debug)]
@@ -77,34 +64,6 @@ impl Retries {
             Some(failing) if failing.op != *op => failing.again_at = Moment::default(),
             _ => drop(self.failing.remove(&key)),
         }
-    }
-
-    /// These were done to make good what somebody else had done. If that happens to one again and again, its next time
-    /// waits.
-    pub fn repaired<'o>(&mut self, ops: impl Iterator<Item = &'o Op>, env: &Env) {
-        let now = env.now();
-        // Once for all of them: a new device is as many repairs as there are entries.
-        self.fights.retain(|_, fight| now < fight.last + CALM);
-        ops.for_each(|op| self.count(op, now, env));
-    }
-
-    fn count(&mut self, op: &Op, now: Moment, env: &Env) {
-        let new = || Fight { blows: 0, last: now, backoff: Backoff::new(FIRST_PAUSE, LONGEST_PAUSE) };
-        let fight = self.fights.entry(op.key()).or_insert_with(new);
-        (fight.blows, fight.last) = (fight.blows + 1, now);
-        if fight.blows <= BLOWS {
-            return;
-        }
-        let again_at = now + fight.backoff.pause(env);
-        let reason = "it is done, and undone again by somebody else each time".to_owned();
-        let backoff = fight.backoff.clone();
-        let failing = Failing { op: op.clone(), reason, times: fight.blows, repair: true, backoff, again_at };
-        self.failing.insert(op.key(), failing);
-    }
-
-    /// Whatever stood in the way, it is another device now.
-    pub fn clear(&mut self) {
-        self.failing.clear();
     }
 
     /// Forgets what is no longer to be done: all that is not among `planned`.
@@ -163,33 +122,6 @@ mod tests {
         assert_eq!(retries.describe().unwrap(), "delete neighbour 10.5.0.1 fails: EBUSY");
         retries.succeeded(&op(1));
         assert_eq!((retries.next(), retries.describe()), (None, None));
-    }
-
-    #[test]
-    fn who_undoes_it_again_and_again_is_answered_later_and_later() {
-        let clock = Rc::new(Cell::new(Moment::default()));
-        let hands = clock.clone();
-        let env = Env::new(move || hands.get(), 1, |_| {});
-        let mut retries = Retries::default();
-        for _ in 0..BLOWS {
-            retries.repaired([op(1)].iter(), &env);
-            assert!(!retries.postpone(&op(1), clock.get()));
-        }
-        let mut repairs = 0;
-        while clock.get() < Duration::from_secs(3600) {
-            if !retries.postpone(&op(1), clock.get()) {
-                repairs += 1;
-                retries.succeeded(&op(1));
-                retries.repaired([op(1)].iter(), &env);
-            }
-            clock.set(clock.get() + FIRST_PAUSE);
-        }
-        assert!((100..200).contains(&repairs), "{repairs} an hour");
-        assert!(retries.describe().unwrap().contains("undone again by somebody else"));
-        clock.set(clock.get() + 2 * CALM);
-        retries.succeeded(&op(1));
-        retries.repaired([op(1)].iter(), &env);
-        assert!(!retries.postpone(&op(1), clock.get()), "calm again");
     }
 
     #[test]

@@ -64,6 +64,18 @@ pub enum Key {
     Route(IpNet),
 }
 
+impl fmt::Display for Key {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match self {
+            Key::Device => f.write_str("device"),
+            Key::Address(address) => write!(f, "address {address}"),
+            Key::Neighbor(ip) => write!(f, "neighbour {ip}"),
+            Key::Fdb(mac) => write!(f, "FDB entry {mac}"),
+            Key::Route(dest) => write!(f, "route {dest}"),
+        }
+    }
+}
+
 /// Operations in the order in which they are to be applied: device, its address, then what peers need (neighbours, FDB
 /// entries, routes), then what is no longer wanted. Other addresses go before that, but not before the routes are there:
 /// until then their connected networks may be what leads to the peers, as with flannel 0.7.
