@@ -22,8 +22,11 @@ use ipnet::IpNet;
 
 pub use netlink::netlink;
 
+/// Takes any bytes.
+pub type Target = fn(&[u8]);
+
 /// All targets by the names that they have for the fuzzer.
-pub const TARGETS: [(&str, fn(&[u8])); 7] = [
+pub const TARGETS: [(&str, Target); 7] = [
     ("command_line", command_line),
     ("config", config),
     ("lease", lease),
