@@ -49,7 +49,7 @@ fn every_corpus_has_a_target() {
 }
 
 #[track_caller]
-fn must_withstand(target: fn(&[u8]), input: &[u8], what: &str) {
+fn must_withstand(target: fuzz::Target, input: &[u8], what: &str) {
     let outcome = catch_unwind(AssertUnwindSafe(|| target(input)));
     assert!(outcome.is_ok(), "{what}: {:?}", String::from_utf8_lossy(input));
 }

@@ -22,7 +22,7 @@ use ipnet::IpNet;
 
 pub use netlink::netlink;
 
-/// What a target is given: any bytes.
+/// Takes any bytes.
 pub type Target = fn(&[u8]);
 
 /// All targets by the names that they have for the fuzzer.

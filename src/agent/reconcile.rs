@@ -156,6 +156,7 @@ impl<K: Kernel> Reconciler<K> {
         }
         if readable && !progress.nic_is_gone {
             self.reconcile(progress).await;
+            self.report_failures(progress);
         }
         self.write_files();
         let (tally, held) = (self.world.tally(), self.world.leases().held().count());
@@ -328,7 +329,6 @@ impl<K: Kernel> Reconciler<K> {
         let device_waits = needs_device && !plan.touches_device();
         if plan.is_empty() || device_waits {
             (progress.news, progress.damage) = (Dirty::default(), Dirty::default());
-            self.report_failures(progress);
             return None;
         }
         Some(plan)
@@ -381,10 +381,9 @@ impl<K: Kernel> Reconciler<K> {
         progress.fights.repaired(repairs.iter().map(|step| &step.op), now);
         log("", &changes, now.saturating_sub(started));
         log("repaired: ", &repairs, now.saturating_sub(progress.damaged_at));
-        match device_is_out {
-            // Its end is reported after that of what it held. There is nothing to complain of before it has been seen.
-            true => progress.read_at = now,
-            false => self.report_failures(progress),
+        if device_is_out {
+            // Its end is reported after that of what it held.
+            progress.read_at = now;
         }
     }
 

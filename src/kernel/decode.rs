@@ -142,9 +142,9 @@ pub fn neighbor(message: &NeighbourMessage, index: u32) -> Option<(IpAddr, Optio
     Some((ip?, (state & NUD_NOARP == 0).then_some(neighbor)))
 }
 
-/// The MAC of any FDB entry of the device with this index.
+/// The MAC of any FDB entry of the device with this index: the last one given, as everywhere here.
 pub fn fdb_mac(message: &NeighbourMessage, index: u32) -> Option<VtepMac> {
-    let mac = message.attributes.iter().find_map(|attribute| match attribute {
+    let mac = message.attributes.iter().rev().find_map(|attribute| match attribute {
         NeighbourAttribute::LinkLayerAddress(bytes) => VtepMac::from_slice(bytes),
         _ => None,
     });
