@@ -52,14 +52,12 @@ impl Fights {
         }
     }
 
-    /// Whether the object's repair has to wait; then it is remembered as waiting.
-    pub fn postpone(&mut self, key: Key, now: Moment) -> bool {
-        let waits = self.allowed_at(&key).is_some_and(|at| now < at);
-        if waits {
-            self.waiting.insert(key);
-            self.fought_over.insert(key);
-        }
-        waits
+    /// The objects among `planned` whose repair has to wait; they are remembered as waiting.
+    pub fn postpone(&mut self, planned: impl Iterator<Item = Key>, now: Moment) -> BTreeSet<Key> {
+        let waiting: BTreeSet<Key> = planned.filter(|key| self.allowed_at(key).is_some_and(|at| now < at)).collect();
+        self.waiting.extend(&waiting);
+        self.fought_over.extend(&waiting);
+        waiting
     }
 
     /// When the first of the waiting objects may be repaired.
@@ -88,20 +86,24 @@ impl Fights {
 mod tests {
     use super::*;
 
+    fn waits(fights: &mut Fights, key: Key, now: Moment) -> bool {
+        !fights.postpone([key].into_iter(), now).is_empty()
+    }
+
     #[test]
     fn a_lasting_fight_is_slow_and_a_short_one_is_not_noticed() {
         let op = Op::DeleteNeighbor([10, 5, 0, 1].into());
         let mut fights = Fights::default();
         let mut now = Duration::from_secs(7);
         for _ in 0..AT_ONCE {
-            assert!(!fights.postpone(op.key(), now));
+            assert!(!waits(&mut fights, op.key(), now));
             fights.repaired([&op].into_iter(), now);
         }
         assert_eq!(fights.describe(now), None, "nobody had to wait");
         let mut repairs = 0;
         let end = now + Duration::from_secs(3600);
         while now < end {
-            if !fights.postpone(op.key(), now) {
+            if !waits(&mut fights, op.key(), now) {
                 fights.repaired([&op].into_iter(), now);
                 fights.look_again();
                 repairs += 1;
@@ -110,10 +112,10 @@ mod tests {
         }
         assert!((7000..=7300).contains(&repairs), "{repairs} an hour");
         fights.repaired([&op].into_iter(), now);
-        assert!(fights.postpone(op.key(), now));
+        assert!(waits(&mut fights, op.key(), now));
         assert!(fights.next() > Some(now) && fights.next() <= Some(now + 2 * REPAIR_EVERY));
         assert!(fights.describe(now).unwrap().contains("neighbour 10.5.0.1"));
-        assert!(!fights.postpone(Key::Device, now), "others are not held up");
+        assert!(!waits(&mut fights, Key::Device, now), "others are not held up");
         now += REPAIR_EVERY * AT_ONCE;
         assert_eq!(fights.describe(now), None);
         assert!(fights.next() <= Some(now));

@@ -24,6 +24,7 @@ use crate::model::config::{NetworkConfig, Overlay};
 use crate::model::identity::Me;
 use crate::model::iface::{self, ExternalInterface, HostView, IfaceRules};
 use crate::model::kernel_state::{Found, Scope};
+use crate::model::mac::VtepMac;
 use crate::store::Store;
 use env::{Backoff, Env};
 use ipnet::IpNet;
@@ -77,7 +78,7 @@ pub async fn run<S: Store, K: Kernel>(
         remembered_lease: remembered.as_ref().and_then(|state| state.lease_id),
         remembered_subnet: remembered.as_ref().map(|state| state.subnet),
         env_subnet: files.previous_subnet(),
-        device_mac: device_mac(&mut kernel, &network).await,
+        device_mac: device_mac(&mut kernel, &network, &env, &board).await,
         in_use: None,
     };
     let mut keeper = Keeper {
@@ -205,11 +206,25 @@ async fn find_interface<K: Kernel>(
     Ok((nic, host))
 }
 
-/// The MAC of the VXLAN device that an earlier run left, if there is one.
-async fn device_mac<K: Kernel>(kernel: &mut K, network: &Network) -> Option<crate::model::mac::VtepMac> {
+/// The MAC of the VXLAN device that an earlier run left, if there is one. It is part of the proof of who we are, so a
+/// failure to read it is waited out.
+async fn device_mac<K: Kernel>(kernel: &mut K, network: &Network, env: &Env, board: &Board) -> Option<VtepMac> {
     let scope = Scope { device: network.backend.device_name(), networks: vec![network.net.into()] };
-    match kernel.observe(&scope).await.ok()?.device? {
-        Found::Vxlan(_, device) => Some(device.mac),
-        Found::Other(..) => None,
+    let mut backoff = Backoff::new(Duration::from_millis(200), Duration::from_secs(2));
+    loop {
+        match kernel.observe(&scope).await {
+            Ok(have) => {
+                board.over(Topic::Kernel);
+                return match have.device? {
+                    Found::Vxlan(_, device) => Some(device.mac),
+                    Found::Other(..) => None,
+                };
+            }
+            Err(error) => {
+                let pause = backoff.pause(env);
+                board.waiting(Topic::Kernel, format!("the kernel's state cannot be read: {error}"), pause);
+                tokio::time::sleep(pause).await;
+            }
+        }
     }
 }

@@ -30,6 +30,7 @@ pub async fn follow<S: Store>(store: Rc<S>, env: Rc<Env>, board: Board, news: mp
                     "what happened in etcd after revision {revision} is not known there any more: listing again"
                 );
                 seen = None;
+                tokio::time::sleep(backoff.pause(&env)).await;
                 continue;
             }
             Err(error) => error,

@@ -8,7 +8,7 @@ use super::env::{Backoff, Env, Notice};
 use super::fights::{Fights, Pace};
 use super::keeper::{Address, Sighting};
 use super::peers::News;
-use super::retries::Retries;
+use super::retries::{Retries, Tried};
 use super::status::{Board, Topic};
 use super::world::{Dirty, Own, World};
 use crate::files::EnvFiles;
@@ -151,8 +151,12 @@ impl<K: Kernel> Reconciler<K> {
         let mut readable = true;
         if now >= progress.read_at {
             readable = self.read(progress).await;
-        } else if progress.read_host_at.is_some_and(|at| now >= at) {
-            readable = self.read_host(progress).await.is_ok();
+        } else if progress.read_host_at.is_some_and(|at| now >= at)
+            && let Err(error) = self.read_host(progress).await
+        {
+            // What is known of the rest still holds.
+            self.board.trouble(Topic::Host, format!("the host's interfaces cannot be read: {error}"));
+            progress.read_host_at = Some(now + progress.unreadable.pause(&self.env));
         }
         if readable && !progress.nic_is_gone {
             self.reconcile(progress).await;
@@ -254,6 +258,7 @@ impl<K: Kernel> Reconciler<K> {
             Err(error) => {
                 self.board.trouble(Topic::Kernel, format!("the kernel's state cannot be read: {error}"));
                 progress.read_at = now + progress.unreadable.pause(&self.env);
+                progress.read_host_at = None;
                 false
             }
         }
@@ -262,6 +267,7 @@ impl<K: Kernel> Reconciler<K> {
     /// Looks at the host's interfaces.
     async fn read_host(&mut self, progress: &mut Progress) -> Result<(), KernelError> {
         let host = self.kernel.host().await?;
+        self.board.over(Topic::Host);
         progress.read_host_at = None;
         let own = self.world.own().clone();
         let Some(nic) = own.nic.follow(&host, self.public_ip) else {
@@ -324,8 +330,10 @@ impl<K: Kernel> Reconciler<K> {
             }
         };
         let needs_device = !plan.steps.is_empty() && !matches!(progress.have.device, Some(Found::Vxlan(..)));
-        plan.steps
-            .retain(|step| !progress.retries.postpone(&step.op, now) && !progress.fights.postpone(step.op.key(), now));
+        // An object waits as a whole: what is added in a stray's place cannot be added before the stray has gone.
+        let mut waiting = progress.retries.waiting(plan.steps.iter().map(|step| &step.op), now);
+        waiting.extend(progress.fights.postpone(plan.steps.iter().map(|step| step.op.key()), now));
+        plan.steps.retain(|step| !waiting.contains(&step.op.key()));
         let device_waits = needs_device && !plan.touches_device();
         if plan.is_empty() || device_waits {
             (progress.news, progress.damage) = (Dirty::default(), Dirty::default());
@@ -347,43 +355,37 @@ impl<K: Kernel> Reconciler<K> {
         let ops: Vec<_> = steps.iter().map(|step| step.op.clone()).collect();
         let results = self.kernel.apply(&self.world.scope(), &ops).await;
         let now = self.env.now();
-        let (mut failures, mut device_is_out) = (0, false);
-        let mut repairs = Vec::new();
-        let mut changes = Vec::new();
-        for (step, result) in steps.iter().zip(results) {
-            let repair = self.is_repair(step, progress);
-            match result {
-                Ok(()) => {
-                    progress.have.apply(&step.op, 0);
-                    if repair {
-                        repairs.push(*step);
-                    } else {
-                        changes.push(*step);
-                    }
-                    progress.retries.succeeded(&step.op);
-                }
-                Err(error) => {
-                    failures += 1;
-                    device_is_out |= error.device_is_out();
-                    progress.retries.failed(&step.op, error.reason, repair, &self.env);
-                }
+        let repairs: Vec<bool> = steps.iter().map(|step| self.is_repair(step, progress)).collect();
+        let mut tried = Vec::with_capacity(steps.len());
+        for ((step, result), repair) in steps.iter().zip(&results).zip(repairs) {
+            let refusal = result.as_ref().err().map(|error| error.reason.as_str());
+            tried.push(Tried { op: &step.op, refusal, repair });
+            if refusal.is_none() {
+                progress.have.apply(&step.op, 0);
             }
         }
+        progress.retries.tried(&tried, &self.env);
+        let failures = tried.iter().filter(|tried| tried.refusal.is_some()).count();
         if failures > 0 {
             // What they left behind is not known: by the time of the next attempt it is.
-            progress.read_at = progress.read_at.min(progress.retries.next().unwrap_or(now));
+            progress.read_soon(progress.retries.next().unwrap_or(now));
         }
+        let done = |repair: bool| {
+            let picked = steps.iter().zip(&tried).filter(move |(_, t)| t.refusal.is_none() && t.repair == repair);
+            picked.map(|(step, _)| *step).collect::<Vec<&Step>>()
+        };
+        let (changes, repairs) = (done(false), done(true));
         self.board.update(|status| {
             status.kernel_changes += changes.len() as u64;
             status.repairs += repairs.len() as u64;
-            status.kernel_failures += failures;
+            status.kernel_failures += failures as u64;
         });
         progress.fights.repaired(repairs.iter().map(|step| &step.op), now);
         log("", &changes, now.saturating_sub(started));
         log("repaired: ", &repairs, now.saturating_sub(progress.damaged_at));
-        if device_is_out {
+        if results.iter().flat_map(|result| result.as_ref().err()).any(KernelError::device_is_out) {
             // Its end is reported after that of what it held.
-            progress.read_at = now;
+            progress.read_soon(now);
         }
     }
 

@@ -3,11 +3,26 @@
 use super::env::{Backoff, Env};
 use crate::model::lease_set::Moment;
 use crate::model::plan::{Key, Op};
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 use std::time::Duration;
 
 const FIRST_PAUSE: Duration = Duration::from_millis(100);
 const LONGEST_PAUSE: Duration = Duration::from_secs(30);
+
+/// Attempts that are further off than this are gathered at whole multiples of it, so that thousands of failing objects
+/// do not wake the loop one by one.
+const GRID: Duration = Duration::from_secs(1);
+
+/// One operation of a batch that was tried, and how it went.
+#[derive(Debug, Clone, Copy)]
+pub struct Tried<'o> {
+    /// The operation.
+    pub op: &'o Op,
+    /// Why it was refused, if it was.
+    pub refusal: Option<&'o str>,
+    /// Whether it was to make good what somebody else had done.
+    pub repair: bool,
+}
 
 /// The objects that the kernel refused to change.
 #[derive(Debug, Default)]
@@ -17,8 +32,10 @@ pub struct Retries {
 
 #[derive(Debug)]
 struct Failing {
-    op: Op,
-    reason: String,
+    /// All that was tried on the object together.
+    ops: Vec<Op>,
+    /// What was refused first, and why.
+    refusal: String,
     times: u32,
     repair: bool,
     backoff: Backoff,
@@ -26,28 +43,58 @@ struct Failing {
 }
 
 impl Retries {
-    /// Whether an operation is not yet to be tried again. Another operation on the same object is a new matter.
-    pub fn postpone(&self, op: &Op, now: Moment) -> bool {
-        self.failing.get(&op.key()).is_some_and(|failing| failing.op == *op && now < failing.again_at)
+    /// The objects among `planned` that are not to be tried again yet. Other operations on an object than those that
+    /// failed are a new matter.
+    pub fn waiting<'o>(&self, planned: impl Iterator<Item = &'o Op>, now: Moment) -> BTreeSet<Key> {
+        if self.failing.is_empty() {
+            return BTreeSet::new();
+        }
+        let planned = by_key(planned.filter(|op| self.failing.contains_key(&op.key())));
+        let waits = |(key, ops): &(Key, Vec<&Op>)| {
+            let same = |failing: &Failing| now < failing.again_at && failing.ops.iter().eq(ops.iter().copied());
+            self.failing.get(key).is_some_and(same)
+        };
+        planned.into_iter().filter(waits).map(|(key, _)| key).collect()
     }
 
-    /// It was refused. `repair` says whether it was to make good what somebody else had done.
-    pub fn failed(&mut self, op: &Op, reason: String, repair: bool, env: &Env) {
-        let new = || Failing {
-            op: op.clone(),
-            reason: String::new(),
+    /// A batch has been tried. A change of the device makes whatever failed before another matter.
+    pub fn tried(&mut self, batch: &[Tried], env: &Env) {
+        if batch.iter().any(|tried| tried.refusal.is_none() && tried.op.key() == Key::Device) {
+            self.failing.clear();
+        }
+        let refused = batch.iter().filter(|tried| tried.refusal.is_some()).map(|tried| tried.op.key());
+        let touched: BTreeSet<Key> = refused.chain(self.failing.keys().copied()).collect();
+        if touched.is_empty() {
+            return;
+        }
+        let mut first: BTreeMap<Key, &Tried> = BTreeMap::new();
+        for tried in batch.iter().filter(|tried| tried.refusal.is_some()) {
+            first.entry(tried.op.key()).or_insert(tried);
+        }
+        for (key, ops) in by_key(batch.iter().map(|tried| tried.op).filter(|op| touched.contains(&op.key()))) {
+            match first.get(&key) {
+                None => drop(self.failing.remove(&key)),
+                Some(tried) => self.failed(key, ops, tried, env),
+            }
+        }
+    }
+
+    fn failed(&mut self, key: Key, ops: Vec<&Op>, tried: &Tried, env: &Env) {
+        let same = self.failing.remove(&key).filter(|failing| failing.ops.iter().eq(ops.iter().copied()));
+        let mut failing = same.unwrap_or_else(|| Failing {
+            ops: ops.into_iter().cloned().collect(),
+            refusal: String::new(),
             times: 0,
-            repair,
+            repair: tried.repair,
             backoff: Backoff::new(FIRST_PAUSE, LONGEST_PAUSE),
             again_at: Moment::default(),
-        };
-        let failing = self.failing.entry(op.key()).or_insert_with(new);
-        if failing.op != *op {
-            *failing = new();
-        }
-        failing.reason = reason;
+        });
+        failing.refusal = format!("{} fails: {}", tried.op, tried.refusal.unwrap_or_default());
         failing.times += 1;
-        failing.again_at = env.now() + failing.backoff.pause(env);
+        let pause = failing.backoff.pause(env);
+        let at = env.now() + pause;
+        failing.again_at = if pause < GRID { at } else { Duration::from_secs(at.as_secs() + 1) };
+        self.failing.insert(key, failing);
     }
 
     /// Whether this object is one that could not be repaired so far.
@@ -55,21 +102,10 @@ impl Retries {
         self.failing.get(key).is_some_and(|failing| failing.repair)
     }
 
-    /// It was done. What else fails on the same object may succeed now and is due at once; after a change of the device,
-    /// whatever its state kept from being done is another matter.
-    pub fn succeeded(&mut self, op: &Op) {
-        let key = op.key();
-        match self.failing.get_mut(&key) {
-            _ if key == Key::Device => self.failing.clear(),
-            Some(failing) if failing.op != *op => failing.again_at = Moment::default(),
-            _ => drop(self.failing.remove(&key)),
-        }
-    }
-
     /// Forgets what is no longer to be done: all that is not among `planned`.
     pub fn keep_only<'o>(&mut self, planned: impl Iterator<Item = &'o Op>) {
         if !self.failing.is_empty() {
-            let keys: std::collections::BTreeSet<Key> = planned.map(Op::key).collect();
+            let keys: BTreeSet<Key> = planned.map(Op::key).collect();
             self.failing.retain(|key, _| keys.contains(key));
         }
     }
@@ -83,12 +119,18 @@ impl Retries {
     pub fn describe(&self) -> Option<String> {
         let mut stubborn = self.failing.values().filter(|failing| failing.times > 1);
         let first = stubborn.next()?;
-        let text = format!("{} fails: {}", first.op, first.reason);
         match stubborn.count() {
-            0 => Some(text),
-            more => Some(format!("{text} (and {more} more)")),
+            0 => Some(first.refusal.clone()),
+            more => Some(format!("{} (and {more} more)", first.refusal)),
         }
     }
+}
+
+/// Operations by what they are about, in their order.
+fn by_key<'o>(ops: impl Iterator<Item = &'o Op>) -> Vec<(Key, Vec<&'o Op>)> {
+    let mut groups: BTreeMap<Key, Vec<&Op>> = BTreeMap::new();
+    ops.for_each(|op| groups.entry(op.key()).or_default().push(op));
+    groups.into_iter().collect()
 }
 
 #[cfg(test)]
@@ -102,64 +144,91 @@ mod tests {
         Op::DeleteNeighbor([10, 5, 0, last].into())
     }
 
-    #[test]
-    fn each_object_has_a_pause_of_its_own_that_grows() {
+    fn refused(op: &Op) -> Tried<'_> {
+        Tried { op, refusal: Some("EBUSY"), repair: true }
+    }
+
+    fn done(op: &Op) -> Tried<'_> {
+        Tried { op, refusal: None, repair: true }
+    }
+
+    fn env() -> (Env, Rc<Cell<Moment>>) {
         let clock = Rc::new(Cell::new(Moment::default()));
         let hands = clock.clone();
-        let env = Env::new(move || hands.get(), 1, |_| {});
+        (Env::new(move || hands.get(), 1, |_| {}), clock)
+    }
+
+    fn waits(retries: &Retries, ops: &[&Op], now: Moment) -> usize {
+        retries.waiting(ops.iter().copied(), now).len()
+    }
+
+    #[test]
+    fn each_object_has_a_pause_of_its_own_that_grows() {
+        let (env, clock) = env();
         let mut retries = Retries::default();
         let mut pauses = Vec::new();
         for _ in 0..12 {
-            retries.failed(&op(1), "EBUSY".into(), false, &env);
-            assert!(retries.postpone(&op(1), clock.get()) && !retries.postpone(&op(2), clock.get()));
+            retries.tried(&[refused(&op(1)), done(&op(2))], &env);
+            assert_eq!(waits(&retries, &[&op(1), &op(2)], clock.get()), 1);
             let again = retries.next().unwrap();
             pauses.push(again - clock.get());
             clock.set(again);
-            assert!(!retries.postpone(&op(1), clock.get()));
+            assert_eq!(waits(&retries, &[&op(1)], clock.get()), 0);
         }
         assert!(pauses[0] < Duration::from_millis(200));
         assert!(pauses[11] > Duration::from_secs(20) && pauses[11] < Duration::from_secs(40), "{pauses:?}");
         assert_eq!(retries.describe().unwrap(), "delete neighbour 10.5.0.1 fails: EBUSY");
-        retries.succeeded(&op(1));
+        retries.tried(&[done(&op(1))], &env);
         assert_eq!((retries.next(), retries.describe()), (None, None));
     }
 
     #[test]
-    fn another_operation_on_the_object_is_tried_at_once() {
-        let env = Env::new(Moment::default, 1, |_| {});
-        let mut retries = Retries::default();
-        retries.failed(&op(1), "EPERM".into(), true, &env);
-        let other = Op::SetNeighbor([10, 5, 0, 1].into(), "0e:00:00:00:00:01".parse().unwrap());
-        assert!(!retries.postpone(&other, Moment::default()));
-        assert!(retries.is_repair(&other.key()) && !retries.is_repair(&op(2).key()));
-        retries.keep_only([op(2)].iter());
-        assert_eq!(retries.next(), None);
-    }
-
-    #[test]
-    fn what_fails_is_due_when_something_else_was_done_to_the_object() {
-        let clock = Duration::from_secs(9);
-        let env = Env::new(move || clock, 1, |_| {});
+    fn two_operations_on_one_object_wait_together() {
+        let (env, clock) = env();
         let dest = "10.5.1.0/24".parse().unwrap();
         let ours = Route { dest, gateway: None, oif: Oif::Ours, onlink: true, metric: 0, protocol: 100 };
         let (add, delete) = (Op::AddRoute(ours), Op::DeleteRoute(Route { oif: Oif::Other(2), ..ours }));
         let mut retries = Retries::default();
-        retries.failed(&add, "EEXIST".into(), true, &env);
-        assert!(retries.postpone(&add, clock));
-        retries.succeeded(&delete);
-        assert!(!retries.postpone(&add, clock) && retries.next() <= Some(clock) && retries.is_repair(&add.key()));
-        retries.succeeded(&add);
+        for _ in 0..5 {
+            retries.tried(&[refused(&delete), refused(&add)], &env);
+            assert_eq!(waits(&retries, &[&delete, &add], clock.get()), 1);
+            clock.set(retries.next().unwrap());
+        }
+        assert_eq!(retries.describe().unwrap(), format!("{delete} fails: EBUSY"));
+        assert!(retries.next().unwrap() > Duration::from_secs(1), "the pauses grow");
+        // Something else to be done is a new matter, and done at once.
+        retries.tried(&[refused(&add)], &env);
+        assert_eq!(waits(&retries, &[&add], clock.get()), 1);
+        assert_eq!(waits(&retries, &[&delete, &add], clock.get()), 0);
+        retries.tried(&[done(&delete), done(&add)], &env);
         assert_eq!(retries.next(), None);
     }
 
     #[test]
-    fn what_failed_for_the_devices_sake_is_tried_again_when_the_device_has_changed() {
-        let env = Env::new(Moment::default, 1, |_| {});
+    fn what_is_no_longer_to_be_done_is_forgotten_and_a_new_device_is_a_new_matter() {
+        let (env, clock) = env();
         let mut retries = Retries::default();
-        retries.failed(&op(1), "ENODEV".into(), true, &env);
-        retries.succeeded(&op(2));
-        assert!(retries.postpone(&op(1), Moment::default()));
-        retries.succeeded(&Op::DeleteDevice(7));
-        assert!(!retries.postpone(&op(1), Moment::default()));
+        retries.tried(&[refused(&op(1))], &env);
+        assert!(retries.is_repair(&op(1).key()) && !retries.is_repair(&op(2).key()));
+        retries.tried(&[done(&Op::DeleteDevice(7)), refused(&op(2))], &env);
+        assert_eq!(waits(&retries, &[&op(1), &op(2)], clock.get()), 1);
+        retries.keep_only([op(1)].iter());
+        assert_eq!(retries.next(), None);
+    }
+
+    #[test]
+    fn thousands_that_fail_for_long_come_up_together() {
+        let (env, clock) = env();
+        let ops: Vec<Op> = (0..200).map(op).collect();
+        let mut retries = Retries::default();
+        let mut wakes = 0;
+        while clock.get() < Duration::from_secs(600) {
+            let waiting = retries.waiting(ops.iter(), clock.get());
+            let due: Vec<Tried> = ops.iter().filter(|op| !waiting.contains(&op.key())).map(refused).collect();
+            retries.tried(&due, &env);
+            clock.set(retries.next().unwrap());
+            wakes += 1;
+        }
+        assert!(wakes < 1500, "{wakes} times in ten minutes");
     }
 }

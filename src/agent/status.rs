@@ -16,6 +16,8 @@ pub enum Topic {
     Config,
     /// The external interface.
     Interface,
+    /// The list of the host's interfaces.
+    Host,
     /// Our own lease.
     Lease,
     /// The list of peers, and the watch for their changes.

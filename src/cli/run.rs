@@ -27,7 +27,10 @@ pub fn run(options: Options, warnings: &[String]) -> ExitCode {
         Ok(runtime) => runtime,
         Err(error) => return fail(&format!("the runtime cannot be started: {error}")),
     };
-    match LocalSet::new().block_on(&runtime, daemon(options)) {
+    let outcome = LocalSet::new().block_on(&runtime, daemon(options));
+    // A host name that is being looked up is not waited for.
+    runtime.shutdown_background();
+    match outcome {
         Ok(()) => ExitCode::SUCCESS,
         Err(reason) => fail(&reason),
     }

@@ -136,7 +136,7 @@ impl Plan {
 #[derive(Clone, Copy)]
 enum Phase {
     Device,
-    AddressAdd,
+    Address,
     NeighborSet,
     FdbSet,
     RouteSet,
@@ -221,9 +221,12 @@ impl<'a> Differ<'a> {
         let wanted = self.want.addresses.contains(&address);
         let there = !self.replaced && self.have.addresses.contains(&address);
         match (wanted, there) {
-            (true, false) => self.push(Phase::AddressAdd, Op::AddAddress(address), "missing"),
+            (true, false) => self.push(Phase::Address, Op::AddAddress(address), "missing"),
             (false, true) if self.scope.owns_address(&address) && self.want.peers_complete => {
-                self.push(Phase::AddressDelete, Op::DeleteAddress(address), "foreign address inside the overlay");
+                // The kernel takes no route via an address of the host itself.
+                let is_peers = self.want.neighbors.contains_key(&address.addr());
+                let phase = if is_peers { Phase::Address } else { Phase::AddressDelete };
+                self.push(phase, Op::DeleteAddress(address), "foreign address inside the overlay");
             }
             _ => {}
         }

@@ -72,7 +72,7 @@ fn act(field: &mut Field, act: &Act) {
 
 #[test]
 fn any_sequence_of_damage_heals() {
-    let seed = number("HEAL_SEED").unwrap_or_else(|| rand::rng().random());
+    let seed = number("HEAL_SEED").unwrap_or(1);
     let time = Duration::from_secs(number("HEAL_SECONDS").unwrap_or(SECONDS));
     println!("HEAL_SEED={seed}");
     let mut random = StdRng::seed_from_u64(seed);
