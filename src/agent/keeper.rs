@@ -34,6 +34,13 @@ pub struct Terms {
     pub renew_margin: Duration,
 }
 
+impl Terms {
+    /// How long a key that was just written is left as it is.
+    fn until_write(&self) -> Duration {
+        self.ttl.saturating_sub(self.renew_margin)
+    }
+}
+
 /// Our lease as it stands in the store.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Held {
@@ -45,7 +52,8 @@ pub struct Held {
     lease_id: Option<LeaseId>,
     modified: Revision,
     attrs: LeaseAttrs,
-    written: Moment,
+    /// When the key is to be written again.
+    write_at: Moment,
 }
 
 /// Under what addresses we are known: part of the lease and of the memory.
@@ -125,14 +133,20 @@ impl<S: Store> Keeper<S> {
     /// Finds our lease or makes one; waits for as long as that takes, or until the network config is another one: then
     /// it is `None`.
     pub async fn acquire(&mut self) -> Option<Held> {
+        // More than a few lost races in a row are something to speak of.
+        const LOST_RACES: u32 = 10;
         let mut backoff = Backoff::new(Duration::from_millis(100), Duration::from_secs(3));
+        let mut lost = 0;
         loop {
             let reason = match self.attempt().await {
                 Ok(Attempt::Held(held)) => {
                     self.settle(&held);
                     return Some(held);
                 }
-                Ok(Attempt::Again) => None,
+                Ok(Attempt::Again) => {
+                    lost += 1;
+                    (lost > LOST_RACES).then(|| "no lease yet: the leases in etcd keep changing underfoot".to_owned())
+                }
                 Ok(Attempt::Wait(reason)) => Some(reason),
                 Err(error) => Some(format!("no lease yet: {error}")),
             };
@@ -212,12 +226,8 @@ impl<S: Store> Keeper<S> {
     fn next_renewal(&self, held: &Held) -> Moment {
         let now = self.env.now();
         let keep_alive = now + self.env.jittered(self.terms.ttl / 3);
-        let write = self.next_write(held).max(now + Duration::from_secs(1));
+        let write = held.write_at.max(now + Duration::from_secs(1));
         if held.lease_id.is_some() { keep_alive.min(write) } else { keep_alive }
-    }
-
-    fn next_write(&self, held: &Held) -> Moment {
-        held.written + self.terms.ttl.saturating_sub(self.terms.renew_margin)
     }
 
     /// Extends the lease; tells whether it is still ours.
@@ -227,13 +237,13 @@ impl<S: Store> Keeper<S> {
             tracing::warn!(subnet = %held.subnet, "our lease has expired or was revoked");
             return Ok(false);
         }
-        if self.env.now() < self.next_write(held) {
+        if self.env.now() < held.write_at {
             return Ok(true);
         }
         let guard = Guard::Unchanged(held.modified);
         match self.store.write(SubnetKey::v4(held.subnet), &held.attrs, guard, Life::Keep(id)).await? {
             Written::Done(record) => {
-                held.written = self.env.now();
+                held.write_at = self.env.now() + self.terms.until_write();
                 held.modified = record.content.map_or(held.modified, |lease| lease.modified);
                 Ok(true)
             }
@@ -279,6 +289,10 @@ impl<S: Store> Keeper<S> {
                 self.store.remove(lease.subnet, lease.modified).await?;
                 Ok(Attempt::Again)
             }
+            Claim::Mend(subnet, modified) => {
+                tracing::warn!(%subnet, "writing our lease again: what stands in its place is no lease");
+                self.write(subnet, mac, Guard::Unchanged(modified), Life::Grant(self.terms.ttl)).await
+            }
             Claim::Create(subnet) => self.write(subnet, mac, Guard::Absent, Life::Grant(self.terms.ttl)).await,
             Claim::Taken(record) => Ok(Attempt::Wait(taken(&record))),
             Claim::OutOfSubnets => {
@@ -318,7 +332,9 @@ impl<S: Store> Keeper<S> {
         };
         let attrs = self.backend.own_attrs(self.address.public_ip, mac);
         if lease.attrs == attrs && !matches!(life, Life::Grant(_)) {
-            return Ok(Attempt::Held(self.held(lease, mac)));
+            // When it was last written is not known.
+            let write_in = self.terms.until_write().min(self.terms.ttl / 3);
+            return Ok(Attempt::Held(self.held(lease, mac, write_in)));
         }
         self.write(lease.subnet.v4, mac, Guard::Unchanged(lease.modified), life).await
     }
@@ -332,19 +348,22 @@ impl<S: Store> Keeper<S> {
         self.remember(subnet, mac, lease_id);
         let attrs = self.backend.own_attrs(self.address.public_ip, mac);
         match self.store.write(SubnetKey::v4(subnet), &attrs, guard, life).await? {
-            Written::Done(Record { content: Ok(lease), .. }) => Ok(Attempt::Held(self.held(lease, mac))),
+            Written::Done(Record { content: Ok(lease), .. }) => {
+                Ok(Attempt::Held(self.held(lease, mac, self.terms.until_write())))
+            }
             Written::Done(_) | Written::Lost(_) => Ok(Attempt::Again),
         }
     }
 
-    fn held(&self, lease: Lease, mac: VtepMac) -> Held {
+    /// `write_in` says when the key is to be written again.
+    fn held(&self, lease: Lease, mac: VtepMac, write_in: Duration) -> Held {
         Held {
             subnet: lease.subnet.v4,
             mac,
             lease_id: lease.lease_id,
             modified: lease.modified,
             attrs: lease.attrs,
-            written: self.env.now(),
+            write_at: self.env.now() + write_in,
         }
     }
 

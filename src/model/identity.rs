@@ -1,7 +1,7 @@
 //! Which lease is ours, and what to do about it: one pure decision, taken anew whenever the leases may have changed.
 
 use super::config::Overlay;
-use super::lease::{Lease, LeaseId, Record};
+use super::lease::{Lease, LeaseId, Record, Revision};
 use super::mac::VtepMac;
 use super::subnet::{SubnetKey, overlap};
 use ipnet::{IpNet, Ipv4Net};
@@ -36,6 +36,8 @@ pub enum Claim {
     Adopt(Lease),
     /// It is ours beyond doubt but does not fit the config: delete it and decide again.
     Discard(Lease),
+    /// The key of the subnet in use holds what is no lease at all, last written at this revision: overwrite it.
+    Mend(Ipv4Net, Revision),
     /// Make a key for this free subnet.
     Create(Ipv4Net),
     /// The subnet in use belongs to this one now.
@@ -77,7 +79,7 @@ impl Me {
         if let Some(subnet) = self.in_use {
             return self.reclaim(records, subnet);
         }
-        let fits = |lease: &&Lease| range.contains(lease.subnet.v4.into());
+        let fits = |lease: &&Lease| lease.subnet.v6.is_none() && range.contains(lease.subnet.v4.into());
         let leases = || records.iter().filter_map(|record| record.content.as_ref().ok());
         let ours = || leases().filter(|lease| self.surely_owns(lease));
         let preferred = |lease: &&Lease| self.previous().any(|subnet| subnet == lease.subnet.v4);
@@ -112,6 +114,7 @@ impl Me {
         let same = records.iter().find(|record| record.name == key);
         match same.map(|record| (&record.content, record)) {
             Some((Ok(lease), _)) if self.surely_owns(lease) => Claim::Keep(lease.clone()),
+            Some((Err(malformed), _)) => Claim::Mend(subnet, malformed.modified),
             Some((_, record)) => Claim::Taken(record.clone()),
             None => {
                 let covers = |record: &&Record| record.occupies().is_some_and(|net| overlap(net.into(), subnet.into()));
@@ -200,6 +203,13 @@ mod tests {
     }
 
     #[test]
+    fn a_dual_stack_lease_of_ours_does_not_fit_without_ipv6() {
+        let dual = record("10.5.2.0-24&fc00:5:22::-64", "192.168.0.1", MAC, 7);
+        let me = Me { remembered_mac: Some(MAC.parse().unwrap()), ..me() };
+        assert_eq!(me.claim(std::slice::from_ref(&dual), &[], &overlay(), 0), Claim::Discard(lease(&dual)));
+    }
+
+    #[test]
     fn the_previous_subnet_is_taken_again_if_it_is_free() {
         let me = Me { remembered_subnet: Some(net("10.5.3.0/24")), env_subnet: Some(net("10.5.2.0/24")), ..me() };
         assert_eq!(me.claim(&[], &[], &overlay(), 0), Claim::Create(net("10.5.3.0/24")));
@@ -234,6 +244,7 @@ mod tests {
             (vec![], Claim::Create(net("10.5.2.0/24"))),
             (vec![mine.clone()], Claim::Keep(lease(&mine))),
             (vec![adopted.clone()], Claim::Taken(adopted)),
+            (vec![Record::decode("10.5.2.0-24", b"garbage", None, 1, 9)], Claim::Mend(net("10.5.2.0/24"), 9)),
             (vec![wider.clone()], Claim::Taken(wider)),
         ] {
             assert_eq!(me.claim(&records, &[], &overlay(), 0), expected);

@@ -59,14 +59,17 @@ pub struct Malformed {
     pub reason: String,
     /// The subnet that nobody else may be given, as far as the key tells.
     pub occupies: Option<Ipv4Net>,
+    /// When the key was last written.
+    pub modified: Revision,
 }
 
 impl Record {
     /// Reads a key segment and its value. Never fails: what is no lease is a record that says why.
     pub fn decode(name: &str, value: &[u8], lease_id: Option<LeaseId>, created: Revision, modified: Revision) -> Self {
-        let content = SubnetKey::parse(name).map_err(Malformed::from).and_then(|subnet| {
-            let attrs =
-                LeaseAttrs::from_json(value).map_err(|reason| Malformed { reason, occupies: Some(subnet.v4) })?;
+        let malformed = |reason, occupies| Malformed { reason, occupies, modified };
+        let no_subnet = |bad: BadKey| malformed(format!("the key names no subnet: {}", bad.reason), bad.occupies);
+        let content = SubnetKey::parse(name).map_err(no_subnet).and_then(|subnet| {
+            let attrs = LeaseAttrs::from_json(value).map_err(|reason| malformed(reason, Some(subnet.v4)))?;
             Ok(Lease { subnet, attrs, lease_id, created, modified })
         });
         Record { name: name.to_owned(), content }
@@ -78,12 +81,6 @@ impl Record {
             Ok(lease) => Some(lease.subnet.v4),
             Err(malformed) => malformed.occupies,
         }
-    }
-}
-
-impl From<BadKey> for Malformed {
-    fn from(bad: BadKey) -> Self {
-        Malformed { reason: format!("the key names no subnet: {}", bad.reason), occupies: bad.occupies }
     }
 }
 

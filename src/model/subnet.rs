@@ -1,8 +1,10 @@
 //! Subnets: how their keys are spelled in etcd, which ones a network has, and which one a new host takes.
 
 use ipnet::{IpNet, Ipv4Net, Ipv6Net};
+use regex::Regex;
 use std::fmt;
 use std::net::{IpAddr, Ipv4Addr, Ipv6Addr};
+use std::sync::LazyLock;
 
 /// The last segment of a lease's key: `10.5.34.0-24`, or with an IPv6 subnet `10.5.34.0-24&fc00:5:22::-64`.
 #[derive(Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash)]
@@ -24,34 +26,40 @@ pub struct BadKey {
 
 impl SubnetKey {
     /// Reads a key segment. Only what flannel itself writes is a subnet: no host bits, no leading zeros, nothing
-    /// around it (flannel's own reader searches for the pattern anywhere before the end).
+    /// around it.
     pub fn parse(text: &str) -> Result<Self, BadKey> {
-        let bad = |reason: &str| BadKey { reason: reason.to_owned(), occupies: None };
+        Self::parse_strictly(text).map_err(|reason| BadKey { reason, occupies: read_loosely(text) })
+    }
+
+    fn parse_strictly(text: &str) -> Result<Self, String> {
+        let form = || "not of the form 10.5.34.0-24".to_owned();
         let (v4, v6) = match text.split_once('&') {
             Some((v4, v6)) => (v4, Some(v6)),
             None => (text, None),
         };
-        let (address, length) = split_length(v4).ok_or_else(|| bad("not of the form 10.5.34.0-24"))?;
-        let address: Ipv4Addr = address.parse().map_err(|_| bad("not of the form 10.5.34.0-24"))?;
-        let v4 = Ipv4Net::new(address, length).map_err(|_| bad("prefix length over 31"))?;
-        let occupied = |reason: &str| BadKey { reason: reason.to_owned(), occupies: Some(v4.trunc()) };
+        let (address, length) = split_length(v4).ok_or_else(form)?;
+        let v4 = Ipv4Net::new(address.parse().map_err(|_| form())?, length).map_err(|_| form())?;
         if length > 31 {
-            return Err(occupied("prefix length over 31"));
+            return Err("prefix length over 31".into());
         }
         if v4 != v4.trunc() {
-            return Err(occupied("host bits are set"));
+            return Err("host bits are set".into());
         }
-        let v6 = match v6 {
-            None => None,
-            Some(v6) => Some(parse_v6(v6).map_err(|reason| occupied(&reason))?),
-        };
-        Ok(SubnetKey { v4, v6 })
+        Ok(SubnetKey { v4, v6: v6.map(parse_v6).transpose()? })
     }
 
     /// The key of an IPv4-only subnet.
     pub fn v4(net: Ipv4Net) -> Self {
         SubnetKey { v4: net.trunc(), v6: None }
     }
+}
+
+/// What some other reader may take a bad key for: flannel's own looks for a subnet anywhere before the end.
+fn read_loosely(text: &str) -> Option<Ipv4Net> {
+    static PATTERN: LazyLock<Regex> =
+        LazyLock::new(|| Regex::new(r"(\d+\.\d+\.\d+\.\d+)-(\d+)(?:&.*)?$").expect("a constant"));
+    let found = PATTERN.captures(text)?;
+    Ipv4Net::new(found[1].parse().ok()?, found[2].parse().ok()?).ok().map(|net| net.trunc())
 }
 
 fn parse_v6(text: &str) -> Result<Ipv6Net, String> {
@@ -236,11 +244,9 @@ mod tests {
             "foo",
             "10.5.34.0",
             "10.5.34.0-",
-            "10.5.34.0-024",
             "10.5.34.0-+24",
             "010.5.34.0-24",
             "10.5.34.0/24",
-            "x/10.5.34.0-24",
             "10.5.34.0-33",
             "10.5.34.0-24 ",
         ] {
@@ -248,6 +254,9 @@ mod tests {
         }
         for text in [
             "10.5.34.7-24",
+            "10.5.34.0-024",
+            "x/10.5.34.0-24",
+            "x10.5.34.0-24",
             "10.5.34.0-24&",
             "10.5.34.0-24&fc00::1-64",
             "10.5.34.0-24&10.5.35.0-24",
