@@ -4,16 +4,46 @@ use crate::model::env_files::{DockerOpts, SubnetEnv};
 use crate::model::mac::VtepMac;
 use crate::model::state_file::{self, Remembered};
 use ipnet::Ipv4Net;
+use nix::libc;
 use std::fs::{self, Permissions};
-use std::io::{self, Write};
+use std::io::{self, Read, Write};
 use std::net::Ipv4Addr;
-use std::os::unix::fs::PermissionsExt;
+use std::os::unix::fs::{OpenOptionsExt, PermissionsExt};
 use std::path::{Path, PathBuf};
 
+/// No file of ours comes near this size.
+const LARGEST: u64 = 1 << 20;
+
+/// What a file holds. A FIFO or a device, which may never come to an end, is refused, and so is a file too large to be
+/// one of ours.
+fn read(path: &Path) -> io::Result<Vec<u8>> {
+    let file = fs::OpenOptions::new().read(true).custom_flags(libc::O_NONBLOCK | libc::O_NOCTTY).open(path)?;
+    let metadata = file.metadata()?;
+    if metadata.is_dir() {
+        return Err(io::Error::from_raw_os_error(libc::EISDIR));
+    }
+    if !metadata.is_file() {
+        return Err(not_a_file());
+    }
+    let mut bytes = Vec::new();
+    file.take(LARGEST + 1).read_to_end(&mut bytes)?;
+    if bytes.len() as u64 > LARGEST {
+        return Err(io::Error::other("it is larger than 1 MiB"));
+    }
+    Ok(bytes)
+}
+
+fn not_a_file() -> io::Error {
+    io::Error::other("it is not a regular file")
+}
+
 /// Puts `text` at `path`, whole or not at all, readable by everyone: a temporary file beside it, flushed to the disk,
-/// renamed. Directories are made; a symbolic link is followed, not replaced.
+/// renamed. Directories are made; a symbolic link is followed, not replaced, and nor is a device or a FIFO.
 pub fn write_atomically(path: &Path, text: &str) -> io::Result<()> {
     let target = follow_links(path)?;
+    if fs::symlink_metadata(&target).is_ok_and(|metadata| !metadata.is_file() && !metadata.is_dir()) {
+        return Err(not_a_file());
+    }
     let directory = match target.parent() {
         Some(parent) if !parent.as_os_str().is_empty() => parent,
         _ => Path::new("."),
@@ -59,7 +89,7 @@ impl EnvFiles {
     pub fn previous_subnet(&self) -> Option<Ipv4Net> {
         use crate::model::env_files::previous_subnet;
         let path = self.subnet_file.display();
-        match fs::read(&self.subnet_file) {
+        match read(&self.subnet_file) {
             Ok(bytes) => previous_subnet(&String::from_utf8_lossy(&bytes)).unwrap_or_else(|problem| {
                 tracing::warn!("{path} is ignored: {problem}");
                 None
@@ -104,7 +134,7 @@ impl EnvFiles {
 }
 
 fn put(path: &Path, text: &str) -> Result<(), String> {
-    if fs::read(path).is_ok_and(|now| now == text.as_bytes()) {
+    if read(path).is_ok_and(|now| now == text.as_bytes()) {
         return Ok(());
     }
     write_atomically(path, text).map_err(|error| format!("{} cannot be written: {error}", path.display()))?;
@@ -146,8 +176,8 @@ impl Memory {
     }
 
     fn read(&self, path: &Path) -> Option<Remembered> {
-        let text = match fs::read_to_string(path) {
-            Ok(text) => text,
+        let text = match read(path) {
+            Ok(bytes) => String::from_utf8_lossy(&bytes).into_owned(),
             Err(error) => {
                 if error.kind() != io::ErrorKind::NotFound {
                     tracing::warn!("state file {} is ignored: {error}", path.display());
@@ -254,6 +284,40 @@ mod tests {
         let bad = dir.path().join("bad.env");
         fs::write(&bad, b"FLANNEL_SUBNET=\xff\n").unwrap();
         assert_eq!(EnvFiles::new(bad, None).previous_subnet(), None);
+    }
+
+    #[test]
+    fn what_is_no_regular_file_is_neither_waited_for_nor_replaced() {
+        let dir = tempfile::tempdir().unwrap();
+        let (fifo, device) = (dir.path().join("fifo"), dir.path().join("device"));
+        nix::unistd::mkfifo(&fifo, nix::sys::stat::Mode::S_IRWXU).unwrap();
+        symlink("/dev/zero", &device).unwrap();
+        for path in [&fifo, &device] {
+            let mut files = EnvFiles::new(path.clone(), None);
+            assert_eq!(files.previous_subnet(), None);
+            let error = write(&mut files, 1450).unwrap_err();
+            assert!(error.contains("is not a regular file"), "{error}");
+        }
+        assert!(!fs::metadata(&fifo).unwrap().is_file() && !fs::metadata(&device).unwrap().is_file());
+        let mut memory = Memory::new(dir.path().join("state"), "/coreos.com/network", 1);
+        let state = state("192.168.0.1", "0e:00:00:00:00:aa");
+        let path = memory.path(state.public_ip);
+        fs::create_dir(path.parent().unwrap()).unwrap();
+        nix::unistd::mkfifo(&path, nix::sys::stat::Mode::S_IRWXU).unwrap();
+        assert_eq!(memory.load(state.public_ip, None), None);
+        memory.save(&state);
+        assert!(!fs::metadata(&path).unwrap().is_file());
+    }
+
+    #[test]
+    fn a_file_that_is_too_large_is_ignored_and_replaced() {
+        let dir = tempfile::tempdir().unwrap();
+        let path = dir.path().join("subnet.env");
+        fs::File::create(&path).unwrap().set_len(1 << 40).unwrap();
+        let mut files = EnvFiles::new(path.clone(), None);
+        assert_eq!(files.previous_subnet(), None);
+        write(&mut files, 1450).unwrap();
+        assert!(fs::metadata(&path).unwrap().len() < 1000);
     }
 
     fn state(ip: &str, nic: &str) -> Remembered {
