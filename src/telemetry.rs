@@ -1,5 +1,6 @@
 //! Logs: to standard error, a line an event. WARN is worth a look, INFO tells what changed, DEBUG every detail.
 
+use std::io::Write;
 use tracing_subscriber::EnvFilter;
 use tracing_subscriber::filter::LevelFilter;
 
@@ -11,13 +12,14 @@ pub fn init(verbosity: u8) {
         _ => EnvFilter::new("debug,flanneld=trace"),
     };
     let lines = tracing_subscriber::fmt().with_env_filter(filter).with_writer(std::io::stderr).with_ansi(false);
-    let lines = lines.with_target(false);
+    // Where standard error is full or closed nobody can be told of it; to try would be to die of it.
+    let lines = lines.with_target(false).log_internal_errors(false);
     // The journal stamps each line itself.
     let started = match std::env::var_os("JOURNAL_STREAM") {
         Some(_) => lines.without_time().try_init(),
         None => lines.try_init(),
     };
     if let Err(error) = started {
-        eprintln!("flanneld: logs cannot be set up: {error}");
+        let _ = writeln!(std::io::stderr(), "flanneld: logs cannot be set up: {error}");
     }
 }

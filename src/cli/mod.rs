@@ -5,6 +5,7 @@ pub mod run;
 
 use args::Invocation;
 use std::collections::BTreeMap;
+use std::io::Write;
 use std::process::ExitCode;
 
 /// Does what the command line and the environment ask for.
@@ -15,12 +16,14 @@ pub fn main() -> ExitCode {
     match args::parse(std::env::args_os().skip(1), &env) {
         Ok(Invocation::Run(options, warnings)) => run::run(*options, &warnings),
         Ok(Invocation::ShowHelp(text) | Invocation::ShowVersion(text)) => {
-            print!("{text}");
-            ExitCode::SUCCESS
+            // Not print!, which panics when nobody can read it.
+            match std::io::stdout().write_all(text.as_bytes()).and_then(|()| std::io::stdout().flush()) {
+                Ok(()) => ExitCode::SUCCESS,
+                Err(_) => ExitCode::FAILURE,
+            }
         }
         Err(error) => {
-            eprintln!("flanneld: {error}");
-            eprintln!("flanneld --help lists all flags");
+            let _ = writeln!(std::io::stderr(), "flanneld: {error}\nflanneld --help lists all flags");
             ExitCode::FAILURE
         }
     }

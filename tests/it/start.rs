@@ -98,3 +98,23 @@ fn a_device_of_another_kind_with_our_name_is_replaced() {
     assert!(host.device(DEVICE).is_some_and(|device| device.vxlan.is_some()));
     assert!(host.log().contains("flannel.1 is a bridge device, not VXLAN"), "{}", host.log());
 }
+
+#[test]
+fn a_log_that_nobody_takes_does_not_end_it() {
+    let lab = Lab::new("full");
+    let _etcd = lab.etcd_with_config();
+    let mut host = lab.host(1);
+    let binary = env!("CARGO_BIN_EXE_flanneld");
+    let mut words: Vec<String> = ["-c", r#"exec "$0" "$@" 2>/dev/full"#, binary].map(str::to_owned).into();
+    words.extend(host.flags(&[]));
+    host.start_with("sh", &words);
+    host.wait_ready();
+    host.ip(&format!("link del {DEVICE}"));
+    eventually("the device is back", || host.device(DEVICE).is_some());
+    assert!(host.running());
+    for (flag, code) in [("--help", 1), ("--nonsense", 1)] {
+        let full = || std::fs::File::options().write(true).open("/dev/full").expect("/dev/full");
+        let status = std::process::Command::new(binary).arg(flag).stdout(full()).stderr(full()).status();
+        assert_eq!(status.expect("it runs").code(), Some(code), "{flag}");
+    }
+}
