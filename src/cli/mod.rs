@@ -1,6 +1,7 @@
 //! What an operator can ask for. The only place that names concrete stores and kernels.
 
 pub mod args;
+pub mod manager;
 pub mod run;
 
 use args::Invocation;

@@ -1,6 +1,7 @@
 //! The daemon: puts real store, kernel, clock and service manager together, and runs until a signal.
 
 use super::args::Options;
+use super::manager::Manager;
 use crate::agent::env::{Env, Notice};
 use crate::agent::keeper::Terms;
 use crate::agent::status::Board;
@@ -27,25 +28,31 @@ pub fn run(options: Options, warnings: &[String]) -> ExitCode {
         Ok(runtime) => runtime,
         Err(error) => return fail(&format!("the runtime cannot be started: {error}")),
     };
-    let outcome = LocalSet::new().block_on(&runtime, daemon(options));
+    let manager = Rc::new(Manager::from_env());
+    let outcome = LocalSet::new().block_on(&runtime, daemon(options, manager.clone()));
     // A host name that is being looked up is not waited for.
     runtime.shutdown_background();
     match outcome {
         Ok(()) => ExitCode::SUCCESS,
-        Err(reason) => fail(&reason),
+        Err(reason) => {
+            manager.tell(&NotifyState::Status(&reason));
+            fail(&reason)
+        }
     }
 }
 
 fn fail(reason: &str) -> ExitCode {
     tracing::error!("{reason}");
-    notify(&[NotifyState::Status(reason)]);
     ExitCode::FAILURE
 }
 
-async fn daemon(options: Options) -> Result<(), String> {
+async fn daemon(options: Options, manager: Rc<Manager>) -> Result<(), String> {
     let mut terminate = signal(SignalKind::terminate()).map_err(|error| format!("no signals: {error}"))?;
     let mut interrupt = signal(SignalKind::interrupt()).map_err(|error| format!("no signals: {error}"))?;
-    let env = Rc::new(Env::of_host(tell_systemd));
+    let env = Rc::new(Env::of_host({
+        let manager = manager.clone();
+        move |notice| tell(&manager, notice)
+    }));
     let board = Board::new(env.clone());
     if let Some(address) = options.healthz {
         let listener = TcpListener::bind(address).await.map_err(|error| {
@@ -62,7 +69,7 @@ async fn daemon(options: Options) -> Result<(), String> {
         _ = terminate.recv() => tracing::info!("SIGTERM: stopping; network, files and lease are left as they are"),
         _ = interrupt.recv() => tracing::info!("SIGINT: stopping; network, files and lease are left as they are"),
     }
-    notify(&[NotifyState::Stopping]);
+    manager.tell(&NotifyState::Stopping);
     Ok(())
 }
 
@@ -92,20 +99,14 @@ fn warn_about_the_host() {
     }
 }
 
-fn tell_systemd(notice: Notice) {
+fn tell(manager: &Manager, notice: Notice) {
     match notice {
-        Notice::Ready => notify(&[NotifyState::Ready]),
-        Notice::Status(line) => notify(&[NotifyState::Status(&line)]),
+        Notice::Ready => manager.tell(&NotifyState::Ready),
+        Notice::Status(line) => manager.tell(&NotifyState::Status(&line)),
         Notice::StillStarting(time) => {
             let micros = u32::try_from(time.as_micros()).unwrap_or(u32::MAX);
-            notify(&[NotifyState::ExtendTimeoutUsec(micros)]);
+            manager.tell(&NotifyState::ExtendTimeoutUsec(micros));
         }
-        Notice::Alive => notify(&[NotifyState::Watchdog]),
-    }
-}
-
-fn notify(states: &[NotifyState]) {
-    if let Err(error) = sd_notify::notify(states) {
-        tracing::debug!("the service manager cannot be told: {error}");
+        Notice::Alive => manager.tell(&NotifyState::Watchdog),
     }
 }
