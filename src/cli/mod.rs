@@ -6,14 +6,17 @@ pub mod run;
 
 use args::Invocation;
 use std::collections::BTreeMap;
+use std::ffi::OsString;
+use std::fmt::Display;
 use std::io::Write;
 use std::process::ExitCode;
 
 /// Does what the command line and the environment ask for.
 pub fn main() -> ExitCode {
-    let text = |text: std::ffi::OsString| text.into_string().ok();
-    let env: BTreeMap<String, String> =
-        std::env::vars_os().filter_map(|(name, value)| Some((text(name)?, text(value)?))).collect();
+    let env = match environment(std::env::vars_os()) {
+        Ok(env) => env,
+        Err(problem) => return refuse(&problem),
+    };
     match args::parse(std::env::args_os().skip(1), &env) {
         Ok(Invocation::Run(options, warnings)) => run::run(*options, &warnings),
         Ok(Invocation::ShowHelp(text) | Invocation::ShowVersion(text)) => {
@@ -23,9 +26,41 @@ pub fn main() -> ExitCode {
                 Err(_) => ExitCode::FAILURE,
             }
         }
-        Err(error) => {
-            let _ = writeln!(std::io::stderr(), "flanneld: {error}\nflanneld --help lists all flags");
-            ExitCode::FAILURE
+        Err(error) => refuse(&error),
+    }
+}
+
+fn refuse(problem: &dyn Display) -> ExitCode {
+    let _ = writeln!(std::io::stderr(), "flanneld: {problem}\nflanneld --help lists all flags");
+    ExitCode::FAILURE
+}
+
+/// The variables that are text. Of those that are not, only such as could be meant for flanneld are an error.
+fn environment(all: impl Iterator<Item = (OsString, OsString)>) -> Result<BTreeMap<String, String>, String> {
+    let mut env = BTreeMap::new();
+    for (name, value) in all {
+        let Ok(name) = name.into_string() else { continue };
+        match value.into_string() {
+            Ok(value) => drop(env.insert(name, value)),
+            Err(_) if name.starts_with("FLANNEL") || name == "STATE_DIRECTORY" => {
+                return Err(format!("environment variable {name} is not valid UTF-8"));
+            }
+            Err(_) => {}
         }
+    }
+    Ok(env)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use std::os::unix::ffi::OsStringExt;
+
+    #[test]
+    fn a_variable_of_ours_that_is_no_text_is_named() {
+        let broken = |name: &str| [(OsString::from(name), OsString::from_vec(vec![0xff]))].into_iter();
+        let error = environment(broken("FLANNELD_ETCD_PREFIX")).unwrap_err();
+        assert_eq!(error, "environment variable FLANNELD_ETCD_PREFIX is not valid UTF-8");
+        assert!(environment(broken("LS_COLORS")).unwrap().is_empty());
     }
 }
