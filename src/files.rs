@@ -49,12 +49,17 @@ pub fn write_atomically(path: &Path, text: &str) -> io::Result<()> {
         _ => Path::new("."),
     };
     fs::create_dir_all(directory)?;
-    let mut file = tempfile::Builder::new().prefix(".flanneld-").tempfile_in(directory)?;
-    file.write_all(text.as_bytes())?;
+    let mut file = tempfile::Builder::new().prefix(".flanneld-").tempfile_in(directory).map_err(bare)?;
+    file.as_file_mut().write_all(text.as_bytes())?;
     file.as_file().set_permissions(Permissions::from_mode(0o644))?;
     file.as_file().sync_all()?;
     file.persist(&target).map_err(|error| error.error)?;
     fs::File::open(directory)?.sync_all()
+}
+
+/// The error without the name of the temporary file, which is another one each time: the reason is not.
+fn bare(error: io::Error) -> io::Error {
+    error.kind().into()
 }
 
 /// The path behind symbolic links, the last of which may point to nothing yet.
@@ -307,6 +312,14 @@ mod tests {
         assert_eq!(memory.load(state.public_ip, None), None);
         memory.save(&state);
         assert!(!fs::metadata(&path).unwrap().is_file());
+    }
+
+    #[test]
+    fn one_reason_is_told_in_the_same_words_each_time() {
+        // A directory in which nothing can be made, not even by root.
+        let mut files = EnvFiles::new("/proc/self/subnet.env".into(), None);
+        let [first, second] = [(); 2].map(|()| write(&mut files, 1450).unwrap_err());
+        assert_eq!(first, second);
     }
 
     #[test]
