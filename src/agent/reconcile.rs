@@ -81,6 +81,9 @@ struct Progress {
     retries: Retries,
     fights: Fights,
     reads: Pace,
+    host_reads: Pace,
+    write_files_at: Moment,
+    unwritable: Backoff,
     read_at: Moment,
     read_host_at: Option<Moment>,
     /// While the external interface is gone nothing can be right, and nothing is touched.
@@ -94,6 +97,12 @@ impl Progress {
     fn read_soon(&mut self, now: Moment) {
         let allowed = self.reads.allowed_at(STORM_READ_EVERY);
         self.read_at = self.read_at.min(allowed.max(now));
+    }
+
+    /// The host's interfaces are to be looked at, at this moment.
+    fn read_host_soon(&mut self, at: Moment) {
+        let at = at.max(self.host_reads.allowed_at(STORM_READ_EVERY));
+        self.read_host_at = Some(self.read_host_at.map_or(at, |known| known.min(at)));
     }
 }
 
@@ -109,6 +118,9 @@ impl<K: Kernel> Reconciler<K> {
             retries: Retries::default(),
             fights: Fights::default(),
             reads: Pace::default(),
+            host_reads: Pace::default(),
+            write_files_at: now,
+            unwritable: Backoff::new(Duration::from_millis(200), Duration::from_secs(5)),
             read_at: now,
             read_host_at: None,
             nic_is_gone: false,
@@ -138,7 +150,8 @@ impl<K: Kernel> Reconciler<K> {
             true => [progress.retries.next(), progress.fights.next()].into_iter().flatten().min(),
             false => Some(now + BREATH),
         };
-        let due = [Some(progress.read_at), progress.read_host_at, work];
+        let files = Some(progress.write_files_at).filter(|at| *at > now);
+        let due = [Some(progress.read_at), progress.read_host_at, work, files];
         let next = due.into_iter().flatten().min().unwrap_or(progress.read_at);
         next.saturating_sub(now).min(TURN_EVERY)
     }
@@ -162,7 +175,7 @@ impl<K: Kernel> Reconciler<K> {
             self.reconcile(progress).await;
             self.report_failures(progress);
         }
-        self.write_files();
+        self.write_files(progress, now);
         let (tally, held) = (self.world.tally(), self.world.leases().held().count());
         self.board.update(|status| {
             (status.leases, status.held) = (tally, held);
@@ -216,11 +229,9 @@ impl<K: Kernel> Reconciler<K> {
                 },
                 Event::Device => progress.read_soon(now),
                 Event::Host { index, name } if index == nic.index || name.as_ref() == Some(&nic.name) => {
-                    progress.read_host_at = Some(now);
+                    progress.read_host_soon(now);
                 }
-                Event::Host { .. } => {
-                    progress.read_host_at.get_or_insert(now + HOST_READ_AFTER);
-                }
+                Event::Host { .. } => progress.read_host_soon(now + HOST_READ_AFTER),
                 Event::Overrun => {
                     tracing::info!("the kernel's reports came faster than they were read: reading everything");
                     self.board.update(|status| status.overruns += 1);
@@ -268,6 +279,7 @@ impl<K: Kernel> Reconciler<K> {
     async fn read_host(&mut self, progress: &mut Progress) -> Result<(), KernelError> {
         let host = self.kernel.host().await?;
         self.board.over(Topic::Host);
+        progress.host_reads.spend(self.env.now(), STORM_READ_EVERY);
         progress.read_host_at = None;
         let own = self.world.own().clone();
         let Some(nic) = own.nic.follow(&host, self.public_ip) else {
@@ -396,11 +408,20 @@ impl<K: Kernel> Reconciler<K> {
         self.board.read().started && damaged && !progress.news.covers(&key)
     }
 
-    fn write_files(&mut self) {
+    fn write_files(&mut self, progress: &mut Progress, now: Moment) {
+        if now < progress.write_files_at {
+            return;
+        }
         let network = self.world.network();
         match self.files.write(network, self.world.own().subnet, self.world.mtu()) {
-            Ok(()) => self.board.over(Topic::Files),
-            Err(error) => self.board.trouble(Topic::Files, error),
+            Ok(()) => {
+                progress.unwritable.reset();
+                self.board.over(Topic::Files);
+            }
+            Err(error) => {
+                progress.write_files_at = now + progress.unwritable.pause(&self.env);
+                self.board.trouble(Topic::Files, error);
+            }
         }
     }
 
