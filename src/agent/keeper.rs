@@ -374,7 +374,7 @@ impl<S: Store> Keeper<S> {
             tracing::info!(subnet = %held.subnet, public_ip = %self.address.public_ip, mac = %held.mac, "lease held");
         }
         self.me.in_use = Some(held.subnet);
-        self.board.update(|status| status.subnet = Some(held.subnet));
+        self.board.update(|status| (status.subnet, status.lease) = (Some(held.subnet), held.lease_id));
         self.board.over(Topic::Lease);
     }
 

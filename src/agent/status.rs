@@ -2,6 +2,7 @@
 
 use super::env::{Env, Notice};
 use crate::model::judge::Tally;
+use crate::model::lease::LeaseId;
 use crate::model::lease_set::Moment;
 use ipnet::Ipv4Net;
 use std::cell::{Ref, RefCell};
@@ -20,6 +21,10 @@ pub enum Topic {
     Host,
     /// Our own lease.
     Lease,
+    /// Another host that claims our key.
+    Rival,
+    /// Another host that has registered with our public IP.
+    PublicIp,
     /// The list of peers, and the watch for their changes.
     Peers,
     /// Device, routes, neighbours, FDB.
@@ -33,6 +38,8 @@ pub enum Topic {
 pub struct Status {
     /// Our subnet, once the lease is held.
     pub subnet: Option<Ipv4Net>,
+    /// What keeps our key alive, once it is held; `None` for a reservation.
+    pub lease: Option<LeaseId>,
     /// What was made of the leases in the store.
     pub leases: Tally,
     /// Peers whose entries stay although their keys have gone.

@@ -56,6 +56,11 @@ pub struct Options {
     /// How long before its expiry the lease is renewed; more than zero, less than
     /// `subnet_lease_ttl`.
     pub renew_margin: Duration,
+    /// Whether the lease is given back on SIGTERM and SIGINT.
+    pub release_lease_on_exit: bool,
+    /// How long the entries of peers stay that vanish in a way that does not look like their own doing: 0 s to 30
+    /// days.
+    pub peer_hold: Duration,
     /// Where health is served; `None` serves none.
     pub healthz: Option<SocketAddr>,
     /// 0 logs at level info, 1 to 4 debug, 5 and above trace.
@@ -171,6 +176,8 @@ fn options(given: &mut Given) -> Option<Options> {
     let docker_opts_file = given.read("docker-opts-file", values::optional(values::path));
     let state_dir = given.read("state-dir", values::path);
     let lease_times = lease_times(given);
+    let release_lease_on_exit = given.read("release-lease-on-exit", values::boolean);
+    let peer_hold = given.read("peer-hold", values::optional(values::peer_hold));
     let healthz = healthz(given);
     let verbosity = given.read("v", values::verbosity);
     let (subnet_lease_ttl, renew_margin) = lease_times?;
@@ -186,6 +193,8 @@ fn options(given: &mut Given) -> Option<Options> {
         state_dir: state_dir?,
         subnet_lease_ttl,
         renew_margin,
+        release_lease_on_exit: release_lease_on_exit?,
+        peer_hold: peer_hold?.unwrap_or(subnet_lease_ttl),
         healthz: healthz?,
         verbosity: verbosity?,
     })

@@ -10,15 +10,22 @@ use crate::http;
 use crate::kernel::netlink::NetlinkKernel;
 use crate::kernel::sysctl;
 use crate::model::iface::IfaceRules;
+use crate::model::lease::LeaseId;
+use crate::store::Store;
 use crate::store::etcd::EtcdStore;
 use sd_notify::NotifyState;
 use std::process::ExitCode;
 use std::rc::Rc;
+use std::time::Duration;
 use tokio::net::TcpListener;
 use tokio::signal::unix::{SignalKind, signal};
 use tokio::task::LocalSet;
 
-/// Runs the daemon until SIGTERM or SIGINT: then it ends with 0 and leaves kernel, files and lease as they are. Ends
+/// How long etcd may take to take a lease back.
+const RELEASE: Duration = Duration::from_millis(800);
+
+/// Runs the daemon until SIGTERM or SIGINT: then it ends with 0 and leaves kernel and files as they are, and the lease too unless
+/// it is to be given back. Ends
 /// with 1 only for what no waiting can mend.
 pub fn run(options: Options, warnings: &[String]) -> ExitCode {
     crate::telemetry::init(options.verbosity);
@@ -62,15 +69,30 @@ async fn daemon(options: Options, manager: Rc<Manager>) -> Result<(), String> {
     }
     warn_about_the_host();
     let store = EtcdStore::new(options.etcd_endpoints.clone(), &options.etcd_prefix).map_err(|e| e.to_string())?;
+    let store = Rc::new(store);
     let kernel = NetlinkKernel::new().map_err(|error| error.to_string())?;
-    let agent = agent::run(Rc::new(store), kernel, settings(options), env, board);
+    let releases = options.release_lease_on_exit;
+    let agent = agent::run(store.clone(), kernel, settings(options), env, board.clone());
     tokio::select! {
         never = agent => match never {},
-        _ = terminate.recv() => tracing::info!("SIGTERM: stopping; network, files and lease are left as they are"),
-        _ = interrupt.recv() => tracing::info!("SIGINT: stopping; network, files and lease are left as they are"),
+        _ = terminate.recv() => tracing::info!("SIGTERM: stopping; network and files are left as they are"),
+        _ = interrupt.recv() => tracing::info!("SIGINT: stopping; network and files are left as they are"),
     }
     manager.tell(&NotifyState::Stopping);
+    let lease = board.read().lease;
+    if let Some(id) = lease.filter(|_| releases) {
+        release(&*store, id).await;
+    }
     Ok(())
+}
+
+/// Gives the lease back. Whoever stops the daemon is not kept waiting for an etcd that does not answer.
+async fn release(store: &EtcdStore, id: LeaseId) {
+    match tokio::time::timeout(RELEASE, store.release(id)).await {
+        Ok(Ok(())) => tracing::info!("the lease is given back"),
+        Ok(Err(error)) => tracing::warn!("the lease is not given back, it ends with its TTL: {error}"),
+        Err(_) => tracing::warn!("the lease is not given back, it ends with its TTL: etcd does not answer"),
+    }
 }
 
 fn settings(options: Options) -> Settings {
@@ -86,7 +108,7 @@ fn settings(options: Options) -> Settings {
         subnet_file: options.subnet_file,
         docker_opts_file: options.docker_opts_file,
         state_dir: options.state_dir,
-        peer_hold: options.subnet_lease_ttl,
+        peer_hold: options.peer_hold,
     }
 }
 

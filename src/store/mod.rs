@@ -101,6 +101,9 @@ pub trait Store {
     /// Extends a lease to its full time to live, which is returned; `None` when the lease no longer exists.
     async fn keep_alive(&self, id: LeaseId) -> Result<Option<Duration>, StoreError>;
 
+    /// Ends a lease and the keys on it; one that has ended already is no error.
+    async fn release(&self, id: LeaseId) -> Result<(), StoreError>;
+
     /// The addresses at which the store is reached, as far as known: no peer may take them into the overlay.
     fn addresses(&self) -> Vec<IpAddr>;
 

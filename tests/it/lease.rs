@@ -98,3 +98,32 @@ fn an_own_lease_in_the_form_of_0_7_is_rewritten_in_place() {
     assert_eq!(etcd.get(key), Some(lease.value()));
     assert_eq!(lease.mac, "56:27:7d:1c:08:22", "the MAC that peers know");
 }
+
+#[test]
+fn a_lease_is_given_back_at_the_end_only_if_that_is_asked_for() {
+    let lab = Lab::new("release");
+    let etcd = lab.etcd_with_config();
+    let mut hosts = lab.hosts(2);
+    hosts[0].start(&["--release-lease-on-exit"]);
+    hosts[1].start(&[]);
+    hosts.iter().for_each(|host| host.wait_ready());
+    hosts.iter().for_each(|host| host.follows(&etcd));
+    let released = etcd.lease_of_host(&hosts[0]);
+    let stays = etcd.lease_of_host(&hosts[1]);
+    let exit = hosts[0].stop();
+    assert!(exit.code == Some(0) && exit.took < Duration::from_secs(2), "{exit:?}");
+    assert_eq!(etcd.leases(), [stays.clone()]);
+    hosts[1].follows(&etcd);
+    assert_eq!(hosts[1].stop().code, Some(0));
+    assert_eq!(etcd.leases(), [stays]);
+    hosts[0].start(&["--release-lease-on-exit"]);
+    hosts[0].wait_ready();
+    assert_eq!(etcd.lease_of_host(&hosts[0]), released, "the same subnet and MAC again, since nobody took it");
+    etcd.pause();
+    let exit = hosts[0].stop();
+    etcd.resume();
+    assert!(
+        exit.code == Some(0) && exit.took < Duration::from_secs(2),
+        "an etcd that hangs is not waited for: {exit:?}"
+    );
+}

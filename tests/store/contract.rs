@@ -87,6 +87,17 @@ pub async fn a_lease_lives_while_it_is_renewed_and_then_expires(lab: &impl Lab) 
     assert_eq!(lab.leases(), 0);
 }
 
+pub async fn a_lease_that_is_given_back_takes_its_key_along(lab: &impl Lab) {
+    let store = lab.client();
+    let [mine, other] = [1, 2].map(|third| (subnet(third), attrs(third)));
+    let made = done(store.write(mine.0, &mine.1, Guard::Absent, HOUR).await.unwrap());
+    done(store.write(other.0, &other.1, Guard::Absent, HOUR).await.unwrap());
+    let id = made.lease_id.expect("it was granted");
+    store.release(id).await.unwrap();
+    assert_eq!((store.list().await.unwrap().records.len(), lab.leases()), (1, 1));
+    store.release(id).await.expect("that it is gone already is no error");
+}
+
 pub async fn a_removal_wants_the_revision_that_was_seen(lab: &impl Lab) {
     let store = lab.client();
     let first = done(store.write(subnet(1), &attrs(1), Guard::Absent, Life::Forever).await.unwrap());

@@ -31,6 +31,7 @@ contracts! {
     a_kept_lease_stays_the_same
     a_reservation_needs_no_lease
     a_lease_lives_while_it_is_renewed_and_then_expires
+    a_lease_that_is_given_back_takes_its_key_along
     a_removal_wants_the_revision_that_was_seen
     a_watch_tells_all_that_happens_after_a_listing
     keys_deleted_together_share_one_revision

@@ -127,6 +127,17 @@ pub(super) static FLAGS: &[Flag] = &[
         "How long before its expiry the lease is renewed, in minutes or with a unit;\n\
          if it is not given and the TTL is no longer than its default, a third of the TTL",
     ),
+    switch("release-lease-on-exit", "false").help(
+        LEASE,
+        "Give the subnet back on SIGTERM and SIGINT: the other hosts remove their routes to it\n\
+         at once, and any host may take it",
+    ),
+    value("peer-hold", "DURATION", "").help(
+        LEASE,
+        "How long the routes to other hosts stay whose leases vanish in a way that does not look\n\
+         like their own doing, as when etcd is wiped; 0s: not at all\n\
+         [default: the TTL of the lease]",
+    ),
     value("subnet-file", "FILE", "/run/flannel/subnet.env")
         .help(FILES, "Where to write FLANNEL_SUBNET, FLANNEL_MTU and the like"),
     value("docker-opts-file", "FILE", "/run/docker_opts.env")

@@ -76,6 +76,8 @@ fn every_setting_can_be_given() {
             "--state-dir=/s",
             "--subnet-lease-ttl=2h",
             "--subnet-lease-renew-margin=90s",
+            "--release-lease-on-exit",
+            "--peer-hold=10m",
             "--healthz-ip=::1",
             "--healthz-port=8471",
             "-v=5",
@@ -99,6 +101,7 @@ fn every_setting_can_be_given() {
     assert_eq!(options.state_dir, PathBuf::from("/s"));
     assert_eq!(options.subnet_lease_ttl, Duration::from_secs(7_200));
     assert_eq!(options.renew_margin, Duration::from_secs(90));
+    assert_eq!((options.release_lease_on_exit, options.peer_hold), (true, Duration::from_secs(600)));
     assert_eq!(options.healthz, "[::1]:8471".parse().ok());
     assert_eq!(options.verbosity, 5);
     assert!(warnings.is_empty(), "{warnings:?}");
@@ -152,6 +155,13 @@ fn the_state_directory_may_be_systemds() {
         let (options, _) = run(args, &[("STATE_DIRECTORY", directory)]);
         assert_eq!(options.state_dir, PathBuf::from(expected), "{args:?} {directory}");
     }
+}
+
+#[test]
+fn peers_are_held_for_a_ttl_and_the_lease_is_kept_unless_told_otherwise() {
+    let (options, _) = run(&["--subnet-lease-ttl=2h"], &[]);
+    assert_eq!((options.release_lease_on_exit, options.peer_hold), (false, Duration::from_secs(7_200)));
+    assert_eq!(run(&["--peer-hold=0s"], &[]).0.peer_hold, Duration::ZERO);
 }
 
 #[test]

@@ -124,6 +124,12 @@ pub(super) fn renew_margin(text: &str) -> Result<Duration, String> {
     margin.ok_or_else(|| "must be a number of minutes, or a duration like 20s, and more than zero".to_owned())
 }
 
+/// Reads how long peers are held, up to 30 days.
+pub(super) fn peer_hold(text: &str) -> Result<Duration, String> {
+    let hold = humantime::parse_duration(text).ok().filter(|hold| *hold <= MAX_LEASE_TTL);
+    hold.ok_or_else(|| "must be a duration from 0s to 30days, like 24h or 90s".to_owned())
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;
@@ -187,6 +193,18 @@ mod tests {
         ];
         for (text, expected) in table {
             assert_eq!(lease_ttl(text), expected.map(Duration::from_secs), "{text}");
+        }
+    }
+
+    #[test]
+    fn holds() {
+        for (text, expected) in
+            [("0s", Some(0)), ("90s", Some(90)), ("30days", Some(2_592_000)), ("1h30m", Some(5_400))]
+        {
+            assert_eq!(peer_hold(text).ok(), expected.map(Duration::from_secs), "{text}");
+        }
+        for text in ["", "90", "-1s", "31days", "soon"] {
+            assert!(peer_hold(text).is_err(), "{text}");
         }
     }
 

@@ -132,8 +132,7 @@ impl EtcdStore {
 
     /// Gives a lease back that nothing was written with. If that fails it expires by itself.
     async fn revoke(&self, id: LeaseId) {
-        let revoked = self.pool.call(async |mut s| s.lease.revoke(id.0.get()).await).await;
-        if let Err(error) = revoked.map_err(|error| error.to_string()) {
+        if let Err(error) = self.release(id).await {
             tracing::debug!("etcd lease {id} is left to expire: {error}");
         }
     }
@@ -233,6 +232,13 @@ impl Store for EtcdStore {
     async fn keep_alive(&self, id: LeaseId) -> Result<Option<Duration>, StoreError> {
         let ttl = self.call(async |session| renew(session, id).await).await?;
         Ok(ttl.map(Duration::from_secs))
+    }
+
+    async fn release(&self, id: LeaseId) -> Result<(), StoreError> {
+        match self.pool.call(async |mut s| s.lease.revoke(id.0.get()).await).await {
+            Err(error) if !error.is_lease_not_found() => Err(self.error(error)),
+            _ => Ok(()),
+        }
     }
 
     fn addresses(&self) -> Vec<IpAddr> {

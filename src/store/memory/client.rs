@@ -25,6 +25,8 @@ pub struct Calls {
     pub remove: usize,
     /// Renewals.
     pub keep_alive: usize,
+    /// Leases given back.
+    pub release: usize,
 }
 
 /// What one client suffers and has done.

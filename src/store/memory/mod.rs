@@ -254,6 +254,10 @@ impl Store for MemoryStore {
         self.call(|calls| &mut calls.keep_alive, |data, now| data.renew(id, now)).await
     }
 
+    async fn release(&self, id: LeaseId) -> Result<(), StoreError> {
+        self.call(|calls| &mut calls.release, |data, _| data.revoke(id)).await
+    }
+
     fn addresses(&self) -> Vec<IpAddr> {
         self.client.borrow().addresses.clone()
     }
