@@ -340,6 +340,9 @@ mod tests {
             subnet: net("10.5.72.0/24"),
             public_ip: ip.parse().unwrap(),
             nic_mac: nic.parse().ok(),
+            revision: 7,
+            hold_until: None,
+            rivals: Default::default(),
         }
     }
 

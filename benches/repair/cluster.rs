@@ -78,7 +78,7 @@ impl Network {
     pub fn publish(&self) {
         let store = EtcdStore::new(vec![self.endpoint.clone()], &self.prefix).expect("an endpoint");
         let write = async |peer: &Peer| {
-            let attrs = Vxlan::default().own_attrs(peer.public_ip, peer.mac);
+            let attrs = Vxlan::default().attrs(peer.public_ip, peer.mac);
             let written = store.write(SubnetKey::v4(peer.subnet), &attrs, Guard::Absent, Life::Grant(LEASE)).await;
             assert!(matches!(written, Ok(Written::Done(_))), "{peer:?}: {written:?}");
         };

@@ -23,12 +23,11 @@ use crate::kernel::Kernel;
 use crate::model::config::{NetworkConfig, Overlay};
 use crate::model::identity::Me;
 use crate::model::iface::{self, ExternalInterface, HostView, IfaceRules};
-use crate::model::kernel_state::{Found, Scope};
-use crate::model::mac::VtepMac;
+use crate::model::kernel_state::{Have, Scope};
 use crate::store::Store;
 use env::{Backoff, Env};
 use ipnet::IpNet;
-use keeper::{Address, Keeper, Terms};
+use keeper::{Address, Contest, Horizon, Keeper, Terms};
 use reconcile::Reconciler;
 use status::{Board, Topic};
 use std::convert::Infallible;
@@ -55,6 +54,8 @@ pub struct Settings {
     pub state_dir: PathBuf,
     /// How long entries of a peer stay that vanished in a way that does not look like its own doing.
     pub peer_hold: Duration,
+    /// Whether the lease is given back whenever the daemon stops (which is the caller's to do).
+    pub gives_back: bool,
 }
 
 /// Runs for ever: joins the overlay and keeps this host in it. Dropping the future stops it and leaves kernel, files
@@ -72,15 +73,20 @@ pub async fn run<S: Store, K: Kernel>(
     let mut memory = Memory::new(settings.state_dir.clone(), &settings.prefix, network.backend.network_id());
     let remembered = memory.load(nic.public_ip, nic.mac);
     let address = Address { public_ip: nic.public_ip, nic_mac: nic.mac };
+    let left = left_behind(&mut kernel, &network, &env, &board).await;
     let me = Me {
         public_ip: Some(nic.public_ip),
         remembered_mac: remembered.as_ref().map(|state| state.mac),
         remembered_lease: remembered.as_ref().and_then(|state| state.lease_id),
         remembered_subnet: remembered.as_ref().map(|state| state.subnet),
         env_subnet: files.previous_subnet(),
-        device_mac: device_mac(&mut kernel, &network, &env, &board).await,
+        device_mac: left.device_mac(),
+        rivals: remembered.as_ref().map(|state| state.rivals.clone()).unwrap_or_default(),
         in_use: None,
     };
+    let horizon = remembered
+        .as_ref()
+        .map(|state| Horizon { revision: state.revision, hold_until: state.hold_until.map(Duration::from_secs) });
     let mut keeper = Keeper {
         store: store.clone(),
         env: env.clone(),
@@ -94,28 +100,41 @@ pub async fn run<S: Store, K: Kernel>(
         me,
         address,
         on_host: host.connected(&network.backend.device_name()).map(|(_, net)| net.trunc()).collect(),
+        left_behind: network.backend.recover(&left),
+        horizon: horizon.unwrap_or_default(),
+        peer_hold: settings.peer_hold,
+        gives_back: settings.gives_back,
+        set_back: None,
+        contest: Contest::default(),
     };
     let Some(held) = keeper.acquire().await else {
         // The network config has changed meanwhile.
         return Box::pin(run(store, kernel, settings, env, board)).await;
     };
     let own = Own { nic, subnet: held.subnet, mac: held.mac };
+    let mut world = World::new(network.backend, network.net, store.addresses(), own, host, settings.peer_hold);
+    let left_behind = std::mem::take(&mut keeper.left_behind);
+    if let Some(until) = keeper.hold_until() {
+        world.hold(left_behind, until);
+    }
     let (tell_sighting, sightings) = watch::channel(None);
+    let (tell_horizon, horizons) = watch::channel(keeper.horizon);
     let (tell_address, addresses) = watch::channel(address);
     let (tell_news, news) = mpsc::channel(64);
     let reconciler = Reconciler {
         kernel,
-        world: World::new(network.backend, network.net, store.addresses(), own, host, settings.peer_hold),
+        world,
         files,
         public_ip: settings.iface.public_ip,
         env: env.clone(),
         board: board.clone(),
         sightings: tell_sighting,
         addresses: tell_address,
+        horizons: tell_horizon,
     };
     tokio::select! {
         never = reconciler.run(news) => never,
-        never = keeper.maintain(held, sightings, addresses) => never,
+        never = keeper.maintain(held, sightings, addresses, horizons) => never,
         never = peers::follow(store, env, board, tell_news) => never,
     }
 }
@@ -206,19 +225,15 @@ async fn find_interface<K: Kernel>(
     Ok((nic, host))
 }
 
-/// The MAC of the VXLAN device that an earlier run left, if there is one. It is part of the proof of who we are, so a
-/// failure to read it is waited out.
-async fn device_mac<K: Kernel>(kernel: &mut K, network: &Network, env: &Env, board: &Board) -> Option<VtepMac> {
+/// What an earlier run left in the kernel. It is part of the proof of who we are, so a failure to read it is waited out.
+async fn left_behind<K: Kernel>(kernel: &mut K, network: &Network, env: &Env, board: &Board) -> Have {
     let scope = Scope { device: network.backend.device_name(), networks: vec![network.net.into()] };
     let mut backoff = Backoff::new(Duration::from_millis(200), Duration::from_secs(2));
     loop {
         match kernel.observe(&scope).await {
             Ok(have) => {
                 board.over(Topic::Kernel);
-                return match have.device? {
-                    Found::Vxlan(_, device) => Some(device.mac),
-                    Found::Other(..) => None,
-                };
+                return have;
             }
             Err(error) => {
                 let pause = backoff.pause(env);

@@ -6,7 +6,7 @@
 
 use super::env::{Backoff, Env, Notice};
 use super::fights::{Fights, Pace};
-use super::keeper::{Address, Sighting};
+use super::keeper::{Address, Horizon, Sighting};
 use super::peers::News;
 use super::retries::{Retries, Tried};
 use super::status::{Board, Topic};
@@ -68,6 +68,8 @@ pub struct Reconciler<K> {
     pub sightings: watch::Sender<Option<Sighting>>,
     /// Tells the keeper under what addresses we are known.
     pub addresses: watch::Sender<Address>,
+    /// Tells the keeper what is to be remembered of the store.
+    pub horizons: watch::Sender<Horizon>,
 }
 
 /// What the loop remembers from turn to turn.
@@ -176,6 +178,11 @@ impl<K: Kernel> Reconciler<K> {
             self.report_failures(progress);
         }
         self.write_files(progress, now);
+        self.tell_horizon();
+        match self.world.double() {
+            Some(text) => self.board.trouble(Topic::PublicIp, text),
+            None => self.board.over(Topic::PublicIp),
+        }
         let (tally, held) = (self.world.tally(), self.world.leases().held().count());
         self.board.update(|status| {
             (status.leases, status.held) = (tally, held);
@@ -211,6 +218,16 @@ impl<K: Kernel> Reconciler<K> {
                 }
                 dirty.merge(self.world.change_leases(changes.revision, changes.changes, now));
             }
+        }
+    }
+
+    /// Tells the keeper how much of the store's history is known. An older revision than before is told as well: the
+    /// store was set back, and this is its history now.
+    fn tell_horizon(&self) {
+        let leases = self.world.leases();
+        if leases.is_known() {
+            let horizon = Horizon { revision: leases.revision(), hold_until: leases.last_expiry() };
+            self.horizons.send_if_modified(|known| std::mem::replace(known, horizon) != horizon);
         }
     }
 

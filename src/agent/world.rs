@@ -79,6 +79,8 @@ pub struct World {
     fdb_users: BTreeMap<VtepMac, usize>,
     /// The refusals that have been logged.
     refused: BTreeMap<String, String>,
+    /// The leases of other hosts with our public IP, and what to say of them.
+    doubles: BTreeMap<String, String>,
     want: Want,
     hold: Duration,
 }
@@ -105,6 +107,7 @@ impl World {
             entries: BTreeMap::new(),
             fdb_users: BTreeMap::new(),
             refused: BTreeMap::new(),
+            doubles: BTreeMap::new(),
             want: Want::default(),
             hold,
         };
@@ -145,6 +148,21 @@ impl World {
     /// What was made of the leases.
     pub fn tally(&self) -> Tally {
         self.peers.tally()
+    }
+
+    /// What is wrong when another host has registered with our public IP: nobody can tell the two apart.
+    pub fn double(&self) -> Option<String> {
+        let first = self.doubles.values().next()?;
+        Some(match self.doubles.len() - 1 {
+            0 => first.clone(),
+            more => format!("{first} (and {more} more)"),
+        })
+    }
+
+    /// Holds peers that an earlier run knew, although they may be gone from the store.
+    pub fn hold(&mut self, peers: Vec<Record>, until: Moment) {
+        self.leases.hold_all(peers, until);
+        self.rebuild();
     }
 
     /// The host's interfaces, or what it knows of itself, may have changed.
@@ -272,6 +290,10 @@ impl World {
 
     /// Logs each refusal once, and its end.
     fn tell(&mut self, name: &str) {
+        match self.double_of(name) {
+            Some(text) => drop(self.doubles.insert(name.to_owned(), text)),
+            None => drop(self.doubles.remove(name)),
+        }
         let refused = match self.peers.verdict(name) {
             Some(Verdict::Refused(reason)) => Some(reason.clone()),
             _ => None,
@@ -289,6 +311,22 @@ impl World {
                 self.refused.remove(name);
             }
         }
+    }
+
+    /// What to say of a live lease that another host has with our public IP.
+    fn double_of(&self, name: &str) -> Option<String> {
+        let lease = self.leases.get(name)?.content.as_ref().ok()?;
+        let mac = lease.attrs.vtep_mac().filter(|mac| *mac != self.own.mac)?;
+        let lives = lease.lease_id.is_some() && !self.leases.is_held(name);
+        let (ip, subnet) = (self.own.nic.public_ip, self.own.subnet);
+        (lives && lease.attrs.public_ip == ip && lease.subnet.v4 != subnet).then(|| {
+            let own = self.own.mac;
+            format!(
+                "another host has our public IP {ip}: its MAC is {mac}, its subnet {}; ours are {own} and {subnet}: give \
+                 one of the two another address, --iface or --public-ip",
+                lease.subnet.v4
+            )
+        })
     }
 
     fn facts(&self) -> Facts {

@@ -5,8 +5,8 @@ pub mod vxlan;
 use crate::model::config::NetworkConfig;
 use crate::model::iface::ExternalInterface;
 use crate::model::judge::{Endpoint, Reading};
-use crate::model::kernel_state::{Device, Route};
-use crate::model::lease::{Lease, LeaseAttrs};
+use crate::model::kernel_state::{Device, Have, Route};
+use crate::model::lease::{Lease, LeaseAttrs, Record};
 use crate::model::mac::VtepMac;
 use ipnet::{IpNet, Ipv4Net};
 use std::net::{IpAddr, Ipv4Addr};
@@ -48,11 +48,14 @@ pub trait Backend {
     /// The network identifier that tells several networks on one host apart.
     fn network_id(&self) -> u32;
 
-    /// What this host publishes of itself.
-    fn own_attrs(&self, public_ip: Ipv4Addr, mac: VtepMac) -> LeaseAttrs;
+    /// What a host with this address and MAC publishes of itself.
+    fn attrs(&self, public_ip: Ipv4Addr, mac: VtepMac) -> LeaseAttrs;
 
     /// What a lease says to this backend.
     fn read(&self, lease: &Lease) -> Reading;
+
+    /// The peers that the kernel holds complete entries for, as leases younger than any in the store.
+    fn recover(&self, have: &Have) -> Vec<Record>;
 
     /// Largest packet, in bytes, that a container may send over this interface.
     fn mtu(&self, nic: &ExternalInterface) -> u32;

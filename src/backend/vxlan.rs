@@ -5,9 +5,10 @@ use super::{Backend, OwnEntries, PeerEntries};
 use crate::model::go_json::GoObject;
 use crate::model::iface::ExternalInterface;
 use crate::model::judge::{Endpoint, Reading};
-use crate::model::kernel_state::{Device, Oif, Route, Vxlan as VxlanParams};
-use crate::model::lease::{Lease, LeaseAttrs, VxlanData};
+use crate::model::kernel_state::{Device, Have, Oif, Route, Vxlan as VxlanParams};
+use crate::model::lease::{Lease, LeaseAttrs, Record, Revision, VxlanData};
 use crate::model::mac::VtepMac;
+use crate::model::subnet::SubnetKey;
 use ipnet::{IpNet, Ipv4Net};
 use serde::de::DeserializeOwned;
 use std::net::{IpAddr, Ipv4Addr};
@@ -111,7 +112,7 @@ impl Backend for Vxlan {
         self.vni
     }
 
-    fn own_attrs(&self, public_ip: Ipv4Addr, mac: VtepMac) -> LeaseAttrs {
+    fn attrs(&self, public_ip: Ipv4Addr, mac: VtepMac) -> LeaseAttrs {
         LeaseAttrs {
             public_ip,
             public_ipv6: None,
@@ -141,6 +142,19 @@ impl Backend for Vxlan {
             }
             Ok(data) => Reading::Endpoint(Endpoint { address: attrs.public_ip, mac: Some(data.mac) }),
         }
+    }
+
+    fn recover(&self, have: &Have) -> Vec<Record> {
+        let routes = have.routes.values().flatten().filter(|route| route.has_flannel_shape());
+        let lease = |route: &Route| {
+            let IpNet::V4(subnet) = route.dest else { return None };
+            let mac = have.neighbors.get(&route.dest.network()).filter(|neighbor| neighbor.permanent)?.mac?;
+            let IpAddr::V4(address) = *have.fdb.get(&mac)?.first()? else { return None };
+            let (subnet, attrs) = (SubnetKey::v4(subnet), self.attrs(address, mac));
+            let content = Ok(Lease { subnet, attrs, lease_id: None, created: Revision::MAX, modified: 0 });
+            Some(Record { name: subnet.to_string(), content })
+        };
+        routes.filter_map(lease).collect()
     }
 
     fn mtu(&self, nic: &ExternalInterface) -> u32 {
@@ -247,7 +261,7 @@ mod tests {
 
     #[test]
     fn what_is_published_is_flannels_json() {
-        let attrs = Vxlan::default().own_attrs("192.168.64.3".parse().unwrap(), "c6:d2:32:6f:8f:44".parse().unwrap());
+        let attrs = Vxlan::default().attrs("192.168.64.3".parse().unwrap(), "c6:d2:32:6f:8f:44".parse().unwrap());
         let json = r#"{"PublicIP":"192.168.64.3","PublicIPv6":null,"BackendType":"vxlan","BackendData":{"VNI":1,"VtepMAC":"c6:d2:32:6f:8f:44"}}"#;
         assert_eq!(attrs.to_json(), json);
     }

@@ -109,6 +109,7 @@ fn settings(options: Options) -> Settings {
         docker_opts_file: options.docker_opts_file,
         state_dir: options.state_dir,
         peer_hold: options.peer_hold,
+        gives_back: options.release_lease_on_exit,
     }
 }
 

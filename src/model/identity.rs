@@ -5,6 +5,7 @@ use super::lease::{Lease, LeaseId, Record, Revision};
 use super::mac::VtepMac;
 use super::subnet::{SubnetKey, overlap};
 use ipnet::{IpNet, Ipv4Net};
+use std::collections::BTreeSet;
 use std::net::Ipv4Addr;
 
 /// What a host knows of itself.
@@ -22,8 +23,19 @@ pub struct Me {
     pub env_subnet: Option<Ipv4Net>,
     /// The MAC of the VXLAN device, if it exists.
     pub device_mac: Option<VtepMac>,
-    /// The subnet that this process has given to containers already. It is never changed under them.
-    pub in_use: Option<Ipv4Net>,
+    /// The MACs of hosts that have shown that they live under our public IP: their leases are not ours to adopt.
+    pub rivals: BTreeSet<VtepMac>,
+    /// What this process has given to containers already.
+    pub in_use: Option<InUse>,
+}
+
+/// A subnet that containers use. It is never changed under them.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct InUse {
+    /// The subnet.
+    pub subnet: Ipv4Net,
+    /// When its key was made: while it lives on, whoever overwrites it has not found the subnet free.
+    pub created: Revision,
 }
 
 /// What to do about our lease.
@@ -36,6 +48,8 @@ pub enum Claim {
     Adopt(Lease),
     /// It is ours beyond doubt but does not fit the config: delete it and decide again.
     Discard(Lease),
+    /// Somebody with our public IP has adopted the lease of the subnet in use: take it back, once.
+    Reclaim(Lease),
     /// The key of the subnet in use holds what is no lease at all, last written at this revision: overwrite it.
     Mend(Ipv4Net, Revision),
     /// Make a key for this free subnet.
@@ -49,13 +63,28 @@ pub enum Claim {
 impl Me {
     /// Whether a lease is surely ours: it is kept by the etcd lease that we remember, or it has the MAC that we
     /// remember or find on our device, or it is the subnet that `subnet.env` names under our public IP. The last is
-    /// no proof while we run: then we know our lease better than by that.
+    /// no proof when we know a MAC of ours: another host may have our public IP.
     pub fn surely_owns(&self, lease: &Lease) -> bool {
         let mac = lease.attrs.vtep_mac();
         let same_lease = lease.lease_id.is_some() && lease.lease_id == self.remembered_lease;
         let same_mac = mac.is_some() && (mac == self.remembered_mac || mac == self.device_mac);
-        let same_subnet = self.in_use.is_none() && self.env_subnet == Some(lease.subnet.v4) && self.has_our_ip(lease);
+        let no_mac = self.remembered_mac.is_none() && self.device_mac.is_none();
+        let same_subnet = no_mac && self.env_subnet == Some(lease.subnet.v4) && self.has_our_ip(lease);
         same_lease || same_mac || same_subnet
+    }
+
+    /// Another host has shown that this lease, which we took for ours, is its own. If it has our MAC as well we are a
+    /// copy of it, and nothing that we remember is true of us.
+    pub fn yield_to(&mut self, lease: &Lease) {
+        let mac = lease.attrs.vtep_mac();
+        self.rivals.extend(mac);
+        (self.remembered_lease, self.remembered_subnet, self.env_subnet) = (None, None, None);
+        if mac.is_some() && mac == self.remembered_mac {
+            self.remembered_mac = None;
+        }
+        if mac.is_some() && mac == self.device_mac {
+            self.device_mac = None;
+        }
     }
 
     fn has_our_ip(&self, lease: &Lease) -> bool {
@@ -76,8 +105,8 @@ impl Me {
     /// `on_host` that are connected to this host's other interfaces.
     pub fn claim(&self, records: &[Record], on_host: &[Ipv4Net], overlay: &Overlay, random: u128) -> Claim {
         let range = &overlay.subnets;
-        if let Some(subnet) = self.in_use {
-            return self.reclaim(records, subnet);
+        if let Some(in_use) = self.in_use {
+            return self.reclaim(records, in_use);
         }
         let fits = |lease: &&Lease| lease.subnet.v6.is_none() && range.contains(lease.subnet.v4.into());
         let leases = || records.iter().filter_map(|record| record.content.as_ref().ok());
@@ -89,7 +118,8 @@ impl Me {
         if let Some(lease) = ours().next() {
             return Claim::Discard(lease.clone());
         }
-        if let Some(lease) = leases().filter(fits).find(|lease| self.has_our_ip(lease)) {
+        let adoptable = |lease: &&Lease| self.has_our_ip(lease) && !self.is_rival(lease);
+        if let Some(lease) = leases().filter(fits).find(adoptable) {
             return Claim::Adopt(lease.clone());
         }
         let taken = || taken(records, overlay);
@@ -104,16 +134,22 @@ impl Me {
         }
     }
 
+    fn is_rival(&self, lease: &Lease) -> bool {
+        lease.attrs.vtep_mac().is_some_and(|mac| self.rivals.contains(&mac))
+    }
+
     fn previous(&self) -> impl Iterator<Item = Ipv4Net> {
         [self.remembered_subnet, self.env_subnet].into_iter().flatten()
     }
 
-    /// While containers use a subnet there is only that one: it is kept, made again, or somebody else's.
-    fn reclaim(&self, records: &[Record], subnet: Ipv4Net) -> Claim {
+    /// While containers use a subnet there is only that one: it is kept, taken back, made again, or somebody else's.
+    fn reclaim(&self, records: &[Record], InUse { subnet, created }: InUse) -> Claim {
+        let is_adopted = |lease: &Lease| lease.created == created && self.has_our_ip(lease) && !self.is_rival(lease);
         let key = SubnetKey::v4(subnet).to_string();
         let same = records.iter().find(|record| record.name == key);
         match same.map(|record| (&record.content, record)) {
             Some((Ok(lease), _)) if self.surely_owns(lease) => Claim::Keep(lease.clone()),
+            Some((Ok(lease), _)) if is_adopted(lease) => Claim::Reclaim(lease.clone()),
             Some((Err(malformed), _)) => Claim::Mend(subnet, malformed.modified),
             Some((_, record)) => Claim::Taken(record.clone()),
             None => {
@@ -236,18 +272,57 @@ mod tests {
     #[test]
     fn a_subnet_in_use_is_kept_made_again_or_lost_but_never_changed() {
         let mac = Some(MAC.parse().unwrap());
-        let me = Me { in_use: Some(net("10.5.2.0/24")), remembered_mac: mac, ..me() };
+        let in_use = Some(InUse { subnet: net("10.5.2.0/24"), created: 1 });
+        let me = Me { in_use, remembered_mac: mac, ..me() };
         let mine = record("10.5.2.0-24", "192.168.0.1", MAC, 7);
         let adopted = record("10.5.2.0-24", "192.168.0.1", OTHER, 8);
         let wider = record("10.5.2.0-23", "192.168.0.2", OTHER, 8);
         for (records, expected) in [
             (vec![], Claim::Create(net("10.5.2.0/24"))),
             (vec![mine.clone()], Claim::Keep(lease(&mine))),
-            (vec![adopted.clone()], Claim::Taken(adopted)),
+            (vec![adopted.clone()], Claim::Reclaim(lease(&adopted))),
             (vec![Record::decode("10.5.2.0-24", b"garbage", None, 1, 9)], Claim::Mend(net("10.5.2.0/24"), 9)),
             (vec![wider.clone()], Claim::Taken(wider)),
         ] {
             assert_eq!(me.claim(&records, &[], &overlay(), 0), expected);
+        }
+        let rivals = [OTHER.parse().unwrap()].into();
+        let known = Me { rivals, ..me.clone() };
+        assert_eq!(known.claim(std::slice::from_ref(&adopted), &[], &overlay(), 0), Claim::Taken(adopted.clone()));
+        let later = Me { in_use: Some(InUse { subnet: net("10.5.2.0/24"), created: 0 }), ..me };
+        assert_eq!(later.claim(std::slice::from_ref(&adopted), &[], &overlay(), 0), Claim::Taken(adopted));
+    }
+
+    #[test]
+    fn who_yields_takes_another_subnet_and_a_copy_also_another_mac() {
+        let mac: VtepMac = MAC.parse().unwrap();
+        let [theirs, copied] = [OTHER, MAC].map(|mac| record("10.5.2.0-24", "192.168.0.1", mac, 7));
+        let state = Me {
+            remembered_mac: Some(mac),
+            remembered_lease: LeaseId::new(7),
+            remembered_subnet: Some(net("10.5.2.0/24")),
+            env_subnet: Some(net("10.5.2.0/24")),
+            device_mac: Some(mac),
+            ..me()
+        };
+        for (record, keeps) in [(theirs, Some(mac)), (copied, None)] {
+            let mut me = state.clone();
+            me.yield_to(&lease(&record));
+            let claim = me.claim(std::slice::from_ref(&record), &[], &overlay(), 0);
+            assert_eq!(claim, Claim::Create(net("10.5.1.0/24")));
+            assert_eq!(me.mac(&claim), keeps);
+        }
+    }
+
+    #[test]
+    fn subnet_env_proves_nothing_to_a_host_that_knows_its_mac() {
+        let same_ip = record("10.5.2.0-24", "192.168.0.1", OTHER, 7);
+        let env_subnet = Some(net("10.5.2.0/24"));
+        for me in [
+            Me { remembered_mac: Some(MAC.parse().unwrap()), env_subnet, ..me() },
+            Me { device_mac: Some(MAC.parse().unwrap()), env_subnet, ..me() },
+        ] {
+            assert_eq!(me.claim(std::slice::from_ref(&same_ip), &[], &overlay(), 0), Claim::Adopt(lease(&same_ip)));
         }
     }
 }

@@ -177,6 +177,16 @@ pub struct Have {
     pub routes: BTreeMap<IpNet, Vec<Route>>,
 }
 
+impl Have {
+    /// The MAC of the VXLAN device with our name, if it exists.
+    pub fn device_mac(&self) -> Option<VtepMac> {
+        match self.device.as_ref()? {
+            Found::Vxlan(_, device) => Some(device.mac),
+            Found::Other(..) => None,
+        }
+    }
+}
+
 /// What is ours to change or delete. Everything else belongs to somebody else and stays.
 #[derive(Debug, Clone, Default, PartialEq, Eq)]
 pub struct Scope {

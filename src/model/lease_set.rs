@@ -92,7 +92,7 @@ impl LeaseSet {
                 self.records.remove(&name);
                 changed.insert(name);
             } else {
-                self.held.entry(name).or_insert(now + hold);
+                changed.extend(self.hold(name, now + hold));
             }
         }
         if lost_own {
@@ -130,7 +130,7 @@ impl LeaseSet {
                 Change::Delete { name, .. } => {
                     let accident = Some(&*name) != own && just_lost;
                     if accident && self.records.contains_key(&name) {
-                        self.held.insert(name, now + hold);
+                        changed.extend(self.hold(name, now + hold));
                     } else if self.records.remove(&name).is_some() {
                         self.held.remove(&name);
                         changed.insert(name);
@@ -140,6 +140,28 @@ impl LeaseSet {
         }
         self.revision = self.revision.max(revision);
         changed
+    }
+
+    /// Holds peers that an earlier run of ours knew, until they register or their time is over.
+    pub fn hold_all(&mut self, peers: Vec<Record>, until: Moment) {
+        for peer in peers {
+            let name = peer.name.clone();
+            self.records.entry(name.clone()).or_insert(peer);
+            self.hold(name, until);
+        }
+    }
+
+    /// Keeps a peer whose key has gone, unless it is held already; returns its name if its record changed. It gives way
+    /// to any peer that is registered: its host may have come back under another key.
+    fn hold(&mut self, name: String, until: Moment) -> Option<String> {
+        if self.held.contains_key(&name) {
+            return None;
+        }
+        if let Some(Record { content: Ok(lease), .. }) = self.records.get_mut(&name) {
+            lease.created = Revision::MAX;
+        }
+        self.held.insert(name.clone(), until);
+        Some(name)
     }
 
     /// Lets go of the peers whose time is over; returns their names.
@@ -153,9 +175,14 @@ impl LeaseSet {
         over
     }
 
-    /// When the next held peer's time is over.
-    pub fn next_expiry(&self) -> Option<Moment> {
-        self.held.values().min().copied()
+    /// When the last held peer's time is over.
+    pub fn last_expiry(&self) -> Option<Moment> {
+        self.held.values().max().copied()
+    }
+
+    /// Whether a peer is held although its key has gone.
+    pub fn is_held(&self, name: &str) -> bool {
+        self.held.contains_key(name)
     }
 }
 
@@ -215,7 +242,7 @@ mod tests {
         set.apply(14, vec![delete(5, 14)], OWN, at(7), HOLD);
         assert_eq!((names(&set), set.held().count()), ("2 3 4".into(), 3));
         set.apply(14, vec![Change::Put(record(4))], OWN, at(6), HOLD);
-        assert_eq!(set.next_expiry(), Some(at(61)));
+        assert_eq!(set.last_expiry(), Some(at(61)));
         assert!(set.expire(at(60)).is_empty());
         assert_eq!(set.expire(at(61)).len(), 2);
         assert_eq!(names(&set), "4");
@@ -224,10 +251,12 @@ mod tests {
     #[test]
     fn a_store_that_went_back_in_time_removes_nobody_at_once() {
         let mut set = set(&[1, 2, 3]);
-        assert!(set.replace(4, vec![record(1), record(2)], OWN, at(1), HOLD).is_empty());
+        let held = set.replace(4, vec![record(1), record(2)], OWN, at(1), HOLD);
+        assert_eq!(held.into_iter().collect::<Vec<_>>(), ["10.5.3.0-24"]);
         assert_eq!(names(&set), "1 2 3");
+        assert_eq!(set.get("10.5.3.0-24").unwrap().content.as_ref().unwrap().created, Revision::MAX);
         assert!(set.replace(5, vec![record(1), record(2)], OWN, at(2), HOLD).is_empty(), "held further");
-        assert_eq!(set.next_expiry(), Some(at(61)));
+        assert_eq!(set.last_expiry(), Some(at(61)));
         set.expire(at(61));
         assert_eq!(names(&set), "1 2");
     }
@@ -239,5 +268,16 @@ mod tests {
         assert_eq!(names(&set), "2 3");
         set.apply(21, vec![delete(3, 21)], OWN, at(20), HOLD);
         assert_eq!(names(&set), "2", "an accident is over after five seconds");
+    }
+    #[test]
+    fn peers_of_an_earlier_run_are_held_until_they_register_or_their_time_is_over() {
+        let mut set = LeaseSet::default();
+        set.hold_all(vec![record(2), record(3)], at(50));
+        assert!(!set.is_known());
+        assert_eq!(set.replace(10, vec![record(1), record(2)], OWN, at(1), HOLD).len(), 2);
+        assert!(!set.is_held("10.5.2.0-24") && set.is_held("10.5.3.0-24"));
+        assert_eq!((names(&set), set.last_expiry()), ("1 2 3".into(), Some(at(50))));
+        set.expire(at(50));
+        assert_eq!(names(&set), "1 2");
     }
 }

@@ -1,9 +1,10 @@
 //! What a host remembers of itself across restarts and reboots. Losing it costs nothing but certainty.
 
-use super::lease::LeaseId;
+use super::lease::{LeaseId, Revision};
 use super::mac::VtepMac;
 use ipnet::Ipv4Net;
 use serde::{Deserialize, Serialize};
+use std::collections::BTreeSet;
 use std::net::Ipv4Addr;
 
 /// The memory of one host in one network.
@@ -19,6 +20,13 @@ pub struct Remembered {
     pub public_ip: Ipv4Addr,
     /// Hardware address of the external interface, to know the host by when its address has changed.
     pub nic_mac: Option<VtepMac>,
+    /// The newest revision of the store that was seen: an older one means that it was wiped or restored.
+    pub revision: Revision,
+    /// Until when peers are held whose keys have gone in a way that does not look like their own doing, in seconds
+    /// since the host was booted (`CLOCK_BOOTTIME`).
+    pub hold_until: Option<u64>,
+    /// The MACs of other hosts that live under our public IP.
+    pub rivals: BTreeSet<VtepMac>,
 }
 
 /// The file's form. All text but the version, so that a person can read and mend it.
@@ -32,6 +40,12 @@ struct File {
     public_ip: Ipv4Addr,
     #[serde(default)]
     nic_mac: Option<String>,
+    #[serde(default)]
+    revision: Revision,
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    hold_until_uptime_s: Option<u64>,
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    rivals: Vec<String>,
 }
 
 const VERSION: u32 = 1;
@@ -46,6 +60,9 @@ impl Remembered {
             subnet: self.subnet,
             public_ip: self.public_ip,
             nic_mac: self.nic_mac.map(|mac| mac.to_string()),
+            revision: self.revision,
+            hold_until_uptime_s: self.hold_until,
+            rivals: self.rivals.iter().map(VtepMac::to_string).collect(),
         };
         serde_json::to_string_pretty(&file).unwrap_or_default() + "\n"
     }
@@ -71,6 +88,9 @@ impl Remembered {
             subnet: file.subnet.trunc(),
             public_ip: file.public_ip,
             nic_mac: file.nic_mac.as_deref().map(mac).transpose()?,
+            revision: file.revision,
+            hold_until: file.hold_until_uptime_s,
+            rivals: file.rivals.iter().map(|text| mac(text)).collect::<Result<_, _>>()?,
         })
     }
 }
@@ -99,15 +119,27 @@ mod tests {
             subnet: "10.5.34.0/24".parse().unwrap(),
             public_ip: "192.168.0.1".parse().unwrap(),
             nic_mac: None,
+            revision: 12,
+            hold_until: None,
+            rivals: BTreeSet::new(),
         }
     }
 
     #[test]
     fn what_is_rendered_is_read_back() {
         for lease_id in [None, LeaseId::new(1), LeaseId::new(i64::MAX), LeaseId::new(-2)] {
-            let state = Remembered { lease_id, nic_mac: lease_id.map(|_| remembered().mac), ..remembered() };
+            let mac = lease_id.map(|_| remembered().mac);
+            let hold_until = mac.map(|_| 90);
+            let state =
+                Remembered { lease_id, nic_mac: mac, hold_until, rivals: mac.into_iter().collect(), ..remembered() };
             assert_eq!(Remembered::parse(&state.render()), Ok(state));
         }
+    }
+
+    #[test]
+    fn a_file_without_the_later_fields_is_read() {
+        let text = r#"{"version":1,"vtep_mac":"0e:00:00:00:00:01","etcd_lease":"694d81e7","subnet":"10.5.34.0/24","public_ip":"192.168.0.1"}"#;
+        assert_eq!(Remembered::parse(text), Ok(Remembered { revision: 0, ..remembered() }));
     }
 
     #[test]

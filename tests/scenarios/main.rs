@@ -17,3 +17,4 @@ mod outage;
 mod peers;
 mod ready;
 mod restart;
+mod rivals;

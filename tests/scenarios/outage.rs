@@ -145,3 +145,101 @@ async fn a_peer_whose_key_is_deleted_while_we_are_cut_off_is_removed_afterwards(
     cluster[1].store.come_back();
     cluster.settle().await;
 }
+
+#[tokio::test(start_paused = true)]
+async fn a_store_that_was_wiped_while_every_daemon_was_down_cuts_no_peer_off() {
+    let mut cluster = Cluster::joined(3).await;
+    // What has been seen of the store is remembered within a minute or so.
+    cluster.pass(mins(3)).await;
+    let peers = cluster.peers();
+    cluster.numbers().into_iter().for_each(|number| cluster.stop(number));
+    let kernels: Vec<_> = (1..=3).map(|number| cluster[number].kernel.clone()).collect();
+    kernels.iter().for_each(|kernel| drop(kernel.take_log()));
+    cluster.store.wipe();
+    cluster.store.set_config(CONFIG);
+    cluster.start(1);
+    cluster.until_ready().await;
+    cluster.pass(mins(5)).await;
+    assert!(cluster[1].status().contains("2 peers, 2 held"), "{}", cluster[1].status());
+    for number in [2, 3] {
+        cluster.start(number);
+        cluster.until_ready().await;
+    }
+    cluster.settle().await;
+    assert_eq!(cluster.peers(), peers, "each has its subnet again");
+    cluster.pass(TTL * 2).await;
+    assert!(kernels.iter().all(|kernel| kernel.take_log().is_empty()));
+    cluster.assert_settled();
+}
+
+#[tokio::test(start_paused = true)]
+async fn keys_that_were_deleted_while_the_daemon_was_down_cut_no_peer_off() {
+    let mut cluster = Cluster::joined(3).await;
+    let peers = cluster.peers();
+    cluster.stop(1);
+    cluster[1].kernel.take_log();
+    cluster[3].store.go_down();
+    cluster.store.delete_prefix("");
+    cluster.pass(secs(5)).await;
+    cluster.start(1);
+    cluster.until_ready().await;
+    cluster.pass(mins(1)).await;
+    assert!(cluster[1].status().contains("2 peers, 1 held"), "{}", cluster[1].status());
+    cluster[3].store.come_back();
+    cluster.until(secs(90), "all keys are back", |cluster| cluster.peers() == peers).await;
+    cluster.settle().await;
+    assert_eq!(cluster[1].kernel.take_log(), []);
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_hold_survives_a_restart_and_ends_when_it_would_have_ended() {
+    let mut cluster = Cluster::joined(3).await;
+    let gone = cluster.lease(3).unwrap();
+    cluster.stop(3);
+    cluster.store.delete_prefix("");
+    cluster.pass(mins(20)).await;
+    for _ in 0..2 {
+        cluster.restart(1);
+        cluster.until_ready().await;
+        assert!(cluster[1].status().contains("2 peers, 1 held"), "{}", cluster[1].status());
+    }
+    assert!(cluster[1].lines().iter().any(|line| line.contains(&gone.mac)));
+    cluster.pass(mins(39)).await;
+    assert!(cluster[1].lines().iter().any(|line| line.contains(&gone.mac)));
+    cluster.pass(mins(2)).await;
+    cluster.assert_settled();
+    assert!(!cluster[1].state_file().contains("hold_until"), "{}", cluster[1].state_file());
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_peer_that_is_held_gives_way_to_its_host_under_another_key() {
+    let mut cluster = Cluster::new(1);
+    cluster.start(1);
+    cluster.until_ready().await;
+    let guest = Peer::guest(201);
+    cluster.store.put_for(&guest.key(), guest.json(), TTL * 9);
+    cluster.settle().await;
+    cluster.store.delete_prefix("");
+    cluster.pass(secs(20)).await;
+    assert!(cluster[1].status().contains("1 peers, 1 held"), "{}", cluster[1].status());
+    let moved = Peer { first: "10.5.202.0".into(), address: "192.168.1.99".into(), ..guest.clone() };
+    cluster.store.put_for(&moved.key(), moved.json(), TTL * 9);
+    cluster.pass(secs(1)).await;
+    let lines = cluster[1].lines();
+    assert!(lines.contains(&format!("fdb {} dst {}", moved.mac, moved.address)), "{lines:?}");
+    assert!(!lines.iter().any(|line| line.contains("10.5.201.0")), "{lines:?}");
+}
+
+#[tokio::test(start_paused = true)]
+async fn without_a_hold_whoever_is_gone_is_gone() {
+    let mut cluster = Cluster::new(3);
+    cluster.numbers().into_iter().for_each(|number| cluster[number].settings.peer_hold = secs(0));
+    cluster.start_all();
+    cluster.until_ready().await;
+    cluster.settle().await;
+    cluster.stop(3);
+    cluster.store.delete_prefix("");
+    cluster.pass(secs(10)).await;
+    cluster.assert_settled();
+    assert!(cluster.running().all(|host| !host.status().contains("held")));
+}

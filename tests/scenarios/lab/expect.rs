@@ -100,7 +100,8 @@ impl Cluster {
             ),
             format!("file DOCKER_OPTS=\" --bip={gateway}/24 --ip-masq=true --mtu={mtu}\""),
         ];
-        let others = self.peers().into_iter().filter(|peer| peer.first != own.first);
+        // Whoever has our address cannot be reached by it.
+        let others = self.peers().into_iter().filter(|peer| peer.first != own.first && peer.address != nic.address);
         lines.extend(others.flat_map(|peer| peer.lines()));
         lines
     }

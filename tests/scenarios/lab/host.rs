@@ -28,6 +28,8 @@ pub struct Nic {
     pub address: String,
     /// Largest packet.
     pub mtu: u32,
+    /// The last byte of its hardware address.
+    pub mac: u8,
     /// Whether it is there at all.
     pub present: bool,
     /// A second address, which the kernel lists first.
@@ -63,7 +65,14 @@ impl Host {
     pub fn new(number: u8, store: MemoryStore) -> Self {
         store.set_latency(millis(2));
         let disk = tempfile::tempdir().expect("a temporary directory");
-        let nic = Nic { index: 2, address: format!("192.168.0.{number}"), mtu: 1500, present: true, second: None };
+        let nic = Nic {
+            index: 2,
+            address: format!("192.168.0.{number}"),
+            mtu: 1500,
+            mac: number,
+            present: true,
+            second: None,
+        };
         let settings = Settings {
             prefix: "/coreos.com/network".into(),
             iface: IfaceRules::default(),
@@ -72,6 +81,7 @@ impl Host {
             docker_opts_file: Some(disk.path().join("run/docker_opts.env")),
             state_dir: disk.path().join("state"),
             peer_hold: TTL,
+            gives_back: false,
         };
         let (kernel, slept) = (FakeKernel::default(), Rc::default());
         let host = Host { number, kernel, store, settings, nic, disk, starts: 0, daemon: None, slept };
@@ -181,11 +191,12 @@ impl Host {
 
     /// Writes the state file.
     pub fn set_state_file(&self, text: &str) {
+        fs::create_dir_all(self.state_path().parent().expect("a directory")).expect("it can be made");
         fs::write(self.state_path(), text).expect("it can be written");
     }
 
     fn state_path(&self) -> PathBuf {
-        self.disk.path().join(format!("state/coreos.com-network.1.192.168.0.{}.json", self.number))
+        self.disk.path().join(format!("state/coreos.com-network.1.{}.json", self.nic.address))
     }
 
     fn view(&self) -> HostView {
@@ -199,7 +210,7 @@ impl Host {
         if nic.present {
             let addresses = nic.second.iter().chain([&nic.address]).map(|address| format!("{address}/24"));
             let mut eth0 = interface(nic.index, "eth0", nic.mtu, &addresses.collect::<Vec<_>>());
-            eth0.mac = format!("02:00:00:00:00:{:02x}", self.number).parse().ok();
+            eth0.mac = format!("02:00:00:00:00:{:02x}", nic.mac).parse().ok();
             interfaces.push(eth0);
             default_routes.push(route);
         }

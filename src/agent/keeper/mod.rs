@@ -1,14 +1,17 @@
-//! Our own lease: found or made at the start, then kept for as long as the daemon runs.
-//!
-//! It is kept alive on one etcd lease by KeepAlive; now and then the key is written again as it is, since a Go flanneld
-//! that lost sight of us learns of us only from a write. Nothing is ever written blindly.
+//! Our own lease: found or made at the start, then kept for as long as the daemon runs. Nothing is ever written
+//! blindly.
+
+mod rivals;
+mod upkeep;
+
+pub use rivals::Contest;
 
 use super::env::{Backoff, Env};
 use super::status::{Board, Topic};
 use crate::backend::Backend;
 use crate::files::Memory;
 use crate::model::config::Overlay;
-use crate::model::identity::{Claim, Me};
+use crate::model::identity::{Claim, InUse, Me};
 use crate::model::lease::{Lease, LeaseAttrs, LeaseId, Record, Revision};
 use crate::model::lease_set::Moment;
 use crate::model::mac::VtepMac;
@@ -16,14 +19,9 @@ use crate::model::state_file::Remembered;
 use crate::model::subnet::SubnetKey;
 use crate::store::{Guard, Life, Snapshot, Store, StoreError, Written};
 use ipnet::Ipv4Net;
-use std::convert::Infallible;
 use std::net::Ipv4Addr;
 use std::rc::Rc;
 use std::time::Duration;
-use tokio::sync::watch;
-
-/// The longest pause between attempts to get the lease back.
-const LONGEST_PAUSE: Duration = Duration::from_secs(60);
 
 /// How long our key lives without us, and how long before its end it is written again.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -50,7 +48,10 @@ pub struct Held {
     pub mac: VtepMac,
     /// What keeps it alive; `None` for a reservation, which needs nothing.
     lease_id: Option<LeaseId>,
+    created: Revision,
     modified: Revision,
+    /// The outcome of a write is not known: the key may have a later revision by our own hand.
+    unsure: bool,
     attrs: LeaseAttrs,
     /// When the key is to be written again.
     write_at: Moment,
@@ -74,27 +75,20 @@ pub struct Sighting {
     pub record: Option<Record>,
 }
 
-/// How the lease is being looked after.
-struct Care {
-    /// Whether the key is, or may be, other than it should be.
-    amiss: bool,
-    /// What is seen of the key leads to no attempt before this moment: two hosts that claim one key must not race.
-    earliest: Moment,
-    /// When the next attempt is due.
-    due: Moment,
-    backoff: Backoff,
-}
-
-impl Care {
-    /// The key has to be looked at, as soon as may be.
-    fn doubt(&mut self) {
-        (self.amiss, self.due) = (true, self.due.min(self.earliest));
-    }
+/// How much of the store's history has been seen, and until when peers are held.
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
+pub struct Horizon {
+    /// The newest revision.
+    pub revision: Revision,
+    /// When the last peer that is held is let go.
+    pub hold_until: Option<Moment>,
 }
 
 /// What came of one attempt to get hold of a lease.
 enum Attempt {
     Held(Held),
+    /// We have written it, but it may be another host's: who lives on it has to be given time to say so.
+    OnTrial(Held),
     /// Something changed underfoot: look again.
     Again,
     /// Nothing can be done for now, for this reason.
@@ -127,6 +121,18 @@ pub struct Keeper<S> {
     pub address: Address,
     /// The networks on this host's other interfaces: no subnet to choose.
     pub on_host: Vec<Ipv4Net>,
+    /// The peers that an earlier run left in the kernel.
+    pub left_behind: Vec<Record>,
+    /// What an earlier run has seen of the store, then what this one sees.
+    pub horizon: Horizon,
+    /// How long peers are held that vanish in a way that does not look like their own doing.
+    pub peer_hold: Duration,
+    /// Whether the lease is given back at the end of each run: then it is no wonder if it is gone.
+    pub gives_back: bool,
+    /// Whether the first look at the store showed it set back, or without our lease.
+    pub set_back: Option<bool>,
+    /// The quarrel over our key, if there is one.
+    pub contest: Contest,
 }
 
 impl<S: Store> Keeper<S> {
@@ -138,8 +144,8 @@ impl<S: Store> Keeper<S> {
         let mut backoff = Backoff::new(Duration::from_millis(100), Duration::from_secs(3));
         let mut lost = 0;
         loop {
-            let reason = match self.attempt().await {
-                Ok(Attempt::Held(held)) => {
+            let reason = match self.attempt_on_trial().await {
+                Ok(Attempt::Held(held) | Attempt::OnTrial(held)) => {
                     self.settle(&held);
                     return Some(held);
                 }
@@ -161,128 +167,41 @@ impl<S: Store> Keeper<S> {
         }
     }
 
-    /// Keeps the lease for ever; gets it back when it was lost. `sightings` are what the watch sees of our key,
-    /// `addresses` what we are to be known by.
-    pub async fn maintain(
-        mut self,
-        mut held: Held,
-        mut sightings: watch::Receiver<Option<Sighting>>,
-        mut addresses: watch::Receiver<Address>,
-    ) -> Infallible {
-        let mut care = Care {
-            amiss: false,
-            earliest: Moment::ZERO,
-            due: self.next_renewal(&held),
-            backoff: Backoff::new(Duration::from_secs(1), LONGEST_PAUSE),
-        };
-        loop {
-            tokio::select! {
-                () = sleep_until(&self.env, care.due) => self.attend(&mut held, &mut care).await,
-                Ok(()) = sightings.changed() => {
-                    let sighting = sightings.borrow_and_update().clone();
-                    if sighting.is_some_and(|sighting| is_news(&held, &sighting)) {
-                        care.doubt();
-                    }
-                }
-                Ok(()) = addresses.changed() => {
-                    self.address = *addresses.borrow_and_update();
-                    self.me.public_ip = Some(self.address.public_ip);
-                    self.store.redial();
-                    care.doubt();
-                }
-            }
-        }
-    }
-
-    /// Renews the lease, or sets right what is amiss.
-    async fn attend(&mut self, held: &mut Held, care: &mut Care) {
-        let renewed = if care.amiss { Ok(false) } else { self.renew(held).await };
-        care.amiss = renewed == Ok(false);
-        let kept = if care.amiss { self.reclaim(held).await } else { renewed };
-        let pause = care.backoff.pause(&self.env);
-        let later = self.env.now() + pause;
-        care.due = match kept {
-            Ok(true) => {
-                self.board.over(Topic::Lease);
-                match std::mem::take(&mut care.amiss) {
-                    true => care.earliest = later,
-                    false => care.backoff.reset(),
-                }
-                self.next_renewal(held)
-            }
-            Ok(false) => {
-                care.earliest = later;
-                later
-            }
-            Err(error) => {
-                let subnet = held.subnet;
-                self.board.trouble(Topic::Lease, format!("the lease of {subnet} cannot be renewed: {error}"));
-                later
-            }
-        };
-    }
-
-    /// When to extend the lease, or to write the key again, whichever comes first.
-    fn next_renewal(&self, held: &Held) -> Moment {
+    /// Until when the peers that an earlier run left in the kernel are held although they are not in the store.
+    pub fn hold_until(&self) -> Option<Moment> {
         let now = self.env.now();
-        let keep_alive = now + self.env.jittered(self.terms.ttl / 3);
-        let write = held.write_at.max(now + Duration::from_secs(1));
-        if held.lease_id.is_some() { keep_alive.min(write) } else { keep_alive }
-    }
-
-    /// Extends the lease; tells whether it is still ours.
-    async fn renew(&mut self, held: &mut Held) -> Result<bool, StoreError> {
-        let Some(id) = held.lease_id else { return Ok(true) };
-        if self.store.keep_alive(id).await?.is_none() {
-            tracing::warn!(subnet = %held.subnet, "our lease has expired or was revoked");
-            return Ok(false);
-        }
-        if self.env.now() < held.write_at {
-            return Ok(true);
-        }
-        let guard = Guard::Unchanged(held.modified);
-        match self.store.write(SubnetKey::v4(held.subnet), &held.attrs, guard, Life::Keep(id)).await? {
-            Written::Done(record) => {
-                held.write_at = self.env.now() + self.terms.until_write();
-                held.modified = record.content.map_or(held.modified, |lease| lease.modified);
-                Ok(true)
-            }
-            Written::Lost(_) => Ok(false),
+        let longest = now + self.peer_hold;
+        match self.set_back {
+            Some(true) => Some(longest),
+            _ => self.horizon.hold_until.filter(|until| *until > now).map(|until| until.min(longest)),
         }
     }
 
-    /// Gets the lease of the subnet in use back, or brings it in line with our address.
-    async fn reclaim(&mut self, held: &mut Held) -> Result<bool, StoreError> {
-        match self.attempt().await? {
-            Attempt::Held(new) => {
-                self.settle(&new);
-                *held = new;
-                Ok(true)
-            }
-            Attempt::Again => Ok(false),
-            Attempt::Wait(reason) => {
-                self.board.trouble(Topic::Lease, reason);
-                Ok(false)
-            }
-        }
-    }
-
-    async fn attempt(&mut self) -> Result<Attempt, StoreError> {
-        let snapshot = self.store.list().await?;
+    /// Gets hold of a lease; `before` is how it was last held by this process.
+    async fn attempt(&mut self, before: Option<&Held>) -> Result<Attempt, StoreError> {
+        let mut snapshot = self.store.list().await?;
         if let Some(reason) = self.unclear_backend(&snapshot) {
             return Ok(Attempt::Wait(reason));
+        }
+        if self.set_back.is_none() {
+            self.set_back = Some(self.is_set_back(&snapshot));
+        }
+        if self.me.in_use.is_none() && self.hold_until().is_some() {
+            snapshot.records.extend(self.left_behind.iter().cloned());
         }
         let claim = self.me.claim(&snapshot.records, &self.on_host, &self.overlay, self.env.random());
         let mac = self.me.mac(&claim).unwrap_or_else(|| VtepMac::from_random(self.env.random_bytes()));
         match claim {
-            Claim::Keep(lease) => self.keep(lease, mac).await,
+            Claim::Keep(lease) => self.keep(lease, mac, before).await,
+            Claim::Reclaim(lease) => self.take_back(lease, mac).await,
             Claim::Adopt(lease) => {
                 tracing::warn!(
                     lease = %lease.subnet, "taking over the lease with our public IP {}: nothing else proves it ours",
                     lease.attrs.public_ip
                 );
                 let life = lease.lease_id.map_or(Life::Forever, |_| Life::Grant(self.terms.ttl));
-                self.write(lease.subnet.v4, mac, Guard::Unchanged(lease.modified), life).await
+                let adopted = self.write(lease.subnet.v4, mac, Guard::Unchanged(lease.modified), life).await?;
+                Ok(adopted.on_trial())
             }
             Claim::Discard(lease) => {
                 tracing::warn!(lease = %lease.subnet, "deleting our lease: its subnet does not fit the network config");
@@ -320,8 +239,19 @@ impl<S: Store> Keeper<S> {
         ))
     }
 
+    /// Whether the store is older than what we have seen of it, or has lost our lease: then peers may be missing
+    /// through no doing of their own.
+    fn is_set_back(&self, snapshot: &Snapshot) -> bool {
+        let mut leases = snapshot.records.iter().filter_map(|record| record.content.as_ref().ok());
+        let lost = self.me.remembered_lease.is_some() && !self.gives_back;
+        snapshot.revision < self.horizon.revision || (lost && !leases.any(|lease| self.me.surely_owns(lease)))
+    }
+
     /// A lease that is ours beyond doubt: kept as it is, or brought up to date on the same etcd lease.
-    async fn keep(&mut self, lease: Lease, mac: VtepMac) -> Result<Attempt, StoreError> {
+    ///
+    /// Beyond doubt it is also to a copy of this host, state file and all. A copy has been booted, so it has no
+    /// device yet: then we write in any case, and whoever lives on the lease can tell.
+    async fn keep(&mut self, lease: Lease, mac: VtepMac, before: Option<&Held>) -> Result<Attempt, StoreError> {
         let life = match lease.lease_id {
             None => Life::Forever,
             Some(id) => match self.store.keep_alive(id).await? {
@@ -330,13 +260,19 @@ impl<S: Store> Keeper<S> {
                 Some(_) => Life::Keep(id),
             },
         };
-        let attrs = self.backend.own_attrs(self.address.public_ip, mac);
-        if lease.attrs == attrs && !matches!(life, Life::Grant(_)) {
+        let attrs = self.backend.attrs(self.address.public_ip, mac);
+        let booted = self.me.in_use.is_none() && self.me.device_mac != Some(mac);
+        let rewritten = before.is_some_and(|held| !held.unsure && lease.modified > held.modified);
+        if rewritten && let Some(reason) = self.contest_copy(&lease) {
+            return Ok(Attempt::Wait(reason));
+        }
+        if lease.attrs == attrs && !matches!(life, Life::Grant(_)) && !booted && !rewritten {
             // When it was last written is not known.
             let write_in = self.terms.until_write().min(self.terms.ttl / 3);
             return Ok(Attempt::Held(self.held(lease, mac, write_in)));
         }
-        self.write(lease.subnet.v4, mac, Guard::Unchanged(lease.modified), life).await
+        let kept = self.write(lease.subnet.v4, mac, Guard::Unchanged(lease.modified), life).await?;
+        Ok(if booted { kept.on_trial() } else { kept })
     }
 
     async fn write(&mut self, subnet: Ipv4Net, mac: VtepMac, guard: Guard, life: Life) -> Result<Attempt, StoreError> {
@@ -346,7 +282,7 @@ impl<S: Store> Keeper<S> {
             Life::Grant(_) | Life::Forever => None,
         };
         self.remember(subnet, mac, lease_id);
-        let attrs = self.backend.own_attrs(self.address.public_ip, mac);
+        let attrs = self.backend.attrs(self.address.public_ip, mac);
         match self.store.write(SubnetKey::v4(subnet), &attrs, guard, life).await? {
             Written::Done(Record { content: Ok(lease), .. }) => {
                 Ok(Attempt::Held(self.held(lease, mac, self.terms.until_write())))
@@ -361,7 +297,9 @@ impl<S: Store> Keeper<S> {
             subnet: lease.subnet.v4,
             mac,
             lease_id: lease.lease_id,
+            created: lease.created,
             modified: lease.modified,
+            unsure: false,
             attrs: lease.attrs,
             write_at: self.env.now() + write_in,
         }
@@ -370,10 +308,10 @@ impl<S: Store> Keeper<S> {
     /// From now on this is our subnet.
     fn settle(&mut self, held: &Held) {
         self.remember(held.subnet, held.mac, held.lease_id);
-        if self.me.in_use != Some(held.subnet) {
+        if self.me.in_use.map(|in_use| in_use.subnet) != Some(held.subnet) {
             tracing::info!(subnet = %held.subnet, public_ip = %self.address.public_ip, mac = %held.mac, "lease held");
         }
-        self.me.in_use = Some(held.subnet);
+        self.me.in_use = Some(InUse { subnet: held.subnet, created: held.created });
         self.board.update(|status| (status.subnet, status.lease) = (Some(held.subnet), held.lease_id));
         self.board.over(Topic::Lease);
     }
@@ -383,16 +321,19 @@ impl<S: Store> Keeper<S> {
         self.me.remembered_lease = lease_id;
         self.me.remembered_subnet = Some(subnet);
         let Address { public_ip, nic_mac } = self.address;
-        self.memory.save(&Remembered { mac, lease_id, subnet, public_ip, nic_mac });
+        let Horizon { revision, hold_until } = self.horizon;
+        let hold_until = hold_until.map(|until| until.as_secs());
+        let rivals = self.me.rivals.clone();
+        self.memory.save(&Remembered { mac, lease_id, subnet, public_ip, nic_mac, revision, hold_until, rivals });
     }
 }
 
-/// Whether a sighting of our key shows anything else than what we hold. Revisions say nothing here: they are lower
-/// than ours after the store was wiped or restored. To look again at an old sighting costs a list and no write.
-fn is_news(held: &Held, sighting: &Sighting) -> bool {
-    match &sighting.record {
-        Some(Record { content: Ok(lease), .. }) => lease.attrs != held.attrs || lease.lease_id != held.lease_id,
-        _ => true,
+impl Attempt {
+    fn on_trial(self) -> Self {
+        match self {
+            Attempt::Held(held) => Attempt::OnTrial(held),
+            other => other,
+        }
     }
 }
 
@@ -406,15 +347,4 @@ fn taken(record: &Record) -> String {
          then Docker to move to another subnet",
         record.name
     )
-}
-
-/// Sleeps until `end` on a clock that counts while the host is suspended.
-async fn sleep_until(env: &Env, end: Moment) {
-    loop {
-        let left = end.saturating_sub(env.now());
-        if left.is_zero() {
-            return;
-        }
-        tokio::time::sleep(left.min(Duration::from_secs(5))).await;
-    }
 }

@@ -1,0 +1,212 @@
+//! Hosts that cannot be told apart: the same public IP, or copies of one machine. None may take another's subnet, and
+//! an administrator must hear of it.
+
+use crate::lab::{CONFIG, Cluster, DEVICE, Peer, TTL, millis, mins, secs};
+
+/// Host 2 gets the address of host 1.
+fn share_address(cluster: &mut Cluster) {
+    cluster[2].nic.address = "192.168.0.1".into();
+    cluster[2].replug();
+}
+
+/// Two hosts with one address, the second of which has just started.
+async fn twins(prepare: impl FnOnce(&mut Cluster)) -> (Cluster, Peer) {
+    let mut cluster = Cluster::new(3);
+    share_address(&mut cluster);
+    cluster.start(1);
+    cluster.start(3);
+    cluster.until_ready().await;
+    cluster.settle().await;
+    cluster.pass(mins(1)).await;
+    let first = cluster.lease(1).expect("it has a lease");
+    prepare(&mut cluster);
+    cluster[1].kernel.take_log();
+    cluster.start(2);
+    cluster.until_ready().await;
+    cluster.settle().await;
+    (cluster, first)
+}
+
+/// Both have subnets and MACs of their own, the first the one it had; nothing in its kernel was touched.
+fn assert_told_apart(cluster: &Cluster, first: &Peer) -> Peer {
+    assert_eq!(cluster.lease(1).as_ref(), Some(first));
+    assert_eq!(cluster[1].kernel.take_log(), []);
+    let second = cluster.lease(2).expect("it has a lease");
+    assert!(second.first != first.first && second.mac != first.mac, "{second:?}");
+    second
+}
+
+/// Each names the other by MAC, subnet and address.
+fn assert_both_complain(cluster: &Cluster, first: &Peer, second: &Peer) {
+    for (number, other) in [(1, second), (2, first)] {
+        let (reasons, status) = (cluster[number].reasons(), cluster[number].status());
+        for part in [&other.mac, &other.first, &other.address] {
+            assert!(reasons.contains(part) && status.contains(part), "host {number} names no {part}: {reasons}");
+        }
+    }
+}
+
+async fn assert_quiet(cluster: &Cluster, limit: i64) {
+    let before = cluster.store.snapshot().revision;
+    cluster.pass(TTL).await;
+    let writes = cluster.store.snapshot().revision - before;
+    assert!(writes <= limit, "{writes} writes in a TTL");
+}
+
+#[tokio::test(start_paused = true)]
+async fn two_hosts_with_one_public_ip_keep_subnets_of_their_own_and_both_say_so() {
+    let (mut cluster, first) = twins(|_| {}).await;
+    let second = assert_told_apart(&cluster, &first);
+    assert_both_complain(&cluster, &first, &second);
+    assert_eq!(cluster[3].reasons(), "");
+    // One renewal of each host, no quarrel.
+    assert_quiet(&cluster, 3 + 1).await;
+    for _ in 0..3 {
+        cluster.restart(2);
+        cluster.until_ready().await;
+        cluster.pass(mins(5)).await;
+        assert_eq!((cluster.lease(1).as_ref(), cluster.lease(2).as_ref()), (Some(&first), Some(&second)));
+    }
+    cluster[2].nic.address = "192.168.0.2".into();
+    cluster[2].replug();
+    cluster.settle().await;
+    cluster.pass(TTL * 2).await;
+    assert!(cluster.running().all(|host| host.reasons().is_empty()), "{}", cluster[1].reasons());
+}
+
+#[tokio::test(start_paused = true)]
+async fn the_second_of_two_with_one_public_ip_comes_back_after_its_lease_has_ended_and_takes_nothing() {
+    let (mut cluster, first) = twins(|_| {}).await;
+    let second = cluster.lease(2).unwrap();
+    cluster[2].lose_power();
+    cluster.pass(TTL * 2).await;
+    assert_eq!(cluster[1].reasons(), "", "the other one is gone");
+    let writes = cluster[1].store.calls().write;
+    cluster.start(2);
+    cluster.until_ready().await;
+    cluster.settle().await;
+    assert_eq!((cluster.lease(1), cluster[1].store.calls().write), (Some(first), writes));
+    assert_ne!(cluster.lease(2).unwrap().first, cluster.lease(1).unwrap().first);
+    assert_eq!(cluster.lease(2).unwrap().mac, second.mac);
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_copy_of_a_host_with_another_address_becomes_a_host_of_its_own() {
+    let mut cluster = Cluster::joined(3).await;
+    let (first, state) = (cluster.lease(1).unwrap(), cluster[1].state_file());
+    cluster[2].lose_power();
+    cluster[2].lose_state();
+    cluster[2].set_state_file(&state);
+    cluster.store.delete(&cluster.peers().iter().find(|peer| peer.address == "192.168.0.2").unwrap().key());
+    cluster.settle().await;
+    cluster[1].kernel.take_log();
+    cluster.start(2);
+    cluster.until_ready().await;
+    cluster.settle().await;
+    cluster[1].kernel.take_log();
+    assert_told_apart(&cluster, &first);
+    assert!(cluster[1].reasons().contains("takes itself for this one"), "{}", cluster[1].reasons());
+    cluster.pass(TTL * 2).await;
+    cluster.assert_settled();
+    assert!(cluster.running().all(|host| host.reasons().is_empty()));
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_perfect_copy_of_a_host_is_found_out_at_its_first_start() {
+    let (cluster, first) = twins(|cluster| {
+        let state = cluster[1].state_file();
+        cluster[2].nic.mac = 1;
+        cluster[2].replug();
+        cluster[2].set_state_file(&state);
+    })
+    .await;
+    let second = assert_told_apart(&cluster, &first);
+    assert_both_complain(&cluster, &first, &second);
+    assert_quiet(&cluster, 3 + 1).await;
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_perfect_copy_that_started_while_the_other_was_cut_off_is_complained_of_without_end() {
+    let mut cluster = Cluster::new(3);
+    share_address(&mut cluster);
+    cluster.start(1);
+    cluster.until_ready().await;
+    cluster[1].store.go_down();
+    let state = cluster[1].state_file();
+    cluster[2].nic.mac = 1;
+    cluster[2].set_state_file(&state);
+    cluster.start(2);
+    cluster.pass(secs(30)).await;
+    cluster[1].store.come_back();
+    cluster.pass(mins(2)).await;
+    for _ in 0..3 {
+        let complaints = [1, 2].map(|number| cluster[number].reasons());
+        assert!(complaints.iter().all(|text| text.contains("takes itself for this one")), "{complaints:?}");
+        assert_quiet(&cluster, 6).await;
+    }
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_host_that_was_booted_without_any_memory_is_nobodys_rival() {
+    let mut cluster = Cluster::joined(2).await;
+    let before = cluster.lease(1).unwrap();
+    cluster[1].lose_power();
+    cluster[1].lose_state();
+    cluster.start(1);
+    cluster.until_ready().await;
+    cluster.settle().await;
+    assert_eq!(cluster.lease(1).unwrap().first, before.first, "adopted by its public IP");
+    assert!(cluster.running().all(|host| host.reasons().is_empty()));
+    let again = cluster.lease(1);
+    cluster[1].lose_power();
+    cluster.start(1);
+    cluster.until_ready().await;
+    cluster.settle().await;
+    assert_eq!(cluster.lease(1), again, "known by its state file");
+    assert!(cluster.running().all(|host| host.reasons().is_empty()));
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_lease_that_is_adopted_again_and_again_is_taken_back_once() {
+    let mut cluster = Cluster::joined(2).await;
+    let lease = cluster.lease(1).unwrap();
+    cluster[1].kernel.take_log();
+    let thief = Peer { mac: Peer::guest(201).mac, ..lease.clone() };
+    cluster.store.put_for(&thief.key(), thief.json(), TTL * 9);
+    cluster.until(secs(1), "it is taken back", |cluster| cluster.peers().contains(&lease)).await;
+    assert!(cluster[1].reasons().contains(&thief.mac), "{}", cluster[1].reasons());
+    cluster.store.put_for(&thief.key(), thief.json(), TTL * 9);
+    for _ in 0..20 {
+        cluster.pass(secs(30)).await;
+        assert_eq!(cluster.store.get(&lease.key()).unwrap(), thief.json().as_bytes());
+        assert!(cluster[1].reasons().contains("our subnet has been taken"), "{}", cluster[1].status());
+    }
+    assert_eq!(cluster[1].kernel.take_log(), [], "its containers keep the subnet");
+    cluster.restart(1);
+    cluster.until_ready().await;
+    assert_ne!(cluster[1].subnet().unwrap(), lease.first, "a restart moves it away from a rival");
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_lost_answer_is_not_taken_for_a_rival() {
+    let cluster = Cluster::joined(2).await;
+    let lease = cluster.lease(1);
+    for _ in 0..12 {
+        cluster[1].store.lose_next_answer();
+        cluster.pass(TTL / 4).await;
+        assert!(!cluster[1].reasons().contains("host"), "{}", cluster[1].reasons());
+    }
+    assert_eq!(cluster.lease(1), lease);
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_wiped_store_makes_no_rivals() {
+    let cluster = Cluster::joined(3).await;
+    cluster.store.wipe();
+    cluster.store.set_config(CONFIG);
+    cluster.pass(mins(5)).await;
+    cluster.assert_settled();
+    cluster.pass(millis(10)).await;
+    assert!(cluster.running().all(|host| host.reasons().is_empty()), "{}", cluster[1].reasons());
+    assert!(cluster[1].kernel.have(DEVICE).device.is_some());
+}
