@@ -81,7 +81,7 @@ async fn daemon(options: Options, manager: Rc<Manager>) -> Result<(), String> {
     manager.tell(&NotifyState::Stopping);
     let lease = board.read().lease;
     if let Some(id) = lease.filter(|_| releases) {
-        release(&*store, id).await;
+        release(&store, id).await;
     }
     Ok(())
 }

@@ -5,6 +5,7 @@
 mod field;
 mod lab;
 
+mod disaster;
 mod heal;
 mod heal_nic;
 mod heal_random;
@@ -15,5 +16,6 @@ mod outage;
 mod overrun;
 mod peers;
 mod restart;
+mod rivals;
 mod start;
 mod takeover;

@@ -17,11 +17,15 @@ use std::time::Duration;
 /// How long the host that lives on a lease has to answer a newcomer's write. It is told by its watch.
 const TRIAL: Duration = Duration::from_secs(2);
 
+/// For how long a quarrel is spoken of after the last that was heard of it. A rival that goes on under a lease of its
+/// own is complained of for as long as that lives, but one that does not yield (flannel's own) has none.
+const QUARREL: Duration = Duration::from_secs(600);
+
 /// A quarrel over our key.
 #[derive(Debug, Default)]
 pub struct Contest {
     /// While nothing more is heard of the other host until then, it counts as over.
-    over_at: Option<Moment>,
+    pub(super) over_at: Option<Moment>,
     /// A copy of this host is not answered again before this moment.
     silent_until: Moment,
 }
@@ -88,7 +92,7 @@ impl<S: Store> Keeper<S> {
     }
 
     fn quarrel(&mut self, text: String) {
-        self.contest.over_at = Some(self.env.now() + self.terms.ttl);
+        self.contest.over_at = Some(self.env.now() + QUARREL.min(self.terms.ttl));
         self.board.trouble(Topic::Rival, text);
     }
 

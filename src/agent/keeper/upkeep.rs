@@ -121,7 +121,8 @@ impl<S: Store> Keeper<S> {
         let now = self.env.now();
         let keep_alive = now + self.env.jittered(self.terms.ttl / 3);
         let write = held.write_at.max(now + Duration::from_secs(1));
-        if held.lease_id.is_some() { keep_alive.min(write) } else { keep_alive }
+        let renewal = if held.lease_id.is_some() { keep_alive.min(write) } else { keep_alive };
+        renewal.min(self.contest.over_at.unwrap_or(Moment::MAX))
     }
 
     /// Extends the lease; tells whether it is still ours.

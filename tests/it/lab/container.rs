@@ -20,6 +20,7 @@ pub struct Pinging {
     child: Child,
 }
 
+#[derive(Debug)]
 pub struct Pinged {
     pub sent: u32,
     pub received: u32,

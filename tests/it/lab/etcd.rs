@@ -111,6 +111,34 @@ impl Etcd {
         self.ctl(&["del", key]);
     }
 
+    /// All keys that start so, in one revision.
+    pub fn del_prefix(&self, start: &str) {
+        self.ctl(&["del", "--prefix", start]);
+    }
+
+    /// After [`Etcd::kill`]: throws the data away.
+    pub fn wipe(&self) {
+        std::fs::remove_dir_all(self.dir.path().join("data")).expect("the data");
+    }
+
+    /// A copy of everything, in a file.
+    pub fn backup(&self) -> PathBuf {
+        let file = self.dir.path().join("backup");
+        self.ctl(&["snapshot", "save", &file.display().to_string()]);
+        file
+    }
+
+    /// After [`Etcd::kill`]: puts a backup in the place of the data.
+    pub fn restore(&self, backup: &std::path::Path) {
+        self.wipe();
+        let (backup, data) = (backup.display().to_string(), self.dir.path().join("data").display().to_string());
+        let peers = format!("http://{}", self.peers);
+        let mut command = self.command("etcdctl");
+        command.env("ETCDCTL_API", "3").args(["snapshot", "restore", &backup, "--name", "n1", "--data-dir", &data]);
+        command.args(["--initial-cluster", &format!("n1={peers}"), "--initial-advertise-peer-urls", &peers]);
+        netns::output(&mut command).unwrap_or_else(|text| panic!("etcdctl snapshot restore: {text}"));
+    }
+
     pub fn get(&self, key: &str) -> Option<String> {
         self.entries(&[key]).pop().map(|entry| entry.value)
     }
