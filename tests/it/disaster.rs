@@ -4,7 +4,7 @@
 use std::path::Path;
 use std::time::Duration;
 
-use crate::lab::{CONFIG, Container, DEVICE, Etcd, Host, Lab, Lease, PREFIX, containers_on, eventually, eventually_eq};
+use crate::lab::{CONFIG, Container, DEVICE, Etcd, Host, Lab, PREFIX, containers_on, eventually, eventually_eq};
 
 /// Two hosts with a container each that ping each other while `disaster` happens, which is given a backup that knows neither;
 /// in the end all is as it was.
@@ -68,7 +68,9 @@ fn an_old_backup_is_brought_up_to_date_and_no_packet_lost() {
 #[test]
 fn a_wipe_while_the_daemons_are_down_cuts_nobody_off() {
     survive("wiped-down", |etcd, hosts, _| {
-        hosts.iter_mut().for_each(|host| drop(host.stop()));
+        for host in hosts.iter_mut() {
+            host.stop();
+        }
         etcd.kill();
         etcd.wipe();
         etcd.start();

@@ -112,7 +112,7 @@ fn a_lease_is_given_back_at_the_end_only_if_that_is_asked_for() {
     let stays = etcd.lease_of_host(&hosts[1]);
     let exit = hosts[0].stop();
     assert!(exit.code == Some(0) && exit.took < Duration::from_secs(2), "{exit:?}");
-    assert_eq!(etcd.leases(), [stays.clone()]);
+    assert_eq!(etcd.leases(), std::slice::from_ref(&stays));
     hosts[1].follows(&etcd);
     assert_eq!(hosts[1].stop().code, Some(0));
     assert_eq!(etcd.leases(), [stays]);

@@ -104,7 +104,7 @@ fn a_host_that_was_booted_is_not_taken_for_another() {
         }
         host.start(&flags);
         host.wait_ready();
-        assert_eq!(etcd.leases(), [lease.clone()]);
+        assert_eq!(etcd.leases(), std::slice::from_ref(&lease));
         assert_eq!(host.device(DEVICE).map(|device| device.mac), Some(lease.mac.clone()));
         assert_eq!(host.http_get(8123, "/readyz").unwrap().0, 200, "{}", complaint(&host));
     }
