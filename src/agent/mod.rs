@@ -13,6 +13,7 @@ pub mod fights;
 pub mod keeper;
 pub mod peers;
 pub mod reconcile;
+mod report;
 pub mod retries;
 pub mod status;
 pub mod world;

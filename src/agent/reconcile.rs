@@ -8,6 +8,7 @@ use super::env::{Backoff, Env, Notice};
 use super::fights::{Fights, Pace};
 use super::keeper::{Address, Horizon, Sighting};
 use super::peers::News;
+use super::report;
 use super::retries::{Retries, Tried};
 use super::status::{Board, Topic};
 use super::world::{Dirty, Own, World};
@@ -46,9 +47,6 @@ const BREATH: Duration = Duration::from_millis(10);
 
 /// How long the service manager is kept waiting for the first list of peers.
 const PATIENCE_FOR_PEERS: Duration = Duration::from_secs(30);
-
-/// A plan of at most this many steps is logged step by step, a larger one in a line.
-const LOGGED_ONE_BY_ONE: usize = 16;
 
 /// Turns facts into kernel state.
 pub struct Reconciler<K> {
@@ -410,8 +408,8 @@ impl<K: Kernel> Reconciler<K> {
             status.kernel_failures += failures as u64;
         });
         progress.fights.repaired(repairs.iter().map(|step| &step.op), now);
-        log("", &changes, now.saturating_sub(started));
-        log("repaired: ", &repairs, now.saturating_sub(progress.damaged_at));
+        report::log("", &changes, now.saturating_sub(started));
+        report::log("repaired: ", &repairs, now.saturating_sub(progress.damaged_at));
         if results.iter().flat_map(|result| result.as_ref().err()).any(KernelError::device_is_out) {
             // Its end is reported after that of what it held.
             progress.read_soon(now);
@@ -460,18 +458,5 @@ impl<K: Kernel> Reconciler<K> {
         } else {
             self.env.notify(Notice::StillStarting(PATIENCE_FOR_PEERS));
         }
-    }
-}
-
-fn log(kind: &str, steps: &[&Step], took: Duration) {
-    if steps.len() <= LOGGED_ONE_BY_ONE {
-        for Step { op, why } in steps {
-            tracing::info!(%why, ?took, "{kind}{op}");
-        }
-    } else {
-        for Step { op, why } in steps {
-            tracing::debug!(%why, "{kind}{op}");
-        }
-        tracing::info!(changes = steps.len(), ?took, "{kind}kernel brought in line");
     }
 }
