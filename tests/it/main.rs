@@ -17,5 +17,6 @@ mod overrun;
 mod peers;
 mod restart;
 mod rivals;
+mod service;
 mod start;
 mod takeover;
