@@ -111,8 +111,16 @@ async fn a_kernel_that_cannot_be_read_is_read_again() {
 #[tokio::test(start_paused = true)]
 async fn a_lost_device_is_back_with_the_same_mac_and_all_peers() {
     let cluster = Cluster::joined(3).await;
+    let counts = || (cluster[1].board().read().kernel_changes, cluster[1].board().read().repairs);
+    let (changes, repairs) = counts();
+    assert_eq!(repairs, 0, "what the leases ask for is no repair");
     cluster[1].kernel.lose_device(DEVICE);
     assert!(cluster.settle().await < secs(1));
+    // The device, its address, and three entries for each of two peers.
+    assert_eq!(counts(), (changes, 8));
+    put(&cluster, &Peer::guest(201));
+    cluster.settle().await;
+    assert_eq!(counts(), (changes + 3, 8));
 }
 
 #[tokio::test(start_paused = true)]
