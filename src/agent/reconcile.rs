@@ -25,14 +25,18 @@ use std::rc::Rc;
 use std::time::Duration;
 use tokio::sync::{mpsc, watch};
 
-/// How long the kernel's state is trusted before it is read again in full, at least.
+/// How long the kernel's state is trusted before it is read again in full, at least and at most. A reading may have
+/// taken long because the host was paused in the midst of it.
 const FULL_READ_EVERY: Duration = Duration::from_secs(60);
+const FULL_READ_AT_LATEST: Duration = Duration::from_secs(600);
 
 /// A full read may take this share of the time.
 const FULL_READ_SHARE: u32 = 1000;
 
-/// In a lasting storm of changes a full read may take a tenth of the time, and follows at most so often.
+/// In a lasting storm of changes a full read may take a tenth of the time, and follows at most so often. No repair waits
+/// for longer than this because of it.
 const STORM_READ_EVERY: Duration = Duration::from_millis(50);
+const STORM_READ_AT_LATEST: Duration = Duration::from_millis(500);
 const STORM_READ_SHARE: u32 = 10;
 
 /// How soon the host's interfaces are looked at again after one that is not ours changed. Containers come and go in
@@ -95,13 +99,14 @@ struct Progress {
 impl Progress {
     /// Something has happened that only a full read tells.
     fn read_soon(&mut self, now: Moment) {
-        let allowed = self.reads.allowed_at(STORM_READ_EVERY);
+        let allowed = self.reads.allowed_at(STORM_READ_EVERY).min(now + STORM_READ_AT_LATEST);
         self.read_at = self.read_at.min(allowed.max(now));
     }
 
     /// The host's interfaces are to be looked at, at this moment.
     fn read_host_soon(&mut self, at: Moment) {
-        let at = at.max(self.host_reads.allowed_at(STORM_READ_EVERY));
+        let allowed = self.host_reads.allowed_at(STORM_READ_EVERY).min(at + STORM_READ_AT_LATEST);
+        let at = at.max(allowed);
         self.read_host_at = Some(self.read_host_at.map_or(at, |known| known.min(at)));
     }
 }
@@ -274,8 +279,10 @@ impl<K: Kernel> Reconciler<K> {
                 }
                 (progress.have, progress.damage) = (have, Dirty::All);
                 let took = now.saturating_sub(started);
-                progress.reads.spend(now, STORM_READ_EVERY.max(took * STORM_READ_SHARE));
-                let rest = self.env.jittered(FULL_READ_EVERY.max(took * FULL_READ_SHARE));
+                let pause = (took * STORM_READ_SHARE).clamp(STORM_READ_EVERY, STORM_READ_AT_LATEST);
+                progress.reads.spend(now, pause);
+                let rest = (took * FULL_READ_SHARE).clamp(FULL_READ_EVERY, FULL_READ_AT_LATEST);
+                let rest = self.env.jittered(rest);
                 progress.read_at = now + rest;
                 progress.unreadable.reset();
                 self.board.update(|status| status.full_reads += 1);

@@ -11,6 +11,7 @@ use std::cell::RefCell;
 use std::collections::BTreeMap;
 use std::net::IpAddr;
 use std::rc::Rc;
+use std::time::Duration;
 use tokio::sync::Notify;
 
 /// The port that the kernel gives a VXLAN device for which none was asked.
@@ -36,7 +37,7 @@ struct Inner {
     read_faults: Vec<i32>,
     events: Vec<Event>,
     bell: Rc<Notify>,
-    hangs: bool,
+    reading_takes: Duration,
 }
 
 struct Fault {
@@ -53,9 +54,9 @@ impl FakeKernel {
         fake
     }
 
-    /// From now on whoever reads our device's state waits for ever.
-    pub fn hang(&self) {
-        self.inner.borrow_mut().hangs = true;
+    /// From now on it takes this long to read our device's state.
+    pub fn slow_down_reading(&self, time: Duration) {
+        self.inner.borrow_mut().reading_takes = time;
     }
 
     /// Lets the next `times` operations for which `applies` fail with `errno`.
@@ -236,8 +237,9 @@ impl Kernel for FakeKernel {
     }
 
     async fn observe(&mut self, scope: &Scope) -> Result<Have, KernelError> {
-        if self.inner.borrow().hangs {
-            std::future::pending::<()>().await;
+        let time = self.inner.borrow().reading_takes;
+        if !time.is_zero() {
+            tokio::time::sleep(time).await;
         }
         let mut inner = self.inner.borrow_mut();
         inner.read("read device")?;

@@ -123,6 +123,27 @@ async fn a_lost_device_is_back_with_the_same_mac_and_all_peers() {
     assert_eq!(counts(), (changes + 3, 8));
 }
 
+/// A host that is paused, suspended or short of processors in the midst of a reading sees it take long.
+#[tokio::test(start_paused = true)]
+async fn a_reading_that_took_long_holds_up_no_later_repair() {
+    let cluster = Cluster::joined(2).await;
+    for time in [secs(1), mins(5)] {
+        cluster[1].kernel.slow_down_reading(time);
+        cluster[1].kernel.lose_device(DEVICE);
+        cluster.pass(time * 4 + secs(1)).await;
+        cluster[1].kernel.slow_down_reading(secs(0));
+        cluster.settle().await;
+        for _ in 0..10 {
+            cluster[1].kernel.lose_device(DEVICE);
+            let took = cluster.settle().await;
+            assert!(took < secs(2), "{took:?} after a reading of {time:?}");
+        }
+        cluster[1].kernel.damage_silently(DEVICE, |have| have.routes.clear());
+        cluster.pass(mins(13)).await;
+        cluster.assert_settled();
+    }
+}
+
 #[tokio::test(start_paused = true)]
 async fn what_is_lost_without_a_word_is_back_after_a_while() {
     let cluster = Cluster::joined(3).await;

@@ -111,7 +111,7 @@ async fn the_watchdog_is_fed_while_the_loop_turns_and_only_then() {
     cluster.pass(hours(1)).await;
     assert!(cluster[1].silent_for() <= secs(6) && cluster[1].board().is_alive(), "etcd is no matter of the watchdog's");
     cluster[1].store.come_back();
-    cluster[1].kernel.hang();
+    cluster[1].kernel.slow_down_reading(hours(24));
     cluster[1].kernel.lose_device(DEVICE);
     cluster.pass(mins(2)).await;
     assert!(cluster[1].silent_for() > secs(110), "{:?}", cluster[1].silent_for());
