@@ -1,12 +1,19 @@
 //! A watch on all keys under `subnets/`.
+//!
+//! A connection that is dead is found by HTTP/2's pings. But those are answered by whatever is at its other end, be it
+//! a proxy, or a member whose watches stand still. So a watch that has been silent for some time is asked how far it
+//! is, and is over when it does not say. What it says then is taken for a sign of life and nothing else: etcd before
+//! 3.4.25 and 3.5.8 answers with a revision whose changes it may not have sent yet (#15220).
 
 use super::Keys;
 use super::error::{self, CallError};
 use super::pool::{Pool, Session};
 use crate::model::lease::Revision;
-use crate::store::{Change, Changes, StoreError, Watch};
-use etcd_client::{Error, Event, EventType, WatchOptions, WatchResponse, WatchStream};
+use crate::store::{Change, Changes, History, StoreError, Watch};
+use etcd_client::{Error, Event, EventType, ResponseHeader, WatchOptions, WatchResponse, WatchStream};
 use std::rc::Rc;
+use std::time::Duration;
+use tokio::time::{Instant, timeout_at};
 
 /// A running watch at one member of an etcd cluster.
 pub struct EtcdWatch {
@@ -14,8 +21,47 @@ pub struct EtcdWatch {
     keys: Rc<Keys>,
     member: usize,
     id: i64,
+    history: History,
     stream: WatchStream,
+    silence: Silence,
     over: Option<StoreError>,
+}
+
+/// How long a watch may be silent.
+#[derive(Debug, Clone, Copy)]
+pub(super) struct Patience {
+    /// After so long it is asked whether it is still there.
+    pub(super) ask_after: Duration,
+    /// So long it may take to answer.
+    pub(super) answer_within: Duration,
+}
+
+impl Default for Patience {
+    fn default() -> Self {
+        Patience { ask_after: Duration::from_secs(10), answer_within: Duration::from_secs(15) }
+    }
+}
+
+/// The silence of a watch: since when, or since when it has been asked for a sign of life.
+struct Silence {
+    patience: Patience,
+    since: Instant,
+    asked: bool,
+}
+
+impl Silence {
+    fn new(patience: Patience) -> Self {
+        Silence { patience, since: Instant::now(), asked: false }
+    }
+
+    fn end(&self) -> Instant {
+        self.since + if self.asked { self.patience.answer_within } else { self.patience.ask_after }
+    }
+
+    /// The watch has said something, or now is asked to.
+    fn restart(&mut self, asked: bool) {
+        (self.since, self.asked) = (Instant::now(), asked);
+    }
 }
 
 /// A watch that a member has confirmed, and what it said of itself.
@@ -35,15 +81,17 @@ impl Opened {
         Ok(Opened { member: session.member, stream, created })
     }
 
-    /// The member's own revision, which may lag behind the cluster's; cluster and term.
-    pub(super) fn header(&self) -> Option<(Revision, u64, u64)> {
-        self.created.header().map(|header| (header.revision(), header.cluster_id(), header.raft_term()))
+    /// The member's own revision, which may lag behind the cluster's.
+    pub(super) fn revision(&self) -> Option<Revision> {
+        self.created.header().map(ResponseHeader::revision)
     }
 
     /// The watch, unless the member refused it while confirming.
-    pub(super) fn start(self, pool: Rc<Pool>, keys: Rc<Keys>) -> Result<EtcdWatch, StoreError> {
+    pub(super) fn start(self, pool: Rc<Pool>, keys: Rc<Keys>, patience: Patience) -> Result<EtcdWatch, StoreError> {
         let Opened { member, stream, created } = self;
-        let watch = EtcdWatch { pool, keys, member, id: created.watch_id(), stream, over: None };
+        let history = created.header().map(history).unwrap_or_default();
+        let (id, silence) = (created.watch_id(), Silence::new(patience));
+        let watch = EtcdWatch { pool, keys, member, id, history, stream, silence, over: None };
         match created.canceled() {
             true => Err(watch.cancelled(&created)),
             false => Ok(watch),
@@ -56,25 +104,51 @@ impl Watch for EtcdWatch {
         if let Some(over) = &self.over {
             return Err(over.clone());
         }
-        loop {
-            let error = match self.stream.message().await {
-                Ok(Some(message)) if message.watch_id() != self.id => continue,
-                Ok(Some(message)) if message.canceled() => self.cancelled(&message),
-                Ok(Some(message)) => return Ok(self.changes(&message)),
-                Ok(None) => self.broken("the watch ended"),
-                Err(error) => self.failed(error),
-            };
+        let told = self.listen().await;
+        if let Err(error) = &told {
             self.over = Some(error.clone());
-            return Err(error);
         }
+        told
+    }
+
+    fn history(&self) -> History {
+        self.history
     }
 }
 
+/// Which history an answer is from: a cluster's id says which cluster it is, unless it was built anew from the same
+/// words; then its elections are counted from the start again.
+pub(super) fn history(header: &ResponseHeader) -> History {
+    History { store: header.cluster_id(), term: header.raft_term() }
+}
+
 impl EtcdWatch {
+    async fn listen(&mut self) -> Result<Changes, StoreError> {
+        loop {
+            let message = match timeout_at(self.silence.end(), self.stream.message()).await {
+                Ok(message) => message,
+                Err(_) if self.silence.asked => return Err(self.broken("the watch gives no sign of life")),
+                Err(_) => {
+                    self.silence.restart(true);
+                    self.stream.request_progress().await.map_err(|error| self.failed(error))?;
+                    continue;
+                }
+            };
+            self.silence.restart(false);
+            match message {
+                // The answer to a request for progress has no watch's id.
+                Ok(Some(message)) if message.watch_id() != self.id => {}
+                Ok(Some(message)) if message.canceled() => return Err(self.cancelled(&message)),
+                Ok(Some(message)) => return Ok(self.changes(&message)),
+                Ok(None) => return Err(self.broken("the watch ended")),
+                Err(error) => return Err(self.failed(error)),
+            }
+        }
+    }
+
     fn changes(&self, message: &WatchResponse) -> Changes {
         let changes = message.events().iter().filter_map(|event| self.change(event)).collect();
-        // The header of a watch that is still catching up is ahead of its events. Only a message without events,
-        // which etcd sends to watches that have caught up, speaks for its header's revision.
+        // The header of a watch that is still catching up is ahead of its events.
         let last = message.events().iter().filter_map(|event| Some(event.kv()?.mod_revision())).max();
         let revision = last.or_else(|| message.header().map(|header| header.revision())).unwrap_or_default();
         Changes { revision, changes }
