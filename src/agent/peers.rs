@@ -216,7 +216,7 @@ impl<S: Store> Follower<S> {
                 Err(error) => return Ok(Err(error)),
             };
             let revision = snapshot.revision;
-            match self.view.weigh(floor, revision, snapshot.history) {
+            match self.view.weigh(floor, revision, snapshot.history, &snapshot.records) {
                 Answer::Behind => tracing::warn!("etcd answers as of revision {revision}, but {floor} was seen before"),
                 answer => return Ok(Ok((snapshot, answer))),
             }

@@ -123,10 +123,18 @@ impl View {
     }
 
     /// What a list of this revision and history is worth that was asked for when `floor` was the highest revision.
-    pub fn weigh(&mut self, floor: Revision, revision: Revision, history: History) -> Answer {
+    ///
+    /// A store that was wiped and has come further than before since then is not found by its revision, and not always
+    /// by its history. But no key goes back to an earlier change within one history.
+    pub fn weigh(&mut self, floor: Revision, revision: Revision, history: History, records: &[Record]) -> Answer {
         if revision >= floor {
             self.behind = None;
-            return if history.continues(self.history) { Answer::Fresh } else { Answer::Rewritten };
+            let goes_back = |record: &Record| {
+                let known = self.present.get(&record.name).filter(|known| **known <= revision);
+                record.content.is_ok() && known.is_some_and(|known| record.modified() < *known)
+            };
+            let is_same = history.continues(self.history) && !records.iter().any(goes_back);
+            return if is_same { Answer::Fresh } else { Answer::Rewritten };
         }
         let agreeing = match self.behind {
             Some((before, count)) if before <= revision => count + 1,

@@ -21,7 +21,7 @@ fn delete(third: u8, revision: Revision) -> Change {
 /// Keys 1 and 2, last written at 8 and 9, listed at 10.
 fn view() -> View {
     let mut view = View::default();
-    assert_eq!((view.resume(), view.weigh(0, 10, OLD)), (None, Answer::Fresh));
+    assert_eq!((view.resume(), view.weigh(0, 10, OLD, &[])), (None, Answer::Fresh));
     view.settle(10, OLD, &[record(1, 8), record(2, 9)], Answer::Fresh);
     view
 }
@@ -86,7 +86,7 @@ fn of_two_keys_that_read_alike_the_last_counts_and_is_not_missed_for_ever() {
 fn an_answer_from_before_the_question_is_no_view_until_three_agree() {
     let mut view = view();
     view.hear(vec![put(3, 20)]);
-    let old = |view: &mut View, revision| view.weigh(20, revision, OLD);
+    let old = |view: &mut View, revision| view.weigh(20, revision, OLD, &[]);
     assert_eq!(
         [old(&mut view, 15), old(&mut view, 15), old(&mut view, 19)].map(|a| a == Answer::Behind),
         [true, true, false]
@@ -99,7 +99,7 @@ fn an_answer_from_before_the_question_is_no_view_until_three_agree() {
 fn old_answers_that_do_not_agree_or_not_in_a_row_count_anew() {
     let mut view = view();
     view.hear(vec![put(3, 20)]);
-    let answers = [15, 16, 12, 13, 20, 17, 18].map(|revision| view.weigh(20, revision, OLD));
+    let answers = [15, 16, 12, 13, 20, 17, 18].map(|revision| view.weigh(20, revision, OLD, &[]));
     assert!(!answers.contains(&Answer::Rewritten), "{answers:?}");
     assert_eq!(answers[4], Answer::Fresh);
 }
@@ -109,7 +109,7 @@ fn what_was_told_while_a_list_was_on_its_way_does_not_make_it_old() {
     let mut view = view();
     let floor = view.highest();
     view.hear(vec![put(3, 20)]);
-    assert_eq!(view.weigh(floor, 12, OLD), Answer::Fresh);
+    assert_eq!(view.weigh(floor, 12, OLD, &[]), Answer::Fresh);
 }
 
 #[test]
@@ -120,6 +120,15 @@ fn another_history_is_known_by_its_store_and_by_elections_that_start_again() {
         [(of(7, 3), true), (of(7, 4), true), (of(0, 0), true), (of(7, 2), false), (of(8, 9), false)]
     {
         assert_eq!(view.is_continued_by(history), continues, "{history:?}");
-        assert_eq!(view.weigh(10, 30, history) == Answer::Fresh, continues, "{history:?}");
+        assert_eq!(view.weigh(10, 30, history, &[]) == Answer::Fresh, continues, "{history:?}");
     }
+}
+
+#[test]
+fn a_key_that_goes_back_is_in_another_history_however_high_the_revision() {
+    let mut view = view();
+    assert_eq!(view.weigh(10, 30, OLD, &[record(1, 7), record(2, 30)]), Answer::Rewritten);
+    assert_eq!(view.weigh(10, 30, OLD, &[record(1, 8), record(2, 30)]), Answer::Fresh);
+    view.hear(vec![put(1, 12)]);
+    assert_eq!(view.weigh(10, 11, OLD, &[record(1, 8)]), Answer::Fresh, "the list is from before that change");
 }
