@@ -3,6 +3,7 @@
 mod error;
 mod keys;
 mod pool;
+mod silence;
 mod watch;
 
 pub use watch::EtcdWatch;
@@ -14,11 +15,11 @@ use error::CallError;
 use etcd_client::{Error, GetOptions, GetResponse, LeaseGrantOptions, PutOptions, Txn, TxnOp, TxnOpResponse};
 use keys::Keys;
 use pool::{Pool, Session};
+use silence::Patience;
 use std::cell::Cell;
 use std::net::IpAddr;
 use std::rc::Rc;
 use std::time::Duration;
-use watch::Patience;
 
 /// How many keys are read at once: fewer cost more round trips, more make longer answers.
 const PAGE: i64 = 2000;
@@ -46,7 +47,7 @@ impl EtcdStore {
     /// The same store, whose watches are asked for a sign of life when they have been silent for that long, and are
     /// over when they give none within as long again. By default that is 10 s and 15 s.
     pub fn with_patience(self, silence: Duration) -> Self {
-        EtcdStore { patience: Patience { ask_after: silence, answer_within: silence }, ..self }
+        EtcdStore { patience: Patience::new(silence, silence), ..self }
     }
 
     async fn call<T>(&self, ask: impl AsyncFn(Session) -> Result<T, Error>) -> Result<T, StoreError> {
@@ -181,7 +182,7 @@ impl Store for EtcdStore {
         if self.is_behind(&opened, after).await? {
             return Err(StoreError::Compacted(after));
         }
-        opened.start(self.pool.clone(), self.keys.clone(), self.patience)
+        opened.start(self.pool.clone(), self.keys.clone(), self.patience.clone())
     }
 
     async fn write(

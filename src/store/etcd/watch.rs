@@ -1,19 +1,14 @@
 //! A watch on all keys under `subnets/`.
-//!
-//! A connection that is dead is found by HTTP/2's pings. But those are answered by whatever is at its other end, be it
-//! a proxy, or a member whose watches stand still. So a watch that has been silent for some time is asked how far it
-//! is, and is over when it does not say. What it says then is taken for a sign of life and nothing else: etcd before
-//! 3.4.25 and 3.5.8 answers with a revision whose changes it may not have sent yet (#15220).
 
 use super::Keys;
 use super::error::{self, CallError};
 use super::pool::{Pool, Session};
+use super::silence::{Next, Patience, Silence};
 use crate::model::lease::Revision;
 use crate::store::{Change, Changes, History, StoreError, Watch};
 use etcd_client::{Error, Event, EventType, ResponseHeader, WatchOptions, WatchResponse, WatchStream};
 use std::rc::Rc;
-use std::time::Duration;
-use tokio::time::{Instant, timeout_at};
+use tokio::time::timeout_at;
 
 /// A running watch at one member of an etcd cluster.
 pub struct EtcdWatch {
@@ -27,43 +22,6 @@ pub struct EtcdWatch {
     over: Option<StoreError>,
 }
 
-/// How long a watch may be silent.
-#[derive(Debug, Clone, Copy)]
-pub(super) struct Patience {
-    /// After so long it is asked whether it is still there.
-    pub(super) ask_after: Duration,
-    /// So long it may take to answer.
-    pub(super) answer_within: Duration,
-}
-
-impl Default for Patience {
-    fn default() -> Self {
-        Patience { ask_after: Duration::from_secs(10), answer_within: Duration::from_secs(15) }
-    }
-}
-
-/// The silence of a watch: since when, or since when it has been asked for a sign of life.
-struct Silence {
-    patience: Patience,
-    since: Instant,
-    asked: bool,
-}
-
-impl Silence {
-    fn new(patience: Patience) -> Self {
-        Silence { patience, since: Instant::now(), asked: false }
-    }
-
-    fn end(&self) -> Instant {
-        self.since + if self.asked { self.patience.answer_within } else { self.patience.ask_after }
-    }
-
-    /// The watch has said something, or now is asked to.
-    fn restart(&mut self, asked: bool) {
-        (self.since, self.asked) = (Instant::now(), asked);
-    }
-}
-
 /// A watch that a member has confirmed, and what it said of itself.
 pub(super) struct Opened {
     member: usize,
@@ -74,8 +32,7 @@ pub(super) struct Opened {
 impl Opened {
     /// Asks a member to watch and waits until it confirms that it does.
     pub(super) async fn open(mut session: Session, keys: &Keys, after: Revision) -> Result<Self, Error> {
-        let options =
-            WatchOptions::new().with_range(keys.subnets_end()).with_start_revision(after + 1).with_progress_notify();
+        let options = WatchOptions::new().with_range(keys.subnets_end()).with_start_revision(after + 1);
         let mut stream = session.watch.watch(keys.subnets(), Some(options)).await?;
         let created = stream.message().await?.ok_or_else(|| Error::WatchError("the watch ended at once".to_owned()))?;
         Ok(Opened { member: session.member, stream, created })
@@ -127,14 +84,15 @@ impl EtcdWatch {
         loop {
             let message = match timeout_at(self.silence.end(), self.stream.message()).await {
                 Ok(message) => message,
-                Err(_) if self.silence.asked => return Err(self.broken("the watch gives no sign of life")),
+                Err(_) if self.silence.ended() == Next::GiveUp => {
+                    return Err(self.broken("the watch gives no sign of life"));
+                }
                 Err(_) => {
-                    self.silence.restart(true);
                     self.stream.request_progress().await.map_err(|error| self.failed(error))?;
                     continue;
                 }
             };
-            self.silence.restart(false);
+            self.silence.is_broken();
             match message {
                 // The answer to a request for progress has no watch's id.
                 Ok(Some(message)) if message.watch_id() != self.id => {}
