@@ -1,8 +1,8 @@
 //! What the store has told of its keys so far, and what a further answer is worth beside it.
 //!
 //! A watch promises much: each change once, all of them, in order, from where one asks. Released versions of etcd have
-//! broken each of these promises (#15271 replays the past, #17529 loses events, #18089 and #19179 a deletion at a compaction,
-//! #15220 claims progress early, #20418 reads from long ago). So nothing here relies on them:
+//! broken each of these promises (#15271 replays the past, #17529 loses events, #18089 and #19179 a deletion at a
+//! compaction, #15220 claims progress early, #20418 reads from long ago). So nothing here relies on them:
 //!
 //! - A change that is not newer than what is known of its key is dropped: replays, duplicates and stragglers do nothing.
 //! - What was never told is found by comparing with a complete list (an *audit*), and made good as the changes that

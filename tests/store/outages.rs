@@ -97,16 +97,16 @@ async fn three_members_freeze_die_and_elect_while_peers_change_and_nothing_is_lo
         follower.agrees_with(&direct).await;
         let churn = Churn::start(&urls);
         churn.goes_on(20).await;
-        for n in 0..3 {
-            // The follower watches at the first member that works: each comes to be that one.
-            members[n].freeze(true);
+        // The follower watches at the first member that works: each comes to be that one.
+        for member in &mut members {
+            member.freeze(true);
             churn.goes_on(30).await;
             sleep(Duration::from_secs(10)).await;
-            members[n].freeze(false);
+            member.freeze(false);
             churn.goes_on(10).await;
-            members[n].kill();
+            member.kill();
             churn.goes_on(30).await;
-            members[n].restart();
+            member.restart();
             churn.goes_on(10).await;
         }
         drop(churn);
