@@ -200,6 +200,7 @@ impl<K: Kernel> Reconciler<K> {
         let own = SubnetKey::v4(self.world.own().subnet).to_string();
         let now = self.env.now();
         match news {
+            News::OtherHistory => self.world.doubt_next_list(),
             News::All(snapshot) => {
                 let record = snapshot.records.iter().find(|record| record.name == own).cloned();
                 self.sightings.send_replace(Some(Sighting { revision: snapshot.revision, record }));

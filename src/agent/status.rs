@@ -44,6 +44,8 @@ pub struct Status {
     pub leases: Tally,
     /// Peers whose entries stay although their keys have gone.
     pub held: usize,
+    /// Changes of leases since the start that the store's watch should have told and did not.
+    pub missed_events: u64,
     /// Changes made to the kernel since the start because the facts changed.
     pub kernel_changes: u64,
     /// Changes made since the start to make good what somebody else had done.

@@ -191,6 +191,11 @@ impl World {
         self.update(changed)
     }
 
+    /// The next complete list is one of another history of the store.
+    pub fn doubt_next_list(&mut self) {
+        self.leases.doubt_next_list();
+    }
+
     /// Changes of some keys.
     pub fn change_leases(&mut self, revision: Revision, changes: Vec<Change>, now: Moment) -> Dirty {
         let own = self.own_name();

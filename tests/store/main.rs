@@ -1,9 +1,13 @@
 //! The stores, the one in etcd against a real etcd. Needs the programs etcd and etcdctl.
 
+mod breaker;
 mod contract;
 mod etcd;
 mod failures;
+mod follower;
+mod guarantees;
 mod lab;
+mod outages;
 mod proxy;
 mod wire;
 

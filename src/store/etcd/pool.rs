@@ -86,6 +86,11 @@ impl Pool {
         }
     }
 
+    /// Makes the next call go to another member than the last one.
+    pub(super) fn leave_pinned(&self) {
+        self.leave(self.pinned.get());
+    }
+
     /// Lets go of all connections; what is under way on them goes on.
     pub(super) fn redial(&self) {
         self.members.iter().for_each(|member| drop(member.session.take()));
