@@ -5,6 +5,7 @@
 mod field;
 mod lab;
 
+mod cluster;
 mod disaster;
 mod heal;
 mod heal_nic;
