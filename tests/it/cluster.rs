@@ -3,7 +3,7 @@
 use std::thread::sleep;
 use std::time::{Duration, Instant};
 
-use crate::lab::{Cluster, DEVICE, Etcd, Host, Lab, Lease, Tables, containers_on, eventually_eq, wait_until};
+use crate::lab::{Cluster, DEVICE, Etcd, Host, Lab, Lease, Tables, containers_on, eventually, wait_until};
 
 /// Leases short enough to be renewed, and so to end, within these tests.
 const TTL: &str = "--subnet-lease-ttl=30s";
@@ -44,7 +44,10 @@ fn fails_over(name: &str, fail: fn(&mut Cluster, usize), mend: fn(&mut Cluster, 
         let wanted = Tables::to(&cluster[other].peers_of(host));
         assert!(wait_until(LIMIT, || host.tables() == wanted), "not within {LIMIT:?}: {:?}", host.tables());
     }
-    println!("{name}: put at another member after {put:.1?}, in both kernels {:.1?} after the failure", began.elapsed());
+    println!(
+        "{name}: put at another member after {put:.1?}, in both kernels {:.1?} after the failure",
+        began.elapsed()
+    );
 
     mend(&mut cluster, active);
     cluster[other].put_lease(&Lease::guest(202));
@@ -118,9 +121,9 @@ impl Events {
     }
 }
 
-#[test]
-fn without_a_quorum_traffic_flows_and_little_is_said_and_afterwards_all_is_made_good() {
-    let lab = Lab::new("quorum");
+/// Leaves the hosts without etcd for a while, in some way.
+fn sits_out(name: &str, fail: fn(&mut Cluster), mend: fn(&mut Cluster)) {
+    let lab = Lab::new(name);
     let mut cluster = lab.etcd_cluster();
     let mut hosts = joined(&lab, &cluster, 2);
     let containers = containers_on(&mut hosts);
@@ -129,29 +132,47 @@ fn without_a_quorum_traffic_flows_and_little_is_said_and_afterwards_all_is_made_
     let pinging = from.ping_background(to);
     let marks: Vec<usize> = hosts.iter().map(|host| host.log().len()).collect();
 
-    cluster[0].kill();
-    cluster[2].kill();
-    sleep(Duration::from_secs(20));
+    fail(&mut cluster);
+    sleep(OUTAGE);
     for (host, mark) in hosts.iter_mut().zip(marks) {
         let log = host.log_since(mark);
-        println!("host {}: {log}", host.public_ip());
+        println!("{name}: {} lines", log.lines().count());
         assert!(log.lines().count() <= MOST_LINES, "{log}");
         assert!(host.running());
     }
 
-    cluster[0].start();
+    mend(&mut cluster);
     let guest = Lease::guest(203);
     cluster[1].put_lease_patiently(&guest);
+    hosts.iter().for_each(|host| host.follows(&cluster[1]));
     for host in &hosts {
         let own = cluster[1].lease_of_host(host);
-        eventually_eq("the lease is renewed", &true, || {
-            let id = cluster[1].lease_of(&own.key()).expect("an etcd lease");
-            cluster[1].ttl(id) > 20
-        });
-        host.follows(&cluster[1]);
+        let id = || cluster[1].lease_of(&own.key()).expect("an etcd lease");
+        eventually("the lease is renewed", || cluster[1].ttl(id()) > 20);
     }
     assert!(pinging.stop().lost_nothing());
 }
 
+/// How long etcd is away; each host tries some thirty times meanwhile.
+const OUTAGE: Duration = Duration::from_secs(20);
+
 /// How much a host may say of an outage, however often it tries.
 const MOST_LINES: usize = 8;
+
+#[test]
+fn without_a_quorum_traffic_flows_and_little_is_said() {
+    let fail = |cluster: &mut Cluster| [0, 2].into_iter().for_each(|index| cluster[index].kill());
+    sits_out("quorum", fail, |cluster| cluster[0].start());
+}
+
+#[test]
+fn with_all_members_off_the_network_traffic_flows_and_little_is_said() {
+    let fail = |cluster: &mut Cluster| (0..3).for_each(|index| cluster.unplug(index));
+    sits_out("unplugged", fail, |cluster| (0..3).for_each(|index| cluster.plug_in(index)));
+}
+
+#[test]
+fn with_all_members_silent_traffic_flows_and_little_is_said() {
+    let fail = |cluster: &mut Cluster| (0..3).for_each(|index| cluster[index].pause());
+    sits_out("all-hang", fail, |cluster| (0..3).for_each(|index| cluster[index].resume()));
+}

@@ -6,6 +6,7 @@ mod field;
 mod lab;
 
 mod cluster;
+mod cost;
 mod disaster;
 mod heal;
 mod heal_nic;

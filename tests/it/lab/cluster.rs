@@ -89,6 +89,16 @@ impl Cluster {
         self.underlay.netns.run(&["nft", "delete", "table", "bridge", &format!("cut{index}")]).expect("nft");
     }
 
+    /// Pulls a member's cable out, as when its machine dies: it does not even answer ARP.
+    pub fn unplug(&self, index: usize) {
+        self.underlay.netns.ip(&format!("link set {} down", port(index)));
+    }
+
+    /// After [`Cluster::unplug`]: the member is back.
+    pub fn plug_in(&self, index: usize) {
+        self.underlay.netns.ip(&format!("link set {} up", port(index)));
+    }
+
     /// Removes a member, which must not run, from the cluster, and adds it again without any of its data.
     pub fn replace(&mut self, index: usize) {
         let (id, other) = (self.member_id(index), (index + 1) % 3);

@@ -328,6 +328,10 @@ impl Etcd {
         answer.is_ok_and(|(code, body)| code == 200 && body.contains("true"))
     }
 
+    pub(super) fn clients(&self) -> SocketAddr {
+        self.clients
+    }
+
     pub(super) fn peer_url(&self) -> String {
         format!("http://{}", self.peers)
     }

@@ -14,6 +14,7 @@
 
 mod cluster;
 mod container;
+mod cost;
 mod etcd;
 mod host;
 mod monitor;
@@ -28,6 +29,7 @@ mod wait;
 
 pub use cluster::Cluster;
 pub use container::Container;
+pub use cost::Calls;
 pub use etcd::Etcd;
 pub use host::{FLANNELD, Host};
 pub use overlay::{CONFIG, DEVICE, Lease, NETWORK, PREFIX};
