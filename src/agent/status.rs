@@ -42,6 +42,8 @@ pub struct Status {
     pub lease: Option<LeaseId>,
     /// What was made of the leases in the store.
     pub leases: Tally,
+    /// How often since the start somebody else was faster to write the key that we wanted to be ours.
+    pub lost_races: u64,
     /// Peers whose entries stay although their keys have gone.
     pub held: usize,
     /// Changes made to the kernel since the start because the facts changed.

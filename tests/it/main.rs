@@ -20,4 +20,5 @@ mod peers;
 mod restart;
 mod rivals;
 mod start;
+mod storm;
 mod takeover;
