@@ -45,6 +45,7 @@ impl Agent {
             docker_opts_file: None,
             state_dir: disk.path().join("state"),
             peer_hold: DAY,
+            gives_back: false,
         };
         let kernel = FakeKernel::new(view(Ipv4Addr::from(0xac10_0000 + number)));
         let env = Rc::new(Env::of_host(|_| {}));
