@@ -4,6 +4,7 @@
 #[allow(dead_code, unused_imports, reason = "made for the tests; only a part is needed here")]
 #[path = "../../tests/it/lab/mod.rs"]
 mod lab;
+#[allow(dead_code, reason = "made for another benchmark")]
 #[path = "../repair/table.rs"]
 mod table;
 

@@ -23,7 +23,7 @@ use crate::lab::{DEVICE, Etcd, PREFIX};
 const DAY: Duration = Duration::from_secs(86400);
 
 /// How long a debug build on a busy machine may take for all of it.
-const LIMIT: Duration = Duration::from_secs(90);
+const LIMIT: Duration = Duration::from_secs(300);
 
 /// A host: its kernel, its disk, and the agent that runs on it.
 struct Agent {
