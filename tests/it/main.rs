@@ -5,6 +5,8 @@
 mod field;
 mod lab;
 
+mod cluster;
+mod cost;
 mod disaster;
 mod heal;
 mod heal_nic;
@@ -19,4 +21,5 @@ mod restart;
 mod rivals;
 mod service;
 mod start;
+mod storm;
 mod takeover;
