@@ -259,3 +259,22 @@ async fn out_of_subnets_a_host_waits_until_one_is_free() {
     assert_eq!(cluster[4].subnet(), Some(left.first));
     assert_eq!(cluster[4].reasons(), "");
 }
+
+#[tokio::test(start_paused = true)]
+async fn a_short_lease_outlives_outages_that_end_before_it_does() {
+    let mut cluster = Cluster::new(1);
+    cluster[1].settings.terms = Terms { ttl: secs(30), renew_margin: secs(5) };
+    cluster.start(1);
+    cluster.until_ready().await;
+    let lease = lease_id(&cluster, 1);
+    for _ in 0..50 {
+        let renewals = cluster[1].store.calls().keep_alive;
+        cluster.until(secs(15), "it is renewed", |cluster| cluster[1].store.calls().keep_alive > renewals).await;
+        cluster.pass(millis(100)).await;
+        cluster[1].store.go_down();
+        cluster.pass(millis(23_500)).await;
+        cluster[1].store.come_back();
+        cluster.pass(secs(7)).await;
+        assert_eq!(lease_id(&cluster, 1), lease, "it ended though there was time to renew it");
+    }
+}

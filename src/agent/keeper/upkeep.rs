@@ -12,7 +12,8 @@ use std::convert::Infallible;
 use std::time::Duration;
 use tokio::sync::watch;
 
-/// The longest pause between attempts to get the lease back.
+/// The longest pause between attempts to get the lease back, or a sixth of its time to live if that is less: an outage
+/// that ends before the lease does is not to end it.
 const LONGEST_PAUSE: Duration = Duration::from_secs(60);
 
 /// How often the newest revision is written to the state file at most.
@@ -53,7 +54,7 @@ impl<S: Store> Keeper<S> {
             amiss: false,
             earliest: Moment::ZERO,
             due: self.next_renewal(&held),
-            backoff: Backoff::new(Duration::from_secs(1), LONGEST_PAUSE),
+            backoff: Backoff::new(Duration::from_secs(1), LONGEST_PAUSE.min(self.terms.ttl / 6)),
         };
         loop {
             tokio::select! {
