@@ -170,9 +170,3 @@ fn with_all_members_off_the_network_traffic_flows_and_little_is_said() {
     let fail = |cluster: &mut Cluster| (0..3).for_each(|index| cluster.unplug(index));
     sits_out("unplugged", fail, |cluster| (0..3).for_each(|index| cluster.plug_in(index)));
 }
-
-#[test]
-fn with_all_members_silent_traffic_flows_and_little_is_said() {
-    let fail = |cluster: &mut Cluster| (0..3).for_each(|index| cluster[index].pause());
-    sits_out("all-hang", fail, |cluster| (0..3).for_each(|index| cluster[index].resume()));
-}
