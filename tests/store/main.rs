@@ -1,10 +1,13 @@
 //! The stores, the one in etcd against a real etcd. Needs the programs etcd and etcdctl.
 
+mod auth;
 mod contract;
 mod etcd;
 mod failures;
 mod lab;
+mod pki;
 mod proxy;
+mod tls;
 mod wire;
 
 /// Each contract is a test of both stores.

@@ -1,15 +1,19 @@
 //! Leases in etcd's v3 API, in the keys and the form that flannel uses.
 
+mod credentials;
+mod diagnosis;
 mod error;
 mod keys;
 mod pool;
 mod watch;
 
+pub use credentials::{Access, IdentityFiles, Password, Secret, User};
 pub use watch::EtcdWatch;
 
 use super::{Guard, Life, Snapshot, Store, StoreError, Written};
 use crate::model::lease::{LeaseAttrs, LeaseId, Record, Revision};
 use crate::model::subnet::SubnetKey;
+use credentials::Credentials;
 use error::CallError;
 use etcd_client::{Error, GetOptions, GetResponse, LeaseGrantOptions, PutOptions, Txn, TxnOp, TxnOpResponse};
 use keys::Keys;
@@ -34,12 +38,23 @@ pub struct EtcdStore {
 }
 
 impl EtcdStore {
-    /// A store at these members of one cluster, `http://host:port` each, with all keys under `prefix`. Dials nothing.
+    /// A store at these members of one cluster, which ask for no user, with all keys under `prefix`. Dials nothing.
     ///
     /// # Errors
-    /// When there is no endpoint, or one is not of that form.
+    /// As for [`EtcdStore::with_access`].
     pub fn new(endpoints: Vec<String>, prefix: &str) -> Result<Self, StoreError> {
-        Ok(EtcdStore { pool: Rc::new(Pool::new(endpoints)?), keys: Rc::new(Keys::new(prefix)), history: Rc::default() })
+        EtcdStore::with_access(endpoints, prefix, Access::default())
+    }
+
+    /// A store at these members of one cluster, `http://host:port` or `https://host:port` each, with all keys under
+    /// `prefix`. Dials nothing.
+    ///
+    /// # Errors
+    /// When there is no endpoint, one is not of that form, or a file that `access` names cannot be used.
+    pub fn with_access(endpoints: Vec<String>, prefix: &str, access: Access) -> Result<Self, StoreError> {
+        let credentials = Credentials::load(access).map_err(StoreError::Refused)?;
+        let pool = Pool::new(endpoints, credentials)?;
+        Ok(EtcdStore { pool: Rc::new(pool), keys: Rc::new(Keys::new(prefix)), history: Rc::default() })
     }
 
     async fn call<T>(&self, ask: impl AsyncFn(Session) -> Result<T, Error>) -> Result<T, StoreError> {

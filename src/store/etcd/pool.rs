@@ -3,6 +3,8 @@
 //! etcd-client balances over its endpoints and never leaves out a dead one: with one of two members down a third of
 //! all calls fails. So each member gets a client of its own, and this pool chooses among them.
 
+use super::credentials::Credentials;
+use super::diagnosis::Dialled;
 use super::error::{self, CallError};
 use crate::store::StoreError;
 use etcd_client::{Client, ConnectOptions, Error, KvClient, LeaseClient, WatchClient};
@@ -25,6 +27,7 @@ const LARGEST_ANSWER: usize = 64 << 20;
 /// All members, one of them pinned.
 pub(super) struct Pool {
     members: Vec<Member>,
+    credentials: Credentials,
     pinned: Cell<usize>,
 }
 
@@ -41,6 +44,8 @@ struct Member {
 pub(super) struct Session {
     /// The member's place in the pool.
     pub(super) member: usize,
+    /// Which certificates it was made with.
+    generation: u64,
     /// Reads and writes.
     pub(super) kv: KvClient,
     /// Leases.
@@ -50,13 +55,13 @@ pub(super) struct Session {
 }
 
 impl Pool {
-    /// A pool of these members, `http://host:port` each. Nothing is dialled.
-    pub(super) fn new(endpoints: Vec<String>) -> Result<Self, StoreError> {
+    /// A pool of these members, `http://host:port` or `https://host:port` each. Nothing is dialled.
+    pub(super) fn new(endpoints: Vec<String>, credentials: Credentials) -> Result<Self, StoreError> {
         if endpoints.is_empty() {
             return Err(StoreError::Refused("no etcd endpoint is given".into()));
         }
         let members = endpoints.into_iter().map(Member::new).collect::<Result<_, _>>()?;
-        Ok(Pool { members, pinned: Cell::new(0) })
+        Ok(Pool { members, credentials, pinned: Cell::new(0) })
     }
 
     /// Asks the pinned member, then the others in turn, each once, until one answers. Who fails is pinned no more.
@@ -66,16 +71,80 @@ impl Pool {
         for step in 0..self.members.len() {
             let index = (first + step) % self.members.len();
             let member = &self.members[index];
-            match member.call(index, &ask).await {
+            match self.call_at(index, &ask).await {
                 Ok(answer) => return answer.map_err(CallError::Answer),
                 Err(what) => {
                     tracing::debug!("{}: {what}", member.url);
-                    failures.push(format!("{}: {what}", member.url));
+                    failures.push((member.url.clone(), what));
                     self.leave(index);
                 }
             }
         }
-        Err(CallError::NoAnswer(failures.join("; ")))
+        Err(CallError::NoAnswer(failures))
+    }
+
+    /// One call at this member: what the cluster answered, or what went wrong here.
+    async fn call_at<T>(
+        &self,
+        index: usize,
+        ask: &impl AsyncFn(Session) -> Result<T, Error>,
+    ) -> Result<Result<T, Box<tonic::Status>>, String> {
+        match timeout(CALL, self.ask(index, ask)).await {
+            Ok(Ok(value)) => Ok(Ok(value)),
+            Ok(Err(error)) => error::answer(error).map(Err).map_err(|error| self.dialled(index).explain(&error)),
+            Err(_) => Err(format!("no answer within {} s", CALL.as_secs())),
+        }
+    }
+
+    async fn ask<T>(&self, index: usize, ask: &impl AsyncFn(Session) -> Result<T, Error>) -> Result<T, Error> {
+        let generation = self.credentials.refresh();
+        let known = self.members[index].session.borrow().clone();
+        if let Some(session) = known.filter(|session| session.generation == generation) {
+            match ask(session).await {
+                // The connection may have been dead for long, the member need not be.
+                Err(error) if error::is_broken_connection(&error) => {}
+                // etcd forgets who we are when it restarts, when nothing was asked for minutes, and on new passwords.
+                Err(error) if self.credentials.has_user() && error::is_unknown_user(&error) => {
+                    tracing::debug!("{}: {}; authenticating again", self.url(index), error::explain(&error));
+                }
+                result => return result,
+            }
+        }
+        let session = self.connect(index, generation).await?;
+        let (result, ()) = tokio::join!(ask(session), self.members[index].resolve());
+        result
+    }
+
+    fn dialled(&self, index: usize) -> Dialled<'_> {
+        let Member { url, host, .. } = &self.members[index];
+        Dialled { url, host, access: self.credentials.access() }
+    }
+
+    /// A client for this member. Without a user it dials when it is first used.
+    async fn connect(&self, index: usize, generation: u64) -> Result<Session, Error> {
+        let member = &self.members[index];
+        let mut options = ConnectOptions::new()
+            .with_connect_timeout(CONNECT)
+            .with_keep_alive(PING, PONG)
+            .with_keep_alive_while_idle(false)
+            .with_require_leader(true);
+        if member.is_encrypted() {
+            options = self.credentials.encrypt(options);
+        }
+        let client = match Client::connect([&member.url], Some(self.credentials.authenticate(options.clone()))).await {
+            // Then nobody needs to.
+            Err(error) if error::is_auth_disabled(&error) => Client::connect([&member.url], Some(options)).await?,
+            connected => connected?,
+        };
+        let session = Session {
+            member: index,
+            generation,
+            kv: client.kv_client().max_decoding_message_size(LARGEST_ANSWER),
+            lease: client.lease_client(),
+            watch: client.watch_client().max_decoding_message_size(LARGEST_ANSWER),
+        };
+        member.session.replace(Some(session.clone()));
+        Ok(session)
     }
 
     /// Makes the next call go to another member than this one, which failed.
@@ -107,7 +176,8 @@ impl Pool {
 
 impl Member {
     fn new(url: String) -> Result<Self, StoreError> {
-        let broken = || StoreError::Refused(format!("{url:?} is no etcd endpoint: http://host:port is wanted"));
+        let broken =
+            || StoreError::Refused(format!("{url:?} is no etcd endpoint: http://HOST:PORT is wanted, or https"));
         let uri: hyper::Uri = url.parse().map_err(|_| broken())?;
         let host = uri.host().ok_or_else(broken)?.trim_matches(['[', ']']).to_owned();
         let port = uri.port_u16().ok_or_else(broken)?;
@@ -115,49 +185,8 @@ impl Member {
         Ok(Member { url, host, port, session: RefCell::new(None), resolved })
     }
 
-    /// One call at this member: what the cluster answered, or what went wrong here.
-    async fn call<T>(
-        &self,
-        index: usize,
-        ask: &impl AsyncFn(Session) -> Result<T, Error>,
-    ) -> Result<Result<T, Box<tonic::Status>>, String> {
-        match timeout(CALL, self.ask(index, ask)).await {
-            Ok(Ok(value)) => Ok(Ok(value)),
-            Ok(Err(error)) => error::answer(error).map(Err).map_err(|error| error::explain(&error)),
-            Err(_) => Err(format!("no answer within {} s", CALL.as_secs())),
-        }
-    }
-
-    async fn ask<T>(&self, index: usize, ask: &impl AsyncFn(Session) -> Result<T, Error>) -> Result<T, Error> {
-        let known = self.session.borrow().clone();
-        if let Some(session) = known {
-            match ask(session).await {
-                // The connection may have been dead for long, the member need not be.
-                Err(error) if error::is_broken_connection(&error) => {}
-                result => return result,
-            }
-        }
-        let session = self.connect(index).await?;
-        let (result, ()) = tokio::join!(ask(session), self.resolve());
-        result
-    }
-
-    /// A client for this member; it dials when it is first used.
-    async fn connect(&self, index: usize) -> Result<Session, Error> {
-        let options = ConnectOptions::new()
-            .with_connect_timeout(CONNECT)
-            .with_keep_alive(PING, PONG)
-            .with_keep_alive_while_idle(false)
-            .with_require_leader(true);
-        let client = Client::connect([&self.url], Some(options)).await?;
-        let session = Session {
-            member: index,
-            kv: client.kv_client().max_decoding_message_size(LARGEST_ANSWER),
-            lease: client.lease_client(),
-            watch: client.watch_client().max_decoding_message_size(LARGEST_ANSWER),
-        };
-        self.session.replace(Some(session.clone()));
-        Ok(session)
+    fn is_encrypted(&self) -> bool {
+        self.url.starts_with("https://")
     }
 
     /// Learns the addresses behind a host name, if it can be done at once.
@@ -174,10 +203,15 @@ impl Member {
 
 #[cfg(test)]
 mod tests {
+    use super::super::credentials::Access;
     use super::*;
 
+    fn credentials() -> Credentials {
+        Credentials::load(Access::default()).unwrap()
+    }
+
     fn pool(urls: &[&str]) -> Pool {
-        Pool::new(urls.iter().map(|url| url.to_string()).collect()).unwrap()
+        Pool::new(urls.iter().map(|url| url.to_string()).collect(), credentials()).unwrap()
     }
 
     #[test]
@@ -188,9 +222,9 @@ mod tests {
 
     #[test]
     fn what_is_no_endpoint_is_refused() {
-        assert!(Pool::new(Vec::new()).is_err());
-        assert!(Pool::new(vec!["http://10.0.0.2".into()]).is_err());
-        assert!(Pool::new(vec!["nonsense".into()]).is_err());
+        assert!(Pool::new(Vec::new(), credentials()).is_err());
+        assert!(Pool::new(vec!["http://10.0.0.2".into()], credentials()).is_err());
+        assert!(Pool::new(vec!["nonsense".into()], credentials()).is_err());
     }
 
     #[test]
