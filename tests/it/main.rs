@@ -4,8 +4,11 @@
 
 mod field;
 mod lab;
+#[path = "../store/pki.rs"]
+mod pki;
 
 mod disaster;
+mod endpoints;
 mod heal;
 mod heal_nic;
 mod heal_random;
@@ -17,5 +20,6 @@ mod overrun;
 mod peers;
 mod restart;
 mod rivals;
+mod secure;
 mod start;
 mod takeover;

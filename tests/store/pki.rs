@@ -45,14 +45,6 @@ impl Authority {
         self.issue_with(role, &KeyPair::generate().expect("a key"), |_| {})
     }
 
-    /// The same, but expired long ago.
-    pub fn issue_expired(&self, role: Role) -> Pair {
-        self.issue_with(role, &KeyPair::generate().expect("a key"), |params| {
-            params.not_before = rcgen::date_time_ymd(2020, 1, 1);
-            params.not_after = rcgen::date_time_ymd(2021, 1, 1);
-        })
-    }
-
     /// The same for this key.
     pub fn issue_with(&self, role: Role, key: &KeyPair, change: impl FnOnce(&mut CertificateParams)) -> Pair {
         let (names, common_name, purpose) = match role {
@@ -88,24 +80,4 @@ fn name(common_name: &str) -> DistinguishedName {
     let mut name = DistinguishedName::new();
     name.push(DnType::CommonName, common_name);
     name
-}
-
-/// A key of 2048 bits, since making one takes long.
-pub fn rsa_key() -> KeyPair {
-    KeyPair::from_pem(include_str!("keys/rsa.pem")).expect("an RSA key")
-}
-
-/// The same certificate with its RSA key in PKCS#1's form, which is what PKCS#8 holds after a header of 26 bytes.
-pub fn pkcs1(pair: &Pair) -> Pair {
-    rewrapped(pair, "RSA PRIVATE KEY", |der| &der[26..])
-}
-
-/// The same certificate with its key on P-256 in SEC1's form, the last 109 bytes of PKCS#8.
-pub fn sec1(pair: &Pair) -> Pair {
-    rewrapped(pair, "EC PRIVATE KEY", |der| &der[der.len() - 109..])
-}
-
-fn rewrapped(pair: &Pair, tag: &str, part: impl Fn(&[u8]) -> &[u8]) -> Pair {
-    let der = pem::parse(&pair.key).expect("a key in PEM form").into_contents();
-    Pair { key: pem::encode(&pem::Pem::new(tag, part(&der))), ..pair.clone() }
 }

@@ -2,7 +2,7 @@
 
 use crate::etcd::{Etcd, free_port};
 use crate::lab::{Lab, PREFIX, attrs, brief, done, next, subnet};
-use crate::pki::{Authority, Role, pkcs1, rsa_key, sec1};
+use crate::pki::{Authority, Pair, Role};
 use flanneld::store::etcd::{Access, EtcdStore, IdentityFiles, Password, Secret, User};
 use flanneld::store::{Guard, Life, Store, StoreError};
 use std::fs;
@@ -118,7 +118,7 @@ async fn a_server_that_is_not_to_be_trusted_is_named_with_what_helps() {
     let elsewhere = Role::Server(&["etcd.example", "10.0.0.1"]);
     files.ca.issue(elsewhere).write(files.dir(), "elsewhere");
     files.ca.issue(Role::Server(&[])).write(files.dir(), "nameless");
-    files.ca.issue_expired(HERE).write(files.dir(), "expired");
+    expired(&files.ca, HERE).write(files.dir(), "expired");
     for name in ["version1.crt", "version1.key"] {
         fs::write(files.path(name), include_str!("keys/version1.pem")).unwrap();
     }
@@ -166,14 +166,13 @@ async fn a_wrong_scheme_is_named_with_the_right_one() {
         let etcd = files.etcd("server", wanting);
         let plain = etcd.url().replace("https", "http");
         let expected = format!(
-            "{plain}: it ended the connection before it answered, as etcd does when it wants TLS: then give {}",
-            etcd.url()
+            "{plain}: it ended the connection before it answered, as etcd does when it wants TLS: then give it as https://"
         );
         assert_eq!(trouble(&plain, &files.trusting()).await, expected);
     }
     let etcd = Etcd::start();
     let encrypted = etcd.url().replace("http", "https");
-    let expected = format!("{encrypted}: it does not answer to TLS: if it has none, give {}", etcd.url());
+    let expected = format!("{encrypted}: it does not answer to TLS: if it has none, give it as http://");
     assert_eq!(trouble(&encrypted, &files.trusting()).await, expected);
     let nobody = format!("https://127.0.0.1:{}", free_port());
     assert_eq!(trouble(&nobody, &files.trusting()).await, format!("{nobody}: connection refused"));
@@ -183,7 +182,7 @@ async fn a_wrong_scheme_is_named_with_the_right_one() {
 async fn a_client_that_is_not_accepted_is_told_what_etcd_wants() {
     let files = Files::new();
     Authority::new().issue(FLANNEL).write(files.dir(), "foreign");
-    files.ca.issue_expired(FLANNEL).write(files.dir(), "expired");
+    expired(&files.ca, FLANNEL).write(files.dir(), "expired");
     files.ca.issue_with(FLANNEL, &rsa_key(), |params| params.extended_key_usages.clear()).write(files.dir(), "any");
     files.ca.issue_with(FLANNEL, &rsa_key(), only_for_servers).write(files.dir(), "server-only");
     let etcd = files.etcd("server", true);
@@ -310,4 +309,32 @@ async fn a_new_authority_is_taken_up() {
     assert!(error.contains("signed by no CA in"), "{error}");
     fs::write(files.path("ca.crt"), &new.pem).unwrap();
     assert_eq!(store.config().await, Ok(None));
+}
+
+/// A certificate whose time is long over.
+fn expired(ca: &Authority, role: Role) -> Pair {
+    ca.issue_with(role, &rcgen::KeyPair::generate().expect("a key"), |params| {
+        params.not_before = rcgen::date_time_ymd(2020, 1, 1);
+        params.not_after = rcgen::date_time_ymd(2021, 1, 1);
+    })
+}
+
+/// A key of 2048 bits, since making one takes long.
+fn rsa_key() -> rcgen::KeyPair {
+    rcgen::KeyPair::from_pem(include_str!("keys/rsa.pem")).expect("an RSA key")
+}
+
+/// The same certificate with its RSA key in PKCS#1's form, which is what PKCS#8 holds after a header of 26 bytes.
+fn pkcs1(pair: &Pair) -> Pair {
+    rewrapped(pair, "RSA PRIVATE KEY", |der| &der[26..])
+}
+
+/// The same certificate with its key on P-256 in SEC1's form, the last 109 bytes of PKCS#8.
+fn sec1(pair: &Pair) -> Pair {
+    rewrapped(pair, "EC PRIVATE KEY", |der| &der[der.len() - 109..])
+}
+
+fn rewrapped(pair: &Pair, tag: &str, part: impl Fn(&[u8]) -> &[u8]) -> Pair {
+    let der = pem::parse(&pair.key).expect("a key in PEM form").into_contents();
+    Pair { key: pem::encode(&pem::Pem::new(tag, part(&der))), ..pair.clone() }
 }

@@ -26,12 +26,12 @@ impl Dialled<'_> {
         let cut_off = chain().any(is_cut_off);
         match chain().find_map(tls_error) {
             Some(error) => self.explain_tls(error),
-            None if self.is_encrypted() && while_dialling && cut_off => self.no_tls(),
+            None if self.is_encrypted() && while_dialling && cut_off => no_tls(),
             None if self.is_encrypted() && !while_dialling && error::is_broken_connection(error) => self.unwelcome(),
-            None if !while_dialling && cut_off => format!(
-                "it ended the connection before it answered, as etcd does when it wants TLS: then give https://{}",
-                self.authority()
-            ),
+            None if !while_dialling && cut_off => {
+                "it ended the connection before it answered, as etcd does when it wants TLS: then give it as https://"
+                    .to_owned()
+            }
             None => match error::explain(error) {
                 text if text.contains("no native certs") => {
                     "this host has no CA certificates of its own: give etcd's with --etcd-cafile".to_owned()
@@ -54,7 +54,7 @@ impl Dialled<'_> {
                 | AccessDenied
                 | CertificateRequired,
             ) => self.unwelcome(),
-            rustls::Error::InvalidMessage(_) => self.no_tls(),
+            rustls::Error::InvalidMessage(_) => no_tls(),
             error => format!("TLS fails: {error}"),
         }
     }
@@ -116,17 +116,13 @@ impl Dialled<'_> {
         }
     }
 
-    fn no_tls(&self) -> String {
-        format!("it does not answer to TLS: if it has none, give http://{}", self.authority())
-    }
-
     fn is_encrypted(&self) -> bool {
         self.url.starts_with("https://")
     }
+}
 
-    fn authority(&self) -> &str {
-        self.url.split_once("://").map_or(self.url, |(_, authority)| authority)
-    }
+fn no_tls() -> String {
+    "it does not answer to TLS: if it has none, give it as http://".to_owned()
 }
 
 /// An error and what is below it.

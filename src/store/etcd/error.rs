@@ -114,10 +114,11 @@ pub(super) fn is_auth_disabled(error: &Error) -> bool {
 
 /// What happened at a member, in a few words.
 pub(super) fn explain(error: &Error) -> String {
-    let Error::GRpcStatus(status) = error else {
-        return deepest(error).unwrap_or_else(|| error.to_string());
-    };
-    deepest(status).unwrap_or_else(|| bare(status.message()).to_owned())
+    match error {
+        Error::GRpcStatus(status) => deepest(status).unwrap_or_else(|| bare(status.message()).to_owned()),
+        Error::TransportError(error) => deepest(error).unwrap_or_else(|| error.to_string()),
+        error => error.to_string(),
+    }
 }
 
 /// The cause at the bottom of an error, if it says more than the top.

@@ -21,6 +21,9 @@ pub struct Etcd {
     dir: TempDir,
     /// None: it runs in the machine's own namespace, on loopback.
     underlay: Option<Arc<Underlay>>,
+    options: Vec<String>,
+    /// As whom etcdctl works: `--user=NAME:PASSWORD`.
+    user: Option<String>,
 }
 
 /// A key as etcd holds it.
@@ -33,11 +36,18 @@ pub struct KeyValue {
 }
 
 impl Etcd {
-    pub(super) fn on_underlay(underlay: Arc<Underlay>) -> Etcd {
+    pub(super) fn on_underlay(underlay: Arc<Underlay>, options: Vec<String>) -> Etcd {
         let address = |port| SocketAddr::from(([172, 31, 0, 254], port));
         let dir = TempDir::with_prefix_in("etcd-", underlay.dir.path()).expect("a directory for etcd");
-        let mut etcd =
-            Etcd { process: None, clients: address(2379), peers: address(2380), dir, underlay: Some(underlay) };
+        let mut etcd = Etcd {
+            process: None,
+            clients: address(2379),
+            peers: address(2380),
+            dir,
+            underlay: Some(underlay),
+            options,
+            user: None,
+        };
         assert!(etcd.try_start(), "etcd did not become healthy");
         etcd
     }
@@ -48,7 +58,7 @@ impl Etcd {
         for _ in 0..5 {
             let dir = TempDir::with_prefix("flannel-etcd-").expect("a directory for etcd");
             let [clients, peers] = free_ports();
-            let mut etcd = Etcd { process: None, clients, peers, dir, underlay: None };
+            let mut etcd = Etcd { process: None, clients, peers, dir, underlay: None, options: Vec::new(), user: None };
             if etcd.try_start() {
                 return etcd;
             }
@@ -59,6 +69,23 @@ impl Etcd {
     /// What clients connect to.
     pub fn endpoint(&self) -> String {
         format!("http://{}", self.clients)
+    }
+
+    /// Makes the users root and flannel, to whom the tests' prefix belongs, both with this password, and wants users.
+    pub fn enable_auth(&mut self, password: &str) {
+        let (root, flannel) = (format!("root:{password}"), format!("flannel:{password}"));
+        for words in [
+            &["user", "add", &root][..],
+            &["user", "grant-role", "root", "root"],
+            &["user", "add", &flannel],
+            &["role", "add", "flannel"],
+            &["role", "grant-permission", "flannel", "readwrite", "--prefix", &format!("{PREFIX}/")],
+            &["user", "grant-role", "flannel", "flannel"],
+            &["auth", "enable"],
+        ] {
+            self.ctl(words);
+        }
+        self.user = Some(format!("--user={root}"));
     }
 
     /// kill -9.
@@ -220,7 +247,7 @@ impl Etcd {
 
     fn etcdctl(&self, words: &[&str]) -> Command {
         let mut command = self.command("etcdctl");
-        command.env("ETCDCTL_API", "3").arg(format!("--endpoints={}", self.endpoint())).args(words);
+        command.env("ETCDCTL_API", "3").arg(format!("--endpoints={}", self.endpoint())).args(&self.user).args(words);
         command
     }
 
@@ -241,6 +268,7 @@ impl Etcd {
         // Nothing here survives a power cut anyway, and an election of one need not take a second.
         command.args(["--unsafe-no-fsync", "--heartbeat-interval", "10", "--election-timeout", "100"]);
         command.args(["--logger", "zap", "--log-outputs", "stderr", "--log-level", "warn"]);
+        command.args(&self.options);
         let mut process = Process::spawn(&mut command, &self.log());
         let mut alive = true;
         wait_until(PATIENCE, || {
