@@ -56,3 +56,13 @@ fn members_that_are_all_away_are_dialled_now_and_then() {
     assert!(host.running());
     drop(etcd);
 }
+
+#[test]
+fn idle_connections_are_probed_by_tcp() {
+    let lab = Lab::new("probed");
+    let etcd = lab.etcd_with_config();
+    let mut host = lab.host(1);
+    host.join();
+    host.follows(&etcd);
+    eventually("there is a timer for it", || host.sh("ss -tno dst 172.31.0.254").contains("timer:(keepalive"));
+}

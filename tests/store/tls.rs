@@ -160,6 +160,16 @@ async fn a_server_that_is_not_to_be_trusted_is_named_with_what_helps() {
 }
 
 #[tokio::test]
+async fn a_member_that_is_not_to_be_trusted_is_left_for_another() {
+    let files = Files::new();
+    expired(&files.ca, HERE).write(files.dir(), "expired");
+    let (bad, good) = (files.etcd("expired", false), files.etcd("server", false));
+    let plain = good.url().replace("https", "http");
+    let store = EtcdStore::with_access(vec![bad.url(), plain, good.url()], PREFIX, files.trusting()).unwrap();
+    assert_eq!(store.config().await, Ok(None));
+}
+
+#[tokio::test]
 async fn a_wrong_scheme_is_named_with_the_right_one() {
     let files = Files::new();
     for wanting in [false, true] {

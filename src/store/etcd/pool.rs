@@ -19,6 +19,8 @@ const CONNECT: Duration = Duration::from_secs(2);
 const CALL: Duration = Duration::from_secs(4);
 /// Pings while a stream is open; etcd ends connections that ping more often than every 5 s.
 const PING: Duration = Duration::from_secs(5);
+/// TCP's own probes of connections without a stream, on which etcd bears no pings: they keep the state of firewalls.
+const PROBE: Duration = Duration::from_secs(30);
 /// How long a ping may stay unanswered.
 const PONG: Duration = Duration::from_secs(3);
 /// The longest answer that is read; tonic's own limit is 4 MiB.
@@ -125,6 +127,7 @@ impl Pool {
         let member = &self.members[index];
         let mut options = ConnectOptions::new()
             .with_connect_timeout(CONNECT)
+            .with_tcp_keepalive(PROBE)
             .with_keep_alive(PING, PONG)
             .with_keep_alive_while_idle(false)
             .with_require_leader(true);
