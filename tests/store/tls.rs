@@ -95,6 +95,15 @@ async fn a_ca_alone_is_enough() {
 }
 
 #[tokio::test]
+async fn a_self_signed_certificate_may_be_its_own_ca() {
+    let files = Files::new();
+    self_signed(rcgen::IsCa::NoCa).write(files.dir(), "self-signed");
+    let etcd = files.etcd("self-signed", false);
+    let access = Access { ca_file: Some(files.path("self-signed.crt")), ..Access::default() };
+    assert_eq!(store(&etcd.url(), &access).config().await, Ok(None));
+}
+
+#[tokio::test]
 async fn client_certificates_may_have_keys_of_any_kind() {
     let files = Files::new();
     let etcd = files.etcd("server", true);
@@ -122,14 +131,15 @@ async fn a_server_that_is_not_to_be_trusted_is_named_with_what_helps() {
     for name in ["version1.crt", "version1.key"] {
         fs::write(files.path(name), include_str!("keys/version1.pem")).unwrap();
     }
-    let wrong_ca = Access { ca_file: Some(files.path("other.crt")), ..Access::default() };
     let wrong_ca_text = format!(
         "its certificate is signed by no CA in {}: --etcd-cafile must name the CA of etcd's certificate",
         files.path("other.crt").display()
     );
-    let version1 = Access { ca_file: Some(files.path("version1.crt")), ..Access::default() };
+    let trusting = |name| Access { ca_file: Some(files.path(name)), ..Access::default() };
+    let version1 = trusting("version1.crt");
+    self_signed(rcgen::IsCa::Ca(rcgen::BasicConstraints::Unconstrained)).write(files.dir(), "self-signed");
     let table = [
-        ("server", wrong_ca, wrong_ca_text.as_str()),
+        ("server", trusting("other.crt"), wrong_ca_text.as_str()),
         (
             "elsewhere",
             files.trusting(),
@@ -146,6 +156,11 @@ async fn a_server_that_is_not_to_be_trusted_is_named_with_what_helps() {
             version1,
             "its certificate is of X.509 version 1, which has no subject alternative names: make one of version 3 that has \
              127.0.0.1 as subject alternative name",
+        ),
+        (
+            "self-signed",
+            trusting("self-signed.crt"),
+            "its certificate is one of a CA (basicConstraints CA:TRUE): make one for the server, without that",
         ),
         (
             "expired",
@@ -247,7 +262,7 @@ fn files_that_cannot_be_used_are_named_at_once() {
         (ca("none"), "--etcd-cafile=DIR/none: it cannot be read: No such file or directory (os error 2)"),
         (ca("."), "--etcd-cafile=DIR/.: it cannot be read: Is a directory (os error 21)"),
         (ca("text"), "--etcd-cafile=DIR/text: there is no certificate in PEM form in it (BEGIN CERTIFICATE)"),
-        (ca("half"), "--etcd-cafile=DIR/half: its PEM form is broken: "),
+        (ca("half"), "--etcd-cafile=DIR/half: its PEM form is broken, or it is cut off"),
         (identity("none", "good.key"), "--etcd-certfile=DIR/none: it cannot be read: "),
         (identity("good.crt", "none"), "--etcd-keyfile=DIR/none: it cannot be read: "),
         (identity("good.key", "good.crt"), "--etcd-certfile=DIR/good.key: there is no certificate in PEM form in it "),
@@ -319,6 +334,13 @@ async fn a_new_authority_is_taken_up() {
     assert!(error.contains("signed by no CA in"), "{error}");
     fs::write(files.path("ca.crt"), &new.pem).unwrap();
     assert_eq!(store.config().await, Ok(None));
+}
+
+fn self_signed(is_ca: rcgen::IsCa) -> Pair {
+    let mut params = rcgen::CertificateParams::new(["127.0.0.1".to_owned()]).expect("a name");
+    params.is_ca = is_ca;
+    let key = rcgen::KeyPair::generate().expect("a key");
+    Pair { cert: params.self_signed(&key).expect("a certificate").pem(), key: key.serialize_pem() }
 }
 
 /// A certificate whose time is long over.

@@ -230,7 +230,7 @@ fn read(flag: &str, path: &Path) -> Result<Vec<u8>, String> {
 /// The certificates in a text in PEM form, at least one.
 fn certificates(flag: &str, path: &Path, pem: &[u8]) -> Result<Vec<CertificateDer<'static>>, String> {
     let found = CertificateDer::pem_slice_iter(pem).collect::<Result<Vec<_>, _>>();
-    let found = found.map_err(|error| format!("{}: its PEM form is broken: {error:?}", named(flag, path)))?;
+    let found = found.map_err(|_| format!("{}: its PEM form is broken, or it is cut off", named(flag, path)))?;
     match found.is_empty() {
         true => Err(format!("{}: there is no certificate in PEM form in it (BEGIN CERTIFICATE)", named(flag, path))),
         false => Ok(found),

@@ -94,6 +94,10 @@ impl Dialled<'_> {
                     "its certificate is of X.509 version 1, which has no subject alternative names: make one of version 3 \
                      that has {host} as subject alternative name"
                 ),
+                text if text.contains("CaUsedAsEndEntity") => {
+                    "its certificate is one of a CA (basicConstraints CA:TRUE): make one for the server, without that"
+                        .to_owned()
+                }
                 text => format!("its certificate is not accepted: {text}"),
             },
         }
