@@ -3,12 +3,14 @@
 use crate::etcd::Etcd;
 use crate::lab::{Lab, PREFIX, attrs, brief, done, next, subnet};
 use crate::pki::Role;
+use crate::proxy::Proxy;
 use crate::tls::{Files, store};
 use flanneld::store::etcd::{Access, EtcdStore, Password, Secret, User};
 use flanneld::store::{Guard, Life, Store, StoreError};
 use std::fs;
 use std::time::Duration;
 use tempfile::TempDir;
+use tokio::task::LocalSet;
 use tokio::time::sleep;
 
 const HOUR: Life = Life::Grant(Duration::from_secs(3600));
@@ -203,4 +205,27 @@ async fn a_renewed_certificate_of_another_name_is_another_user() {
     assert!(store.config().await.is_err());
     files.ca.issue(Role::Client("flannel")).write(files.dir(), "client");
     can_do_all(&store, 1).await;
+}
+
+#[tokio::test]
+async fn a_password_may_take_longer_to_check_than_a_call_and_is_checked_once_for_all() {
+    let work = async {
+        let etcd = etcd_with_users(&[]);
+        // Pings give up after 8 s: on a machine that is busy it may take a few tries to wait for less.
+        for _ in 0..5 {
+            let proxy = Proxy::before(&etcd.url()).await;
+            let store = store(&proxy.url(), &given("flannel", "flpw"));
+            proxy.hold_answers(true);
+            let slow = async {
+                sleep(Duration::from_millis(4500)).await;
+                proxy.hold_answers(false);
+            };
+            let (config, list, ()) = tokio::join!(store.config(), store.list(), slow);
+            if config.is_ok() && list.is_ok() {
+                return assert_eq!(proxy.connections(), 1);
+            }
+        }
+        panic!("it is never waited for");
+    };
+    LocalSet::new().run_until(work).await;
 }

@@ -10,13 +10,18 @@ use crate::store::StoreError;
 use etcd_client::{Client, ConnectOptions, Error, KvClient, LeaseClient, WatchClient};
 use std::cell::{Cell, RefCell};
 use std::net::IpAddr;
+use std::pin::Pin;
 use std::time::Duration;
+use tokio::sync::Mutex;
 use tokio::time::timeout;
 
 /// How long a member may take to accept a connection.
 const CONNECT: Duration = Duration::from_secs(2);
-/// How long a member may take for one call, connecting included, and connecting anew if its connection was dead.
+/// How long a member may take for one call; without a user that includes connecting.
 const CALL: Duration = Duration::from_secs(4);
+/// How long a member may take to check a password. That is hard work by design, and hosts that start together wait for
+/// each other. Pings find out sooner whether it is there at all.
+const AUTHENTICATION: Duration = Duration::from_secs(25);
 /// Pings while a stream is open; etcd ends connections that ping more often than every 5 s.
 const PING: Duration = Duration::from_secs(5);
 /// TCP's own probes of connections without a stream, on which etcd bears no pings: they keep the state of firewalls.
@@ -31,6 +36,8 @@ pub(super) struct Pool {
     members: Vec<Member>,
     credentials: Credentials,
     pinned: Cell<usize>,
+    /// How many connections there were.
+    connections: Cell<u64>,
 }
 
 struct Member {
@@ -38,6 +45,8 @@ struct Member {
     host: String,
     port: u16,
     session: RefCell<Option<Session>>,
+    /// Held by who is connecting.
+    dialling: Mutex<()>,
     resolved: RefCell<Vec<IpAddr>>,
 }
 
@@ -46,6 +55,8 @@ struct Member {
 pub(super) struct Session {
     /// The member's place in the pool.
     pub(super) member: usize,
+    /// Which of all connections it is.
+    number: u64,
     /// Which certificates it was made with.
     generation: u64,
     /// Reads and writes.
@@ -63,7 +74,7 @@ impl Pool {
             return Err(StoreError::Refused("no etcd endpoint is given".into()));
         }
         let members = endpoints.into_iter().map(Member::new).collect::<Result<_, _>>()?;
-        Ok(Pool { members, credentials, pinned: Cell::new(0) })
+        Ok(Pool { members, credentials, pinned: Cell::new(0), connections: Cell::new(0) })
     }
 
     /// Asks the pinned member, then the others in turn, each once, until one answers. Who fails is pinned no more.
@@ -91,30 +102,53 @@ impl Pool {
         index: usize,
         ask: &impl AsyncFn(Session) -> Result<T, Error>,
     ) -> Result<Result<T, Box<tonic::Status>>, String> {
-        match timeout(CALL, self.ask(index, ask)).await {
-            Ok(Ok(value)) => Ok(Ok(value)),
-            Ok(Err(error)) => error::answer(error).map(Err).map_err(|error| self.dialled(index).explain(&error)),
-            Err(_) => Err(format!("no answer within {} s", CALL.as_secs())),
-        }
+        let error = match self.ask(index, ask).await? {
+            Ok(value) => return Ok(Ok(value)),
+            Err(error) => error,
+        };
+        error::answer(error).map(Err).map_err(|error| self.dialled(index).explain(&error))
     }
 
-    async fn ask<T>(&self, index: usize, ask: &impl AsyncFn(Session) -> Result<T, Error>) -> Result<T, Error> {
+    async fn ask<T>(
+        &self,
+        index: usize,
+        ask: &impl AsyncFn(Session) -> Result<T, Error>,
+    ) -> Result<Result<T, Error>, String> {
+        let member = &self.members[index];
         let generation = self.credentials.refresh();
-        let known = self.members[index].session.borrow().clone();
-        if let Some(session) = known.filter(|session| session.generation == generation) {
-            match ask(session).await {
+        if let Some(session) = member.session(generation) {
+            let number = session.number;
+            match in_time(CALL, Box::pin(ask(session))).await? {
                 // The connection may have been dead for long, the member need not be.
                 Err(error) if error::is_broken_connection(&error) => {}
                 // etcd forgets who we are when it restarts, when nothing was asked for minutes, and on new passwords.
                 Err(error) if self.credentials.has_user() && error::is_unknown_user(&error) => {
-                    tracing::debug!("{}: {}; authenticating again", self.url(index), error::explain(&error));
+                    tracing::debug!("{}: {}; authenticating again", member.url, error::explain(&error));
                 }
-                result => return result,
+                result => return Ok(result),
             }
+            member.session.borrow_mut().take_if(|session| session.number == number);
         }
-        let session = self.connect(index, generation).await?;
-        let (result, ()) = tokio::join!(ask(session), self.members[index].resolve());
-        result
+        let session = match self.session(index, generation).await? {
+            Ok(session) => session,
+            Err(error) => return Ok(Err(error)),
+        };
+        in_time(CALL, Box::pin(async { tokio::join!(ask(session), member.resolve()).0 })).await
+    }
+
+    /// The connection to this member; made if there is none. Who asks meanwhile waits and shares it: one password is
+    /// checked for all.
+    async fn session(&self, index: usize, generation: u64) -> Result<Result<Session, Error>, String> {
+        let member = &self.members[index];
+        let limit = if self.credentials.has_user() { AUTHENTICATION } else { CALL };
+        let made = async {
+            let _alone = member.dialling.lock().await;
+            match member.session(generation) {
+                Some(session) => Ok(session),
+                None => self.connect(index, generation).await,
+            }
+        };
+        in_time(limit, Box::pin(made)).await
     }
 
     fn dialled(&self, index: usize) -> Dialled<'_> {
@@ -139,8 +173,11 @@ impl Pool {
             Err(error) if error::is_auth_disabled(&error) => Client::connect([&member.url], Some(options)).await?,
             connected => connected?,
         };
+        let number = self.connections.get() + 1;
+        self.connections.set(number);
         let session = Session {
             member: index,
+            number,
             generation,
             kv: client.kv_client().max_decoding_message_size(LARGEST_ANSWER),
             lease: client.lease_client(),
@@ -185,7 +222,12 @@ impl Member {
         let host = uri.host().ok_or_else(broken)?.trim_matches(['[', ']']).to_owned();
         let port = uri.port_u16().ok_or_else(broken)?;
         let resolved = RefCell::new(host.parse().into_iter().collect());
-        Ok(Member { url, host, port, session: RefCell::new(None), resolved })
+        Ok(Member { url, host, port, session: RefCell::default(), dialling: Mutex::default(), resolved })
+    }
+
+    /// The connection that there is, if it was made with these certificates.
+    fn session(&self, generation: u64) -> Option<Session> {
+        self.session.borrow().clone().filter(|session| session.generation == generation)
     }
 
     fn is_encrypted(&self) -> bool {
@@ -202,6 +244,11 @@ impl Member {
             self.resolved.replace(found.map(|address| address.ip()).collect());
         }
     }
+}
+
+/// What comes of it in time. On the heap, since calls to etcd are large and are copied a few times on their way here.
+async fn in_time<T>(limit: Duration, work: Pin<Box<impl Future<Output = T>>>) -> Result<T, String> {
+    timeout(limit, work).await.map_err(|_| format!("no answer within {} s", limit.as_secs()))
 }
 
 #[cfg(test)]
