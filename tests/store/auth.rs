@@ -8,7 +8,8 @@ use crate::tls::{Files, store};
 use flanneld::store::etcd::{Access, EtcdStore, Password, Secret, User};
 use flanneld::store::{Guard, Life, Store, StoreError};
 use std::fs;
-use std::time::Duration;
+use std::net::TcpListener;
+use std::time::{Duration, Instant};
 use tempfile::TempDir;
 use tokio::task::LocalSet;
 use tokio::time::sleep;
@@ -228,4 +229,18 @@ async fn a_password_may_take_longer_to_check_than_a_call_and_is_checked_once_for
         panic!("it is never waited for");
     };
     LocalSet::new().run_until(work).await;
+}
+
+#[tokio::test]
+async fn a_member_that_is_silent_is_not_taken_for_one_that_checks_a_password() {
+    let silent = TcpListener::bind("127.0.0.1:0").expect("a port");
+    let address = silent.local_addr().expect("its address");
+    let etcd = etcd_with_users(&[]);
+    for scheme in ["http", "https"] {
+        let urls = vec![format!("{scheme}://{address}"), etcd.url()];
+        let store = EtcdStore::with_access(urls, PREFIX, given("flannel", "flpw")).unwrap();
+        let began = Instant::now();
+        assert_eq!(store.config().await, Ok(None), "{scheme}");
+        assert!(began.elapsed() < Duration::from_secs(20), "{scheme}: {:?}", began.elapsed());
+    }
 }

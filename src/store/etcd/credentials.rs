@@ -14,6 +14,7 @@ use std::cell::{Cell, RefCell};
 use std::fmt;
 use std::path::{Path, PathBuf};
 use std::str;
+use std::time::Duration;
 
 /// What the flags say about access to etcd.
 #[derive(Debug, Clone, Default, PartialEq, Eq)]
@@ -134,12 +135,13 @@ impl Credentials {
         self.generation.get()
     }
 
-    /// Adds what a connection that is to be encrypted needs.
-    pub(super) fn encrypt(&self, options: ConnectOptions) -> ConnectOptions {
+    /// Adds what a connection that is to be encrypted needs; setting up TLS may take as long as `limit`.
+    pub(super) fn encrypt(&self, options: ConnectOptions, limit: Duration) -> ConnectOptions {
         let pem = self.pem.borrow();
+        let tls = TlsOptions::new().timeout(limit);
         let tls = match &pem.ca {
-            Some(ca) => TlsOptions::new().ca_certificate(Certificate::from_pem(ca)),
-            None => TlsOptions::new().with_native_roots(),
+            Some(ca) => tls.ca_certificate(Certificate::from_pem(ca)),
+            None => tls.with_native_roots(),
         };
         options.with_tls(match &pem.identity {
             Some((certificate, key)) => tls.identity(Identity::from_pem(certificate, key)),

@@ -166,7 +166,7 @@ impl Pool {
             .with_keep_alive_while_idle(false)
             .with_require_leader(true);
         if member.is_encrypted() {
-            options = self.credentials.encrypt(options);
+            options = self.credentials.encrypt(options, PING + PONG);
         }
         let client = match Client::connect([&member.url], Some(self.credentials.authenticate(options.clone()))).await {
             // Then nobody needs to.
