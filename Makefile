@@ -1,12 +1,12 @@
 # `make` lists what there is.
 
 .DEFAULT_GOAL := help
-.PHONY: help setup build test check bench-repair fuzz demo demo-down ci
+.PHONY: help setup build test check bench-repair bench-allocate fuzz demo demo-down ci
 
 profile := $(if $(RELEASE),release,debug)
 
 help: ## List the targets
-	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "  make %-12s %s\n", $$1, $$2 }' $(MAKEFILE_LIST)
+	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "  make %-14s %s\n", $$1, $$2 }' $(MAKEFILE_LIST)
 
 setup: ## Install what building and testing need, where it is missing
 	@.ci/setup
@@ -23,6 +23,9 @@ check: setup ## Check the format and the lints
 
 bench-repair: setup ## Time repairs and joins, as root (ARGS="--peers 10 --join 0": less of it)
 	cargo bench --bench repair -- $(ARGS)
+
+bench-allocate: setup ## Time the choice of a subnet among 65,536, and listings of 100,000 leases
+	cargo bench --bench allocate -- $(ARGS)
 
 fuzz: setup ## Fuzz each reader of foreign data for FUZZ_SECONDS (20), or only TARGET
 	@fuzz/run $(TARGET)

@@ -139,7 +139,8 @@ impl EnvFiles {
 }
 
 fn put(path: &Path, text: &str) -> Result<(), String> {
-    if read(path).is_ok_and(|now| now == text.as_bytes()) {
+    let is_readable = || fs::metadata(path).is_ok_and(|metadata| metadata.permissions().mode() & 0o777 == 0o644);
+    if read(path).is_ok_and(|now| now == text.as_bytes()) && is_readable() {
         return Ok(());
     }
     write_atomically(path, text).map_err(|error| format!("{} cannot be written: {error}", path.display()))?;
@@ -263,6 +264,10 @@ mod tests {
         files.doubt();
         write(&mut files, 1450).unwrap();
         assert!(path.exists());
+        fs::set_permissions(&path, Permissions::from_mode(0o600)).unwrap();
+        files.doubt();
+        write(&mut files, 1450).unwrap();
+        assert_eq!(fs::metadata(&path).unwrap().mode() & 0o777, 0o644);
     }
 
     #[test]

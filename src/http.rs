@@ -18,6 +18,9 @@ const PATIENCE: Duration = Duration::from_secs(10);
 /// At most this many connections are served at once; further ones wait.
 const MOST_CONNECTIONS: usize = 64;
 
+/// The main loop stands still.
+const STUCK: &str = "flanneld is stuck";
+
 /// Serves for ever on `listener`. Must run in a `LocalSet`.
 pub async fn serve(listener: TcpListener, board: Board) -> Infallible {
     let slots = std::sync::Arc::new(tokio::sync::Semaphore::new(MOST_CONNECTIONS));
@@ -33,7 +36,10 @@ pub async fn serve(listener: TcpListener, board: Board) -> Infallible {
         };
         let board = board.clone();
         tokio::task::spawn_local(async move {
-            let service = service_fn(|request| std::future::ready(Ok::<_, Infallible>(answer(&request, &board))));
+            let service = service_fn(|request: Request<Incoming>| {
+                let response = answer(request.method(), request.uri().path(), &board);
+                std::future::ready(Ok::<_, Infallible>(response))
+            });
             let connection = http1::Builder::new()
                 .timer(TokioTimer::new())
                 .header_read_timeout(PATIENCE)
@@ -47,17 +53,20 @@ pub async fn serve(listener: TcpListener, board: Board) -> Infallible {
     }
 }
 
-fn answer(request: &Request<Incoming>, board: &Board) -> Response<Full<Bytes>> {
-    if !matches!(*request.method(), Method::GET | Method::HEAD) {
+fn answer(method: &Method, path: &str, board: &Board) -> Response<Full<Bytes>> {
+    if !matches!(*method, Method::GET | Method::HEAD) {
         let mut response = text(StatusCode::METHOD_NOT_ALLOWED, "GET or HEAD only".into());
         response.headers_mut().insert(ALLOW, hyper::header::HeaderValue::from_static("GET, HEAD"));
         return response;
     }
-    match request.uri().path() {
+    match path {
         "/healthz" if board.is_alive() => text(StatusCode::OK, "flanneld is running".into()),
-        "/healthz" => text(StatusCode::SERVICE_UNAVAILABLE, "flanneld is stuck".into()),
+        "/healthz" => text(StatusCode::SERVICE_UNAVAILABLE, STUCK.into()),
         "/readyz" => {
-            let reasons = board.read().reasons();
+            let mut reasons = board.read().reasons();
+            if !board.is_alive() {
+                reasons.push(STUCK.into());
+            }
             match reasons.is_empty() {
                 true => text(StatusCode::OK, "flanneld is ready".into()),
                 false => {
@@ -76,4 +85,44 @@ fn text(status: StatusCode, body: String) -> Response<Full<Bytes>> {
     let plain = hyper::header::HeaderValue::from_static("text/plain; charset=utf-8");
     response.headers_mut().insert(CONTENT_TYPE, plain);
     response
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::agent::env::Env;
+    use crate::agent::status::Topic;
+    use std::cell::Cell;
+    use std::rc::Rc;
+
+    fn board() -> (Board, Rc<Cell<Duration>>) {
+        let clock: Rc<Cell<Duration>> = Rc::default();
+        let hands = clock.clone();
+        let board = Board::new(Rc::new(Env::new(move || hands.get(), 1, |_| {})));
+        board.update(|status| (status.started, status.last_turn) = (true, Some(Duration::ZERO)));
+        (board, clock)
+    }
+
+    fn code(path: &str, board: &Board) -> u16 {
+        answer(&Method::GET, path, board).status().as_u16()
+    }
+
+    #[test]
+    fn what_stands_in_the_way_makes_it_unready_and_a_loop_that_stands_still_ill() {
+        let (board, clock) = board();
+        assert_eq!((code("/healthz", &board), code("/readyz", &board)), (200, 200));
+        board.trouble(Topic::Peers, "etcd does not answer");
+        assert_eq!((code("/healthz", &board), code("/readyz", &board)), (200, 503));
+        board.over(Topic::Peers);
+        clock.set(Duration::from_secs(60));
+        assert_eq!((code("/healthz", &board), code("/readyz", &board)), (503, 503));
+    }
+
+    #[test]
+    fn other_paths_and_methods_are_refused() {
+        let (board, _) = board();
+        assert_eq!((code("/", &board), code("/healthz/", &board)), (404, 404));
+        assert_eq!(answer(&Method::HEAD, "/healthz", &board).status().as_u16(), 200);
+        assert_eq!(answer(&Method::POST, "/healthz", &board).status().as_u16(), 405);
+    }
 }

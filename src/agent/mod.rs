@@ -13,6 +13,7 @@ pub mod fights;
 pub mod keeper;
 pub mod peers;
 pub mod reconcile;
+mod report;
 pub mod retries;
 pub mod status;
 pub mod world;
@@ -135,7 +136,7 @@ pub async fn run<S: Store, K: Kernel>(
     tokio::select! {
         never = reconciler.run(news) => never,
         never = keeper.maintain(held, sightings, addresses, horizons) => never,
-        never = peers::follow(store, env, board, tell_news) => never,
+        never = peers::follow(store, env, board, tell_news, peers::Cadence::default()) => never,
     }
 }
 

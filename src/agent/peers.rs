@@ -1,13 +1,17 @@
-//! The peers' leases: listed once, then followed by a watch for as long as the daemon runs.
+//! The peers' leases: listed once, then followed by a watch for as long as the daemon runs. From time to time a
+//! complete list audits what the watch has told (see [`crate::model::view`] for why, and for what it decides).
 
 use super::env::{Backoff, Env};
 use super::status::{Board, Topic};
-use crate::model::lease::Revision;
-use crate::store::{Changes, Snapshot, Store, StoreError, Watch};
+use crate::model::view::{Answer, View};
+use crate::store::{Change, Changes, Snapshot, Store, StoreError, Watch};
 use std::convert::Infallible;
+use std::future::pending;
+use std::pin::pin;
 use std::rc::Rc;
 use std::time::Duration;
 use tokio::sync::mpsc;
+use tokio::time::sleep;
 
 /// What there is to know of the keys in the store.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -16,56 +20,247 @@ pub enum News {
     All(Snapshot),
     /// Some changed.
     Some(Changes),
+    /// The next complete list is one of another history: who is absent from it need not be gone.
+    OtherHistory,
 }
 
-/// Lists and watches for ever. A watch that breaks is taken up again where it ended; when the store no longer knows
-/// what happened since, it is listed anew. Failures never say anything about peers.
-pub async fn follow<S: Store>(store: Rc<S>, env: Rc<Env>, board: Board, news: mpsc::Sender<News>) -> Infallible {
-    let mut backoff = Backoff::new(Duration::from_millis(200), Duration::from_secs(5));
-    let mut seen: Option<Revision> = None;
+/// When the follower doubts what it was told.
+#[derive(Debug, Clone)]
+pub struct Cadence {
+    /// An audit comes at most so often.
+    pub audit_at_least: Duration,
+    /// What a list shows the watch may still tell for so long, before it counts as missed.
+    pub grace: Duration,
+    /// The pause before an answer that is too old is asked for again.
+    pub ask_again: Duration,
+}
+
+impl Default for Cadence {
+    fn default() -> Self {
+        Cadence {
+            audit_at_least: Duration::from_secs(60),
+            grace: Duration::from_secs(5),
+            ask_again: Duration::from_secs(1),
+        }
+    }
+}
+
+/// All hosts of a cluster together may read so many leases a second for their audits: about 8 MB/s, and a few percent
+/// of one core of etcd.
+const AUDITED_A_SECOND: f64 = 32_000.0;
+
+/// How many names of missed changes are logged.
+const NAMED: usize = 5;
+
+impl Cadence {
+    /// The period of audits among so many leases, each of which is a host that audits all of them: the cost of all
+    /// audits grows with the square of the leases.
+    ///
+    /// | leases | period |
+    /// |---|---|
+    /// | up to 1,385 | 1 min |
+    /// | 3,000 | 5 min |
+    /// | 10,000 | 52 min |
+    /// | 65,536 | 37 h |
+    pub fn audit_every(&self, leases: usize) -> Duration {
+        let leases = leases as f64;
+        self.audit_at_least.max(Duration::from_secs_f64(leases * leases / AUDITED_A_SECOND))
+    }
+}
+
+/// Lists, watches and audits for ever. A watch that breaks is taken up again where it ended; when the store no longer
+/// knows what happened since, it is listed anew. Failures never say anything about peers.
+pub async fn follow<S: Store>(
+    store: Rc<S>,
+    env: Rc<Env>,
+    board: Board,
+    news: mpsc::Sender<News>,
+    cadence: Cadence,
+) -> Infallible {
+    let (view, audit_due) = (View::default(), Duration::ZERO);
+    let backoff = Backoff::new(Duration::from_millis(200), Duration::from_secs(5));
+    let mut follower = Follower { store, env, board, news, cadence, view, audit_due, backoff, just_listed: false };
     loop {
-        let error = match follow_once(&*store, &board, &news, &mut seen, &mut backoff).await {
+        match follower.follow_watch().await {
+            Ok(()) => {}
             Err(StoreError::Compacted(revision)) => {
                 tracing::info!(
                     "what happened in etcd after revision {revision} is not known there any more: listing again"
                 );
-                seen = None;
-                tokio::time::sleep(backoff.pause(&env)).await;
-                continue;
+                follower.view.lose_track();
+                if !std::mem::take(&mut follower.just_listed) {
+                    continue;
+                }
             }
-            Err(error) => error,
-            Ok(never) => match never {},
-        };
-        board.trouble(Topic::Peers, format!("peers cannot be followed: {error}"));
-        tokio::time::sleep(backoff.pause(&env)).await;
+            Err(error) => follower.board.trouble(Topic::Peers, format!("peers cannot be followed: {error}")),
+        }
+        sleep(follower.backoff.pause(&follower.env)).await;
     }
 }
 
-async fn follow_once<S: Store>(
-    store: &S,
-    board: &Board,
-    news: &mpsc::Sender<News>,
-    seen: &mut Option<Revision>,
-    backoff: &mut Backoff,
-) -> Result<Infallible, StoreError> {
-    let from = match *seen {
-        Some(revision) => revision,
-        None => {
-            let snapshot = store.list().await?;
-            let revision = snapshot.revision;
-            let _ = news.send(News::All(snapshot)).await;
-            *seen = Some(revision);
-            revision
+struct Follower<S> {
+    store: Rc<S>,
+    env: Rc<Env>,
+    board: Board,
+    news: mpsc::Sender<News>,
+    cadence: Cadence,
+    view: View,
+    /// When the next audit is due: whatever becomes of the watches meanwhile.
+    audit_due: Duration,
+    backoff: Backoff,
+    /// Whether nothing was heard since the last complete list: if even that is lost track of, there is no hurry.
+    just_listed: bool,
+}
+
+impl<S: Store> Follower<S> {
+    /// Follows one watch until it breaks, or an audit shows that it is not worth following.
+    async fn follow_watch(&mut self) -> Result<(), StoreError> {
+        let from = match self.view.resume() {
+            Some(revision) => revision,
+            None => self.list().await?,
+        };
+        let mut watch = self.store.watch(from).await?;
+        if !self.view.is_continued_by(watch.history()) {
+            return Err(StoreError::Compacted(from));
         }
-    };
-    let mut watch = store.watch(from).await?;
-    board.over(Topic::Peers);
-    loop {
-        let changes = watch.next().await?;
-        backoff.reset();
-        *seen = Some(changes.revision.max(from));
-        if !changes.changes.is_empty() {
-            let _ = news.send(News::Some(changes)).await;
+        self.board.over(Topic::Peers);
+        loop {
+            let rest = self.audit_due.saturating_sub(self.env.now());
+            self.meanwhile(Some(&mut watch), sleep(rest)).await?;
+            if !self.audit(&mut watch).await? {
+                return Ok(());
+            }
+        }
+    }
+
+    /// A complete list, from nothing or after a gap; returns from where to watch.
+    async fn list(&mut self) -> Result<i64, StoreError> {
+        let (snapshot, answer) = self.read(None::<&mut S::Watch>).await??;
+        let revision = snapshot.revision;
+        self.take_whole(snapshot, answer).await;
+        self.plan_audit();
+        self.just_listed = true;
+        Ok(revision)
+    }
+
+    /// Compares with a complete list; tells whether the watch is worth following.
+    async fn audit(&mut self, watch: &mut S::Watch) -> Result<bool, StoreError> {
+        let read = self.read(Some(&mut *watch)).await?;
+        self.plan_audit();
+        let (snapshot, answer) = match read {
+            Ok(read) => read,
+            Err(error) => {
+                tracing::debug!("no audit now: {error}");
+                self.audit_due = self.env.now() + self.env.jittered(self.cadence.audit_at_least);
+                return Ok(true);
+            }
+        };
+        if answer == Answer::Rewritten {
+            self.take_whole(snapshot, answer).await;
+            return Ok(false);
+        }
+        let missed = self.late(watch, &snapshot).await?;
+        self.view.settle(snapshot.revision, snapshot.history, &snapshot.records, answer);
+        tracing::debug!(leases = snapshot.records.len(), missed = missed.len(), "audited");
+        if missed.is_empty() {
+            return Ok(true);
+        }
+        self.report(&missed, snapshot.revision);
+        let repair = Changes { revision: snapshot.revision, changes: missed };
+        let _ = self.news.send(News::Some(repair)).await;
+        self.store.ask_another();
+        Ok(false)
+    }
+
+    fn plan_audit(&mut self) {
+        let period = self.cadence.audit_every(self.view.len());
+        self.audit_due = self.env.now() + self.env.jittered(period);
+    }
+
+    /// What the watch has not told of a list, after it had its time to do so.
+    async fn late(&mut self, watch: &mut S::Watch, snapshot: &Snapshot) -> Result<Vec<Change>, StoreError> {
+        const LOOKS: u32 = 10;
+        let mut missed = self.view.missed(snapshot.revision, &snapshot.records);
+        for _ in 0..LOOKS {
+            if missed.is_empty() {
+                break;
+            }
+            self.meanwhile(Some(&mut *watch), sleep(self.cadence.grace / LOOKS)).await?;
+            missed = self.view.missed(snapshot.revision, &snapshot.records);
+        }
+        Ok(missed)
+    }
+
+    fn report(&self, missed: &[Change], revision: i64) {
+        let mut names: Vec<&str> = missed.iter().take(NAMED).map(Change::name).collect();
+        let more = format!("{} more", missed.len().saturating_sub(NAMED));
+        names.extend((missed.len() > NAMED).then_some(more.as_str()));
+        let (count, names) = (missed.len(), names.join(", "));
+        tracing::warn!(
+            "etcd's watch did not tell {count} changes up to revision {revision}, which are made good now: {names}"
+        );
+        self.board.update(|status| status.missed_events += count as u64);
+    }
+
+    /// Reads a complete list that is a view of the store: answers from the past are asked for again. The outer error
+    /// is the watch's.
+    async fn read(
+        &mut self,
+        mut watch: Option<&mut S::Watch>,
+    ) -> Result<Result<(Snapshot, Answer), StoreError>, StoreError> {
+        loop {
+            let (store, floor) = (self.store.clone(), self.view.highest());
+            let listing = async move { store.list().await };
+            let snapshot = match self.meanwhile(watch.as_deref_mut(), listing).await? {
+                Ok(snapshot) => snapshot,
+                Err(error) => return Ok(Err(error)),
+            };
+            let revision = snapshot.revision;
+            match self.view.weigh(floor, revision, snapshot.history, &snapshot.records) {
+                Answer::Behind => tracing::warn!("etcd answers as of revision {revision}, but {floor} was seen before"),
+                answer => return Ok(Ok((snapshot, answer))),
+            }
+            self.store.ask_another();
+            let pause = self.env.jittered(self.cadence.ask_again);
+            self.meanwhile(watch.as_deref_mut(), sleep(pause)).await?;
+        }
+    }
+
+    /// Takes in a complete list in place of all that was known.
+    async fn take_whole(&mut self, snapshot: Snapshot, answer: Answer) {
+        if answer == Answer::Rewritten {
+            let (before, revision) = (self.view.highest(), snapshot.revision);
+            tracing::warn!(
+                "etcd was wiped or restored: it is at revision {revision} of another history than the one of which \
+                 {before} was seen; peers that it does not know are held"
+            );
+            let _ = self.news.send(News::OtherHistory).await;
+        }
+        self.view.settle(snapshot.revision, snapshot.history, &snapshot.records, answer);
+        let _ = self.news.send(News::All(snapshot)).await;
+    }
+
+    /// Does some work while listening to the watch.
+    async fn meanwhile<T>(
+        &mut self,
+        mut watch: Option<&mut S::Watch>,
+        work: impl Future<Output = T>,
+    ) -> Result<T, StoreError> {
+        let mut work = pin!(work);
+        loop {
+            let told = async {
+                match watch.as_deref_mut() {
+                    Some(watch) => watch.next().await,
+                    None => pending().await,
+                }
+            };
+            let told = tokio::select! { done = &mut work => return Ok(done), told = told => told? };
+            self.backoff.reset();
+            self.just_listed = false;
+            let changes = self.view.hear(told.changes);
+            if !changes.is_empty() {
+                let _ = self.news.send(News::Some(Changes { revision: told.revision, changes })).await;
+            }
         }
     }
 }

@@ -8,6 +8,7 @@ use super::env::{Backoff, Env, Notice};
 use super::fights::{Fights, Pace};
 use super::keeper::{Address, Horizon, Sighting};
 use super::peers::News;
+use super::report;
 use super::retries::{Retries, Tried};
 use super::status::{Board, Topic};
 use super::world::{Dirty, Own, World};
@@ -24,14 +25,18 @@ use std::rc::Rc;
 use std::time::Duration;
 use tokio::sync::{mpsc, watch};
 
-/// How long the kernel's state is trusted before it is read again in full, at least.
+/// How long the kernel's state is trusted before it is read again in full, at least and at most. A reading may have
+/// taken long because the host was paused in the midst of it.
 const FULL_READ_EVERY: Duration = Duration::from_secs(60);
+const FULL_READ_AT_LATEST: Duration = Duration::from_secs(600);
 
 /// A full read may take this share of the time.
 const FULL_READ_SHARE: u32 = 1000;
 
-/// In a lasting storm of changes a full read may take a tenth of the time, and follows at most so often.
+/// In a lasting storm of changes a full read may take a tenth of the time, and follows at most so often. No repair waits
+/// for longer than this because of it.
 const STORM_READ_EVERY: Duration = Duration::from_millis(50);
+const STORM_READ_AT_LATEST: Duration = Duration::from_millis(500);
 const STORM_READ_SHARE: u32 = 10;
 
 /// How soon the host's interfaces are looked at again after one that is not ours changed. Containers come and go in
@@ -46,9 +51,6 @@ const BREATH: Duration = Duration::from_millis(10);
 
 /// How long the service manager is kept waiting for the first list of peers.
 const PATIENCE_FOR_PEERS: Duration = Duration::from_secs(30);
-
-/// A plan of at most this many steps is logged step by step, a larger one in a line.
-const LOGGED_ONE_BY_ONE: usize = 16;
 
 /// Turns facts into kernel state.
 pub struct Reconciler<K> {
@@ -97,13 +99,14 @@ struct Progress {
 impl Progress {
     /// Something has happened that only a full read tells.
     fn read_soon(&mut self, now: Moment) {
-        let allowed = self.reads.allowed_at(STORM_READ_EVERY);
+        let allowed = self.reads.allowed_at(STORM_READ_EVERY).min(now + STORM_READ_AT_LATEST);
         self.read_at = self.read_at.min(allowed.max(now));
     }
 
     /// The host's interfaces are to be looked at, at this moment.
     fn read_host_soon(&mut self, at: Moment) {
-        let at = at.max(self.host_reads.allowed_at(STORM_READ_EVERY));
+        let allowed = self.host_reads.allowed_at(STORM_READ_EVERY).min(at + STORM_READ_AT_LATEST);
+        let at = at.max(allowed);
         self.read_host_at = Some(self.read_host_at.map_or(at, |known| known.min(at)));
     }
 }
@@ -197,6 +200,7 @@ impl<K: Kernel> Reconciler<K> {
         let own = SubnetKey::v4(self.world.own().subnet).to_string();
         let now = self.env.now();
         match news {
+            News::OtherHistory => self.world.doubt_next_list(),
             News::All(snapshot) => {
                 let record = snapshot.records.iter().find(|record| record.name == own).cloned();
                 self.sightings.send_replace(Some(Sighting { revision: snapshot.revision, record }));
@@ -276,8 +280,10 @@ impl<K: Kernel> Reconciler<K> {
                 }
                 (progress.have, progress.damage) = (have, Dirty::All);
                 let took = now.saturating_sub(started);
-                progress.reads.spend(now, STORM_READ_EVERY.max(took * STORM_READ_SHARE));
-                let rest = self.env.jittered(FULL_READ_EVERY.max(took * FULL_READ_SHARE));
+                let pause = (took * STORM_READ_SHARE).clamp(STORM_READ_EVERY, STORM_READ_AT_LATEST);
+                progress.reads.spend(now, pause);
+                let rest = (took * FULL_READ_SHARE).clamp(FULL_READ_EVERY, FULL_READ_AT_LATEST);
+                let rest = self.env.jittered(rest);
                 progress.read_at = now + rest;
                 progress.unreadable.reset();
                 self.board.update(|status| status.full_reads += 1);
@@ -410,8 +416,8 @@ impl<K: Kernel> Reconciler<K> {
             status.kernel_failures += failures as u64;
         });
         progress.fights.repaired(repairs.iter().map(|step| &step.op), now);
-        log("", &changes, now.saturating_sub(started));
-        log("repaired: ", &repairs, now.saturating_sub(progress.damaged_at));
+        report::log("", &changes, now.saturating_sub(started));
+        report::log("repaired: ", &repairs, now.saturating_sub(progress.damaged_at));
         if results.iter().flat_map(|result| result.as_ref().err()).any(KernelError::device_is_out) {
             // Its end is reported after that of what it held.
             progress.read_soon(now);
@@ -460,18 +466,5 @@ impl<K: Kernel> Reconciler<K> {
         } else {
             self.env.notify(Notice::StillStarting(PATIENCE_FOR_PEERS));
         }
-    }
-}
-
-fn log(kind: &str, steps: &[&Step], took: Duration) {
-    if steps.len() <= LOGGED_ONE_BY_ONE {
-        for Step { op, why } in steps {
-            tracing::info!(%why, ?took, "{kind}{op}");
-        }
-    } else {
-        for Step { op, why } in steps {
-            tracing::debug!(%why, "{kind}{op}");
-        }
-        tracing::info!(changes = steps.len(), ?took, "{kind}kernel brought in line");
     }
 }

@@ -42,8 +42,12 @@ pub struct Status {
     pub lease: Option<LeaseId>,
     /// What was made of the leases in the store.
     pub leases: Tally,
+    /// How often since the start somebody else was faster to write the key that we wanted to be ours.
+    pub lost_races: u64,
     /// Peers whose entries stay although their keys have gone.
     pub held: usize,
+    /// Changes of leases since the start that the store's watch should have told and did not.
+    pub missed_events: u64,
     /// Changes made to the kernel since the start because the facts changed.
     pub kernel_changes: u64,
     /// Changes made since the start to make good what somebody else had done.
@@ -58,7 +62,40 @@ pub struct Status {
     pub last_turn: Option<Moment>,
     /// Whether everything has been in place once.
     pub started: bool,
-    troubles: BTreeMap<Topic, String>,
+    troubles: BTreeMap<Topic, Trouble>,
+}
+
+/// What stands in the way, and what the log has heard of it.
+#[derive(Debug, Clone, Default, PartialEq)]
+struct Trouble {
+    reason: String,
+    /// The reason that was logged last.
+    logged: String,
+    /// How many lines it has had in the log.
+    lines: u32,
+    /// Another reason is logged from this moment on.
+    quiet_until: Moment,
+}
+
+/// So many reasons of one trouble are logged at once; each further one after a pause twice as long as the last.
+const LINES_AT_ONCE: u32 = 3;
+/// The first and the longest of these pauses.
+const PAUSES: (Duration, Duration) = (Duration::from_secs(60), Duration::from_secs(3600));
+
+impl Trouble {
+    /// Whether the reason as it stands is worth a line. A trouble that lasts may alternate between reasons for hours.
+    fn is_worth_a_line(&mut self, now: Moment) -> bool {
+        if self.reason == self.logged || now < self.quiet_until {
+            return false;
+        }
+        self.logged.clone_from(&self.reason);
+        self.lines += 1;
+        if let Some(further) = self.lines.checked_sub(LINES_AT_ONCE) {
+            let (first, longest) = PAUSES;
+            self.quiet_until = now + first.saturating_mul(1 << further.min(16)).min(longest);
+        }
+        true
+    }
 }
 
 /// For how long the main loop may stand still before the daemon no longer counts as alive.
@@ -68,7 +105,7 @@ impl Status {
     /// Why the host is not ready; empty when it is.
     pub fn reasons(&self) -> Vec<String> {
         let starting = (!self.started && self.troubles.is_empty()).then(|| "starting".to_owned());
-        self.troubles.values().cloned().chain(starting).collect()
+        self.troubles.values().map(|trouble| trouble.reason.clone()).chain(starting).collect()
     }
 
     /// Whether the main loop turns.
@@ -124,21 +161,25 @@ impl Board {
         }
     }
 
-    /// Something stands in the way. Logged only when it is new or has another reason than before.
+    /// Something stands in the way. Logged when it is new and when it has another reason than before; if the reason
+    /// changes often, less and less often.
     pub fn trouble(&self, topic: Topic, reason: impl Into<String>) {
-        let reason = reason.into();
-        if self.read().troubles.get(&topic) != Some(&reason) {
-            tracing::warn!("{reason}");
-            self.update(|status| drop(status.troubles.insert(topic, reason)));
-        }
+        let (reason, now) = (reason.into(), self.env.now());
+        self.update(|status| {
+            let trouble = status.troubles.entry(topic).or_default();
+            trouble.reason = reason;
+            if trouble.is_worth_a_line(now) {
+                tracing::warn!("{}", trouble.reason);
+            }
+        });
     }
 
     /// It no longer does.
     pub fn over(&self, topic: Topic) {
         if self.read().troubles.contains_key(&topic) {
             self.update(|status| {
-                if let Some(reason) = status.troubles.remove(&topic) {
-                    tracing::info!("over: {reason}");
+                if let Some(trouble) = status.troubles.remove(&topic) {
+                    tracing::info!("over: {}", trouble.reason);
                 }
             });
         }
@@ -171,6 +212,21 @@ mod tests {
         board.over(Topic::Config);
         board.over(Topic::Config);
         assert_eq!(heard.borrow()[1..], [Notice::Status("starting".into())]);
+    }
+
+    #[test]
+    fn reasons_that_alternate_for_an_hour_are_some_lines_and_the_last_one_is_told() {
+        let mut trouble = Trouble::default();
+        let hour = 1..3600;
+        let lines = hour.filter(|second| {
+            trouble.reason = ["no answer", "no connection"][second % 2].to_owned();
+            trouble.is_worth_a_line(Duration::from_secs(*second as u64))
+        });
+        let lines: Vec<usize> = lines.collect();
+        assert_eq!(lines, [1, 2, 3, 64, 185, 426, 907, 1868]);
+        trouble.reason = "permission denied".to_owned();
+        assert!(!trouble.is_worth_a_line(Duration::from_secs(3700)));
+        assert!(trouble.is_worth_a_line(Duration::from_secs(3800)));
     }
 
     #[test]

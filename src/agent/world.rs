@@ -81,6 +81,8 @@ pub struct World {
     refused: BTreeMap<String, String>,
     /// The leases of other hosts with our public IP, and what to say of them.
     doubles: BTreeMap<String, String>,
+    /// The networks of other interfaces that have been warned of.
+    wider: BTreeSet<(String, Ipv4Net)>,
     want: Want,
     hold: Duration,
 }
@@ -108,6 +110,7 @@ impl World {
             fdb_users: BTreeMap::new(),
             refused: BTreeMap::new(),
             doubles: BTreeMap::new(),
+            wider: BTreeSet::new(),
             want: Want::default(),
             hold,
         };
@@ -188,6 +191,11 @@ impl World {
         self.update(changed)
     }
 
+    /// The next complete list is one of another history of the store.
+    pub fn doubt_next_list(&mut self) {
+        self.leases.doubt_next_list();
+    }
+
     /// Changes of some keys.
     pub fn change_leases(&mut self, revision: Revision, changes: Vec<Change>, now: Moment) -> Dirty {
         let own = self.own_name();
@@ -220,6 +228,7 @@ impl World {
         let backend = self.backend.clone();
         let own = backend.own_entries(&self.own.nic, self.own.subnet, self.own.mac);
         self.peers.rejudge(self.facts(), self.leases.records(), |lease| backend.read(lease));
+        self.warn_of_wider_networks();
         self.entries.clear();
         self.fdb_users.clear();
         self.want = Want {
@@ -286,6 +295,20 @@ impl World {
         }
         self.want.routes.remove(&entries.route.dest);
         keys.insert(Key::Route(entries.route.dest));
+    }
+
+    /// Once for each.
+    fn warn_of_wider_networks(&mut self) {
+        let wider: BTreeSet<_> =
+            self.peers.facts().wider_networks().map(|(name, net)| (name.to_owned(), net)).collect();
+        for (name, net) in wider.difference(&self.wider) {
+            tracing::warn!(
+                "{name} is in {net}, which overlaps the overlay {}: what is there inside the subnet of a peer cannot be \
+                 reached from here",
+                self.network
+            );
+        }
+        self.wider = wider;
     }
 
     /// Logs each refusal once, and its end.

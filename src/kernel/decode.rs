@@ -3,7 +3,7 @@
 //! Old kernels ignore the filters of a dump, and a family that is switched off is answered with all families, so
 //! everything that was asked for is checked again here.
 
-use crate::model::iface::{DefaultRoute, Interface, InterfaceAddress};
+use crate::model::iface::{DefaultRoute, Interface, InterfaceAddress, WayOut};
 use crate::model::kernel_state::{Device, Found, Neighbor, Oif, Route, Scope, Vxlan};
 use crate::model::mac::VtepMac;
 use ipnet::IpNet;
@@ -279,13 +279,18 @@ pub fn default_routes(message: &RouteMessage, family: AddressFamily) -> Vec<Defa
     route.hops.iter().map(|hop| DefaultRoute { oif: hop.oif, gateway: hop.gateway, metric, is_v6 }).collect()
 }
 
-/// The index of the interface by which a looked up route leaves; `None` for a blackhole and its like.
-pub fn way_out(message: &RouteMessage) -> Option<u32> {
+/// The way by which a looked up route leaves; `None` for a blackhole and its like.
+pub fn way_out(message: &RouteMessage) -> Option<WayOut> {
     let leads_on = matches!(
         message.header.kind,
         RouteType::Unicast | RouteType::Local | RouteType::Broadcast | RouteType::Anycast | RouteType::Multicast
     );
-    oif(&message.attributes).filter(|_| leads_on)
+    let index = oif(&message.attributes).filter(|_| leads_on)?;
+    let source = message.attributes.iter().find_map(|attribute| match attribute {
+        RouteAttribute::PrefSource(address) => ip(address),
+        _ => None,
+    });
+    Some(WayOut { index, source })
 }
 
 fn oif(attributes: &[RouteAttribute]) -> Option<u32> {

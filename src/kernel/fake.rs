@@ -2,7 +2,7 @@
 //! demand.
 
 use super::{Event, Kernel, KernelError};
-use crate::model::iface::{HostView, Interface, InterfaceAddress};
+use crate::model::iface::{HostView, Interface, InterfaceAddress, WayOut};
 use crate::model::kernel_state::{Device, Found, Have, Oif, Scope};
 use crate::model::plan::Op;
 use ipnet::IpNet;
@@ -11,6 +11,7 @@ use std::cell::RefCell;
 use std::collections::BTreeMap;
 use std::net::IpAddr;
 use std::rc::Rc;
+use std::time::Duration;
 use tokio::sync::Notify;
 
 /// The port that the kernel gives a VXLAN device for which none was asked.
@@ -36,6 +37,7 @@ struct Inner {
     read_faults: Vec<i32>,
     events: Vec<Event>,
     bell: Rc<Notify>,
+    reading_takes: Duration,
 }
 
 struct Fault {
@@ -50,6 +52,11 @@ impl FakeKernel {
         let fake = FakeKernel::default();
         fake.inner.borrow_mut().host = host;
         fake
+    }
+
+    /// From now on it takes this long to read our device's state.
+    pub fn slow_down_reading(&self, time: Duration) {
+        self.inner.borrow_mut().reading_takes = time;
     }
 
     /// Lets the next `times` operations for which `applies` fail with `errno`.
@@ -216,7 +223,7 @@ impl Kernel for FakeKernel {
     }
 
     /// By the most specific connected network, else by the best default route.
-    async fn route_to(&mut self, ip: IpAddr) -> Result<Option<u32>, KernelError> {
+    async fn route_to(&mut self, ip: IpAddr) -> Result<Option<WayOut>, KernelError> {
         let host = self.inner.borrow().host();
         let connected = host
             .interfaces
@@ -225,10 +232,15 @@ impl Kernel for FakeKernel {
             .filter(|(net, _)| net.contains(&ip))
             .max_by_key(|(net, _)| net.prefix_len());
         let default = host.default_routes.iter().find(|route| route.is_v6 == ip.is_ipv6());
-        Ok(connected.map(|(_, index)| index).or(default.map(|route| route.oif)))
+        let index = connected.map(|(_, index)| index).or(default.map(|route| route.oif));
+        Ok(index.map(|index| WayOut { index, source: None }))
     }
 
     async fn observe(&mut self, scope: &Scope) -> Result<Have, KernelError> {
+        let time = self.inner.borrow().reading_takes;
+        if !time.is_zero() {
+            tokio::time::sleep(time).await;
+        }
         let mut inner = self.inner.borrow_mut();
         inner.read("read device")?;
         let mut have = inner.have.get(&scope.device).cloned().unwrap_or_default();
@@ -339,7 +351,10 @@ mod tests {
         let ops = [Op::CreateDevice(device()), Op::AddAddress("10.5.2.0/32".parse().unwrap())];
         assert_eq!(errnos(fake.apply(&scope(), &ops).await), [0, 0]);
         assert_eq!(fake.host().await.unwrap().interfaces.len(), 1);
-        assert_eq!(fake.route_to("10.5.2.0".parse().unwrap()).await, Ok(Some(FIRST_INDEX)));
+        assert_eq!(
+            fake.route_to("10.5.2.0".parse().unwrap()).await,
+            Ok(Some(WayOut { index: FIRST_INDEX, source: None }))
+        );
         assert_eq!(fake.route_to("10.6.0.0".parse().unwrap()).await, Ok(None));
     }
 }

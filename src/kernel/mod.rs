@@ -11,7 +11,7 @@ pub mod socket;
 pub mod sysctl;
 pub mod wire;
 
-use crate::model::iface::HostView;
+use crate::model::iface::{HostView, WayOut};
 use crate::model::kernel_state::{Have, Scope};
 use crate::model::mirror::Observed;
 use crate::model::plan::Op;
@@ -69,8 +69,8 @@ pub trait Kernel {
     /// All interfaces with their addresses, and the default routes.
     async fn host(&mut self) -> Result<HostView, KernelError>;
 
-    /// The index of the interface by which packets to `ip` leave; `None` when there is no route.
-    async fn route_to(&mut self, ip: IpAddr) -> Result<Option<u32>, KernelError>;
+    /// The way by which packets to `ip` leave; `None` when there is no route.
+    async fn route_to(&mut self, ip: IpAddr) -> Result<Option<WayOut>, KernelError>;
 
     /// Reads in full what concerns us. Consistent: an interrupted dump is read again.
     async fn observe(&mut self, scope: &Scope) -> Result<Have, KernelError>;

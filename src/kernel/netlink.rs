@@ -4,7 +4,7 @@ use super::listener::Listener;
 use super::socket::NetlinkSocket;
 use super::wire::Refusal;
 use super::{Event, Kernel, KernelError, decode, encode, sysctl};
-use crate::model::iface::{HostView, InterfaceAddress};
+use crate::model::iface::{HostView, InterfaceAddress, WayOut};
 use crate::model::kernel_state::{Device, Found, Have, Oif, Scope};
 use crate::model::plan::Op;
 use nix::libc::{EACCES, EADDRNOTAVAIL, EHOSTUNREACH, EINVAL, ENETUNREACH, ENODEV, ENOENT, ESRCH};
@@ -195,7 +195,7 @@ impl Kernel for NetlinkKernel {
         Ok(host)
     }
 
-    async fn route_to(&mut self, ip: IpAddr) -> Result<Option<u32>, KernelError> {
+    async fn route_to(&mut self, ip: IpAddr) -> Result<Option<WayOut>, KernelError> {
         match self.socket.get(&format!("get route to {ip}"), encode::get_route(ip)).await {
             Ok(Some(Message::NewRoute(route))) => Ok(decode::way_out(&route)),
             Ok(_) => Ok(None),

@@ -132,6 +132,10 @@ impl Problems {
             self.0.push(format!("{} is {:?}, not {form}", rules.network, shorten(&text)));
             return None;
         };
+        if network.prefix_len() == 0 {
+            self.0.push(format!("{} is {network}, every address there is, not {form}", rules.network));
+            return None;
+        }
         let len = self.subnet_len(object, rules, network);
         let given_min = self.address::<N>(object, rules.min, network);
         let given_max = self.address::<N>(object, rules.max, network);
@@ -173,7 +177,12 @@ impl Problems {
 
     fn address<N: Family>(&mut self, object: &GoObject, name: &str, network: IpNet) -> Option<IpAddr> {
         let text: String = self.take(object.get(name, "an address"))?;
-        let address = N::address(&text).filter(|address| network.contains(address));
+        let address = N::address(&text);
+        if address.is_some_and(|address| address.is_unspecified()) {
+            // flannel cannot tell it from an absent one.
+            return None;
+        }
+        let address = address.filter(|address| network.contains(address));
         if address.is_none() {
             self.0.push(format!("{name} is {:?}, not an address inside {network}", shorten(&text)));
         }
@@ -257,6 +266,13 @@ mod tests {
                 "10.99.0.0",
             ),
             (
+                r#"{"Network":"10.5.0.0/16","SubnetMin":"0.0.0.0","SubnetMax":"0.0.0.0"}"#,
+                "10.5.0.0/16",
+                24,
+                "10.5.1.0",
+                "10.5.255.0",
+            ),
+            (
                 r#"{"Network":"1.0.0.0/8","network":"10.5.0.0/16","SubnetLen":0}"#,
                 "10.5.0.0/16",
                 24,
@@ -287,6 +303,7 @@ mod tests {
             ("{}", vec!["Network is missing"]),
             (r#"{"Network":"10.5.0.0"}"#, vec![r#"Network is "10.5.0.0""#]),
             (r#"{"Network":7,"SubnetLen":"x"}"#, vec!["Network is 7"]),
+            (r#"{"Network":"0.0.0.0/0"}"#, vec!["Network is 0.0.0.0/0"]),
             (r#"{"Network":"10.5.0.0/29"}"#, vec!["Network is 10.5.0.0/29"]),
             (r#"{"Network":"10.5.0.0/16","SubnetLen":17}"#, vec!["SubnetLen is 17, not 18 to 30"]),
             (r#"{"Network":"10.5.0.0/16","SubnetLen":31}"#, vec!["SubnetLen is 31"]),

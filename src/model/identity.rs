@@ -110,13 +110,15 @@ impl Me {
         }
         let fits = |lease: &&Lease| lease.subnet.v6.is_none() && range.contains(lease.subnet.v4.into());
         let leases = || records.iter().filter_map(|record| record.content.as_ref().ok());
-        let ours = || leases().filter(|lease| self.surely_owns(lease));
+        // To look at each lease means to read its JSON: it is done once.
+        let ours: Vec<&Lease> = leases().filter(|lease| self.surely_owns(lease)).collect();
+        let fitting = || ours.iter().copied().filter(fits);
         let preferred = |lease: &&Lease| self.previous().any(|subnet| subnet == lease.subnet.v4);
-        if let Some(lease) = ours().filter(fits).find(preferred).or_else(|| ours().find(fits)) {
+        if let Some(lease) = fitting().find(preferred).or_else(|| fitting().next()) {
             return Claim::Keep(lease.clone());
         }
-        if let Some(lease) = ours().next() {
-            return Claim::Discard(lease.clone());
+        if let Some(lease) = ours.first() {
+            return Claim::Discard((*lease).clone());
         }
         let adoptable = |lease: &&Lease| self.has_our_ip(lease) && !self.is_rival(lease);
         if let Some(lease) = leases().filter(fits).find(adoptable) {

@@ -51,6 +51,15 @@ pub struct DefaultRoute {
     pub is_v6: bool,
 }
 
+/// How a packet leaves the host.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct WayOut {
+    /// Index of the interface.
+    pub index: u32,
+    /// The address that the kernel gives it as its source.
+    pub source: Option<IpAddr>,
+}
+
 /// The host's interfaces and default routes at one moment.
 #[derive(Debug, Clone, Default, PartialEq, Eq)]
 pub struct HostView {
@@ -117,15 +126,15 @@ pub struct NoInterface {
     candidates: String,
 }
 
-/// Chooses the external interface. `reach` is the index of the interface by which `can_reach` is reached.
+/// Chooses the external interface. `reach` is the way by which `can_reach` is reached.
 ///
 /// # Errors
 /// When none fits yet: names what was looked for and all candidates.
-pub fn choose(rules: &IfaceRules, host: &HostView, reach: Option<u32>) -> Result<ExternalInterface, NoInterface> {
+pub fn choose(rules: &IfaceRules, host: &HostView, reach: Option<WayOut>) -> Result<ExternalInterface, NoInterface> {
     let by_flag = || {
         let by_name = rules.names.iter().find_map(|name| by_name_or_address(host, name));
         let by_regex = || rules.regexes.iter().find_map(|regex| by_regex(host, regex));
-        let by_reach = || by_index(host, reach?);
+        let by_reach = || by_way_out(host, reach?);
         by_name.or_else(by_regex).or_else(by_reach)
     };
     let by_default = || {
@@ -191,6 +200,12 @@ fn by_index(host: &HostView, index: u32) -> Chosen<'_> {
     Some((interface, best_address(interface)?))
 }
 
+fn by_way_out(host: &HostView, way: WayOut) -> Chosen<'_> {
+    let (interface, best) = by_index(host, way.index)?;
+    let source = usable(interface).find(|ip| way.source == Some(IpAddr::V4(*ip)));
+    Some((interface, source.unwrap_or(best)))
+}
+
 fn by_address(host: &HostView, address: Ipv4Addr) -> Chosen<'_> {
     let interface = candidates(host).find(|interface| usable(interface).any(|ip| ip == address))?;
     Some((interface, address))
@@ -206,7 +221,8 @@ fn by_name_or_address<'h>(host: &'h HostView, name: &str) -> Chosen<'h> {
 
 fn by_regex<'h>(host: &'h HostView, regex: &Regex) -> Chosen<'h> {
     let matching = |interface: &'h Interface| {
-        usable(interface).find(|ip| regex.is_match(&ip.to_string())).map(|ip| (interface, ip))
+        let matching = ranked(interface).filter(|(_, ip)| regex.is_match(&ip.to_string()));
+        matching.min_by_key(|(rank, _)| *rank).map(|(_, ip)| (interface, ip))
     };
     let by_name = || candidates(host).find(|i| regex.is_match(&i.name)).and_then(|i| Some((i, best_address(i)?)));
     candidates(host).find_map(matching).or_else(by_name)
@@ -306,10 +322,14 @@ mod tests {
             (&["eth7", "wlan0", "eth1"], &["eth0"], None, None, "eth1 10.9.0.5 mtu 1500"),
             (&["eth7"], &["^10\\."], None, None, "eth1 10.9.0.5 mtu 1500"),
             (&[], &["nothing", "h1$"], None, None, "eth1 10.9.0.5 mtu 1500"),
+            // Addresses first, of all interfaces, then names: eth0's name would match, too.
+            (&[], &["0"], None, None, "eth1 10.9.0.5 mtu 1500"),
+            (&[], &["192\\.168\\..*6$|eth1"], None, None, "eth0 192.168.1.6 mtu 1500"),
             (&["eth7"], &["nothing"], Some("10.9.0.1"), None, "eth1 10.9.0.5 mtu 1500"),
             (&["eth1"], &[], None, Some("203.0.113.9"), "eth1 10.9.0.5 mtu 1500 public IP 203.0.113.9"),
         ] {
-            let chosen = choose(&rules(names, regexes, reach, public), &host(), Some(3));
+            let chosen =
+                choose(&rules(names, regexes, reach, public), &host(), Some(WayOut { index: 3, source: None }));
             assert_eq!(chosen.unwrap().to_string(), expected, "{names:?} {regexes:?} {reach:?} {public:?}");
         }
     }
@@ -342,6 +362,34 @@ mod tests {
         assert_eq!(best_address(&nic), Some(Ipv4Addr::new(10, 0, 0, 3)));
         nic.addresses.truncate(1);
         assert_eq!(best_address(&nic), Some(Ipv4Addr::new(169, 254, 0, 9)));
+    }
+
+    #[test]
+    fn a_pattern_takes_the_best_of_the_addresses_it_matches() {
+        let mut host = host();
+        let addresses = &mut host.interfaces[1].addresses;
+        *addresses =
+            ["10.0.0.1/24", "169.254.0.9/16", "10.0.0.2/24", "10.0.0.3/24", "172.16.0.1/24"].map(address).into();
+        addresses[0].deprecated = true;
+        addresses[2].permanent = false;
+        for (regex, expected) in [("^1[60]", "10.0.0.3"), ("^169", "169.254.0.9"), ("^10.*2$", "10.0.0.2")] {
+            let chosen = choose(&rules(&[], &[regex], None, None), &host, None).unwrap();
+            assert_eq!((chosen.name.as_str(), chosen.address.to_string().as_str()), ("eth0", expected), "{regex}");
+        }
+    }
+
+    #[test]
+    fn the_address_is_the_one_that_reaches() {
+        let rules = rules(&[], &[], Some("192.168.1.1"), None);
+        for (source, expected) in [
+            (Some("192.168.1.6"), "192.168.1.6"),
+            (Some("192.168.1.7"), "192.168.1.5"),
+            (Some("fd00::1"), "192.168.1.5"),
+            (None, "192.168.1.5"),
+        ] {
+            let way = WayOut { index: 2, source: source.map(|ip| ip.parse().unwrap()) };
+            assert_eq!(choose(&rules, &host(), Some(way)).unwrap().address.to_string(), expected, "{way:?}");
+        }
     }
 
     #[test]

@@ -294,6 +294,17 @@ fn forget<K: Ord>(index: &mut BTreeMap<K, BTreeSet<SubnetKey>>, at: &K, key: &Su
 }
 
 impl Facts {
+    /// The connected networks that reach over more than one host's subnet of the overlay, by interface name: no reason
+    /// to refuse a peer, but what they have where a peer's subnet is cannot be reached from this host.
+    pub fn wider_networks(&self) -> impl Iterator<Item = (&str, Ipv4Net)> {
+        let one_host = self.own_subnet.map_or(0, |own| own.prefix_len());
+        let overlay = self.network;
+        let networks = self.connected.iter().map(|(name, net)| (name.as_str(), net.trunc()));
+        networks.filter(move |(_, net)| {
+            net.prefix_len() < one_host && overlay.is_some_and(|overlay| super::subnet::overlap((*net).into(), overlay))
+        })
+    }
+
     /// Why a lease cannot be a peer, whatever the others are.
     fn objection(&self, lease: &Lease, endpoint: Endpoint) -> Option<String> {
         self.subnet_objection(lease.subnet.v4).or_else(|| self.endpoint_objection(endpoint))

@@ -43,6 +43,16 @@ fn judge(records: &[Record]) -> Peers {
 }
 
 #[test]
+fn networks_wider_than_a_subnet_are_told_if_they_touch_the_overlay() {
+    let mut facts = facts();
+    facts.connected.push(("corp0".into(), "10.0.0.9/8".parse().unwrap()));
+    facts.connected.push(("other0".into(), "172.16.0.9/12".parse().unwrap()));
+    facts.connected.push(("small0".into(), "10.5.70.9/25".parse().unwrap()));
+    let wider: Vec<String> = facts.wider_networks().map(|(name, net)| format!("{name} {net}")).collect();
+    assert_eq!(wider, ["wide0 10.5.0.0/17", "corp0 10.0.0.0/8"]);
+}
+
+#[test]
 fn alone() {
     for (name, ip, mac, expected) in [
         ("10.5.2.0-24", "192.168.0.2", "0e:00:00:00:00:02", "peer"),

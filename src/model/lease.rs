@@ -75,6 +75,14 @@ impl Record {
         Record { name: name.to_owned(), content }
     }
 
+    /// When the key was last written.
+    pub fn modified(&self) -> Revision {
+        match &self.content {
+            Ok(lease) => lease.modified,
+            Err(malformed) => malformed.modified,
+        }
+    }
+
     /// The IPv4 addresses that are taken by this key, whether or not it is a proper lease.
     pub fn occupies(&self) -> Option<Ipv4Net> {
         match &self.content {

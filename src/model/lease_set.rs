@@ -24,6 +24,24 @@ pub enum Change {
     },
 }
 
+impl Change {
+    /// The last segment of the key.
+    pub fn name(&self) -> &str {
+        match self {
+            Change::Put(record) => &record.name,
+            Change::Delete { name, .. } => name,
+        }
+    }
+
+    /// When it happened.
+    pub fn revision(&self) -> Revision {
+        match self {
+            Change::Put(record) => record.modified(),
+            Change::Delete { revision, .. } => *revision,
+        }
+    }
+}
+
 /// All keys under `subnets/`; unknown until the first complete list.
 #[derive(Debug, Default)]
 pub struct LeaseSet {
@@ -33,6 +51,8 @@ pub struct LeaseSet {
     known: bool,
     revision: Revision,
     own_lost: Option<Moment>,
+    /// Whether the next list is one of another history.
+    doubted: bool,
 }
 
 impl LeaseSet {
@@ -61,6 +81,12 @@ impl LeaseSet {
         self.held.keys().filter_map(|name| self.records.get(name))
     }
 
+    /// The next complete list is one of another history than ours (the store was wiped or restored), whatever its
+    /// revision: it may be higher again by now.
+    pub fn doubt_next_list(&mut self) {
+        self.doubted = true;
+    }
+
     /// Takes in a complete list; returns the names whose record changed.
     ///
     /// A peer that is absent from it goes at once, unless the store went back in time (wiped, restored) or our own
@@ -75,7 +101,8 @@ impl LeaseSet {
     ) -> BTreeSet<String> {
         let listed: BTreeMap<String, Record> = records.into_iter().map(|r| (r.name.clone(), r)).collect();
         let lost_own = own.is_some_and(|own| self.records.contains_key(own) && !listed.contains_key(own));
-        let doubtful = self.known && (revision < self.revision || lost_own);
+        let doubted = std::mem::take(&mut self.doubted);
+        let doubtful = self.known && (doubted || revision < self.revision || lost_own);
         let mut changed: BTreeSet<String> = listed
             .iter()
             .filter(|(name, record)| self.records.get(*name) != Some(record))
@@ -262,6 +289,17 @@ mod tests {
     }
 
     #[test]
+    fn a_list_of_another_history_removes_nobody_at_once_however_high_its_revision() {
+        let mut set = set(&[1, 2, 3]);
+        set.doubt_next_list();
+        assert_eq!(set.replace(40, vec![record(1)], OWN, at(1), HOLD).len(), 2, "as held ones they give way to others");
+        assert_eq!((names(&set), set.held().count()), ("1 2 3".into(), 2));
+        set.replace(41, vec![record(1), record(2)], OWN, at(2), HOLD);
+        set.replace(42, vec![record(1)], OWN, at(3), HOLD);
+        assert_eq!(names(&set), "1 3", "only the one list was doubtful");
+    }
+
+    #[test]
     fn a_list_without_our_own_key_holds_who_else_is_absent() {
         let mut set = set(&[1, 2, 3]);
         set.replace(20, vec![record(3)], OWN, at(1), HOLD);
@@ -269,6 +307,7 @@ mod tests {
         set.apply(21, vec![delete(3, 21)], OWN, at(20), HOLD);
         assert_eq!(names(&set), "2", "an accident is over after five seconds");
     }
+
     #[test]
     fn peers_of_an_earlier_run_are_held_until_they_register_or_their_time_is_over() {
         let mut set = LeaseSet::default();

@@ -14,3 +14,4 @@ pub mod mirror;
 pub mod plan;
 pub mod state_file;
 pub mod subnet;
+pub mod view;

@@ -225,6 +225,7 @@ pub fn overlap(a: IpNet, b: IpNet) -> bool {
 mod tests {
     use super::*;
     use proptest::prelude::*;
+    use std::collections::BTreeSet;
 
     fn range(min: &str, max: &str, len: u8) -> SubnetRange {
         SubnetRange::new(min.parse().unwrap(), max.parse().unwrap(), len)
@@ -317,21 +318,20 @@ mod tests {
         }
 
         #[test]
-        fn a_chosen_subnet_is_free_and_none_means_full(
-            taken in prop::collection::vec((0u32..4096, 22u8..=28), 0..60), random: u128,
+        fn each_free_subnet_is_chosen_by_as_many_numbers_and_no_other_is(
+            taken in prop::collection::vec((0u32..4096, 21u8..=32), 0..12),
         ) {
             let range = range("10.5.1.0", "10.5.15.0", 24);
             let taken: Vec<IpNet> = taken.iter()
                 .map(|(low, len)| IpNet::new(Ipv4Addr::from(0x0a05_0000 | low).into(), *len).unwrap().trunc())
                 .collect();
-            let is_free = |net: IpNet| taken.iter().all(|t| !overlap(*t, net));
-            match range.choose_free(taken.iter().copied(), random) {
-                Some(net) => prop_assert!(range.contains(net) && is_free(net)),
-                None => for third in 1..=15u8 {
-                    let net = Ipv4Net::new(Ipv4Addr::new(10, 5, third, 0), 24).unwrap();
-                    prop_assert!(!is_free(net.into()));
-                }
-            }
+            let all = (1..=15u8).map(|third| IpNet::from(Ipv4Net::new(Ipv4Addr::new(10, 5, third, 0), 24).unwrap()));
+            let free: BTreeSet<IpNet> = all.filter(|net| taken.iter().all(|t| !overlap(*t, *net))).collect();
+            let choose = |random| range.choose_free(taken.iter().copied(), random);
+            let chosen: BTreeSet<IpNet> = (0..free.len() as u128).filter_map(choose).collect();
+            prop_assert_eq!(chosen, free.clone());
+            prop_assert_eq!(choose(free.len() as u128), choose(0));
+            prop_assert_eq!(choose(u128::MAX).is_some(), !free.is_empty());
         }
     }
 }

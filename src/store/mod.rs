@@ -4,6 +4,7 @@ pub mod etcd;
 pub mod memory;
 
 pub use crate::model::lease_set::Change;
+pub use crate::model::view::History;
 
 use crate::model::lease::{LeaseAttrs, LeaseId, Record, Revision};
 use crate::model::subnet::SubnetKey;
@@ -31,12 +32,14 @@ pub struct Snapshot {
     pub revision: Revision,
     /// Every key, in the order of the keys.
     pub records: Vec<Record>,
+    /// In which history of the store that revision was, as far as the store can tell.
+    pub history: History,
 }
 
 /// Changes in the order of their revisions.
 #[derive(Debug, Clone, Default, PartialEq, Eq)]
 pub struct Changes {
-    /// All changes up to this revision have been delivered.
+    /// The revision of the last change; without changes, how far the store claims to be.
     pub revision: Revision,
     /// The changes; none when the store only reports progress.
     pub changes: Vec<Change>,
@@ -107,6 +110,9 @@ pub trait Store {
     /// The addresses at which the store is reached, as far as known: no peer may take them into the overlay.
     fn addresses(&self) -> Vec<IpAddr>;
 
+    /// The last answer is of no use, though it was given: others are to be asked from now on, if there are others.
+    fn ask_another(&self) {}
+
     /// This host's own address has changed: what is asked from now on goes over new connections. Those from an address
     /// that is gone would only be waited for.
     fn redial(&self) {}
@@ -115,6 +121,13 @@ pub trait Store {
 /// A running watch.
 #[allow(async_fn_in_trait, reason = "the daemon is one thread: no Send bounds are wanted")]
 pub trait Watch {
-    /// The next changes. After an error the watch is over: list and watch again. Cancel-safe.
+    /// The next changes, or a sign of life. After an error the watch is over: list and watch again. Cancel-safe.
+    ///
+    /// Whoever implements this notices by himself that the store no longer answers, within half a minute or so.
     async fn next(&mut self) -> Result<Changes, StoreError>;
+
+    /// In which history of the store it watches, as far as the store can tell.
+    fn history(&self) -> History {
+        History::default()
+    }
 }

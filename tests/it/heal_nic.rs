@@ -146,6 +146,25 @@ fn a_connected_network_is_left_alone_and_the_peer_in_it_refused() {
 }
 
 #[test]
+fn a_wider_network_beside_the_overlay_is_warned_of_and_changes_nothing() {
+    let field = Field::new("wider");
+    let host = &field.hosts[0];
+    let warnings = || host.log().matches("other0 is in 172.30.128.0/17, which overlaps the overlay").count();
+    assert_eq!(warnings(), 0);
+    host.ip("addr add 172.30.249.1/17 dev other0");
+    eventually("the log warns of it", || warnings() == 1);
+    host.ip("addr add 10.97.0.1/24 dev other0");
+    field.damage("ip link set flannel.1 mtu 1400");
+    eventually("all was looked at again", || host.log().contains("MTU 1400, not 1450"));
+    host.follows(&field.etcd);
+    field.containers_reach_each_other();
+    host.ip("addr del 172.30.249.1/17 dev other0");
+    host.ip("addr del 10.97.0.1/24 dev other0");
+    field.is_well();
+    assert_eq!(warnings(), 1);
+}
+
+#[test]
 fn what_strangers_put_on_the_device_or_beside_it_stays() {
     let field = Field::new("strangers");
     let host = &field.hosts[0];

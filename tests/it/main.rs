@@ -7,6 +7,8 @@ mod lab;
 #[path = "../store/pki.rs"]
 mod pki;
 
+mod cluster;
+mod cost;
 mod disaster;
 mod endpoints;
 mod heal;
@@ -21,5 +23,7 @@ mod peers;
 mod restart;
 mod rivals;
 mod secure;
+mod service;
 mod start;
+mod storm;
 mod takeover;

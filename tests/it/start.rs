@@ -100,6 +100,32 @@ fn a_device_of_another_kind_with_our_name_is_replaced() {
 }
 
 #[test]
+fn a_host_that_does_not_forward_is_warned_and_left_as_it_is() {
+    const FORWARD: &str = "cat /proc/sys/net/ipv4/ip_forward";
+    let lab = Lab::new("forward");
+    let _etcd = lab.etcd_with_config();
+    let mut host = lab.host(1);
+    host.join();
+    assert!(!host.log().contains("ip_forward"), "{}", host.log());
+    host.stop();
+    host.sh("echo 0 >/proc/sys/net/ipv4/ip_forward");
+    host.join();
+    assert!(host.log().contains("net.ipv4.ip_forward is 0"), "{}", host.log());
+    assert_eq!(host.sh(FORWARD).trim(), "0");
+}
+
+#[test]
+fn help_and_version_succeed_and_a_wrong_flag_does_not() {
+    for (flag, code) in [("--help", 0), ("-version", 0), ("--nonsense", 1), ("--healthz-port=x", 1), ("status", 1)] {
+        let output = std::process::Command::new(env!("CARGO_BIN_EXE_flanneld")).arg(flag).output().expect("it runs");
+        let (out, err) = (String::from_utf8_lossy(&output.stdout), String::from_utf8_lossy(&output.stderr));
+        assert_eq!(output.status.code(), Some(code), "{flag}: {out}{err}");
+        let name = flag.trim_start_matches('-').split('=').next().unwrap_or_default();
+        assert!(if code == 0 { err.is_empty() } else { out.is_empty() && err.contains(name) }, "{flag}: {out}{err}");
+    }
+}
+
+#[test]
 fn a_log_that_nobody_takes_does_not_end_it() {
     let lab = Lab::new("full");
     let _etcd = lab.etcd_with_config();

@@ -3,6 +3,7 @@
 use crate::lab::*;
 use flanneld::kernel::Kernel;
 use flanneld::kernel::netlink::NetlinkKernel;
+use flanneld::model::iface::WayOut;
 use flanneld::model::kernel_state::{Have, Scope};
 use serde_json::json;
 
@@ -66,15 +67,19 @@ fn the_way_to_an_address_is_the_kernels() {
         ip("route add prohibit 10.4.0.0/16");
         ip("-6 route add blackhole fd02::/16");
         ip("-6 route add unreachable fd03::/16");
-        let eth0 = Some(lab.lower);
+        ip("addr add 172.31.0.8/24 dev eth0");
+        ip("route add 10.8.0.0/16 via 172.31.0.9 src 172.31.0.8");
+        let from = |index, source| Some(WayOut { index, source: Some(addr(source)) });
+        let eth0 = from(lab.lower, "172.31.0.1");
         let ways = [
             ("172.31.0.77", eth0),
             ("10.1.2.3", eth0),
             ("10.9.2.3", eth0),
-            ("fd31::9", eth0),
-            ("127.0.0.1", Some(1)),
-            ("172.31.0.1", Some(1)),
-            ("::1", Some(1)),
+            ("10.8.2.3", from(lab.lower, "172.31.0.8")),
+            ("fd31::9", from(lab.lower, "fd31::1")),
+            ("127.0.0.1", from(1, "127.0.0.1")),
+            ("172.31.0.1", from(1, "172.31.0.1")),
+            ("::1", from(1, "::1")),
             ("10.2.0.1", None),
             ("10.3.0.1", None),
             ("10.4.0.1", None),

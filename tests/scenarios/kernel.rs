@@ -111,8 +111,36 @@ async fn a_kernel_that_cannot_be_read_is_read_again() {
 #[tokio::test(start_paused = true)]
 async fn a_lost_device_is_back_with_the_same_mac_and_all_peers() {
     let cluster = Cluster::joined(3).await;
+    let counts = || (cluster[1].board().read().kernel_changes, cluster[1].board().read().repairs);
+    let (changes, repairs) = counts();
+    assert_eq!(repairs, 0, "what the leases ask for is no repair");
     cluster[1].kernel.lose_device(DEVICE);
     assert!(cluster.settle().await < secs(1));
+    // The device, its address, and three entries for each of two peers.
+    assert_eq!(counts(), (changes, 8));
+    put(&cluster, &Peer::guest(201));
+    cluster.settle().await;
+    assert_eq!(counts(), (changes + 3, 8));
+}
+
+/// A host that is paused, suspended or short of processors in the midst of a reading sees it take long.
+#[tokio::test(start_paused = true)]
+async fn a_reading_that_took_long_holds_up_no_later_repair() {
+    let cluster = Cluster::joined(2).await;
+    for time in [secs(1), mins(5)] {
+        cluster[1].kernel.slow_down_reading(time);
+        cluster[1].kernel.lose_device(DEVICE);
+        cluster.pass(time * 4 + secs(1)).await;
+        cluster[1].kernel.slow_down_reading(secs(0));
+        cluster[1].kernel.damage_silently(DEVICE, |have| have.routes.clear());
+        cluster.pass(mins(13)).await;
+        cluster.assert_settled();
+        for _ in 0..10 {
+            cluster[1].kernel.lose_device(DEVICE);
+            let took = cluster.settle().await;
+            assert!(took < secs(2), "{took:?} after a reading of {time:?}");
+        }
+    }
 }
 
 #[tokio::test(start_paused = true)]

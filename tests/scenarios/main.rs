@@ -18,3 +18,4 @@ mod peers;
 mod ready;
 mod restart;
 mod rivals;
+mod watch;

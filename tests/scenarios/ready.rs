@@ -99,3 +99,21 @@ async fn while_waiting_the_service_manager_is_asked_for_patience_without_a_gap()
     let last = cluster[1].heard().pop();
     assert!(matches!(last, Some(Notice::StillStarting(time)) if time >= secs(30)), "{last:?}");
 }
+
+#[tokio::test(start_paused = true)]
+async fn the_watchdog_is_fed_while_the_loop_turns_and_only_then() {
+    let cluster = Cluster::joined(2).await;
+    for _ in 0..600 {
+        cluster.pass(secs(1)).await;
+        assert!(cluster[1].silent_for() <= secs(6), "{:?}", cluster[1].silent_for());
+    }
+    cluster[1].store.fail_with(StoreError::Unavailable("no leader".into()));
+    cluster.pass(hours(1)).await;
+    assert!(cluster[1].silent_for() <= secs(6) && cluster[1].board().is_alive(), "etcd is no matter of the watchdog's");
+    cluster[1].store.come_back();
+    cluster[1].kernel.slow_down_reading(hours(24));
+    cluster[1].kernel.lose_device(DEVICE);
+    cluster.pass(mins(2)).await;
+    assert!(cluster[1].silent_for() > secs(110), "{:?}", cluster[1].silent_for());
+    assert!(!cluster[1].board().is_alive() && cluster[2].board().is_alive());
+}

@@ -1,5 +1,7 @@
 //! An etcd of a test's own, on loopback, gone with the test.
 
+use nix::sys::signal::{Signal, kill};
+use nix::unistd::Pid;
 use std::io::{Read, Write};
 use std::net::{TcpListener, TcpStream};
 use std::process::{Child, Command, Stdio};
@@ -89,6 +91,13 @@ impl Etcd {
             let _ = child.kill();
             let _ = child.wait();
         }
+    }
+
+    /// Stops it in the middle of whatever it does, or lets it go on.
+    pub fn freeze(&self, frozen: bool) {
+        let signal = if frozen { Signal::SIGSTOP } else { Signal::SIGCONT };
+        let pid = self.child.as_ref().expect("it runs").id();
+        kill(Pid::from_raw(pid as i32), signal).expect("it can be signalled");
     }
 
     /// Starts it again on its old data and ports.

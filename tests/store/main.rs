@@ -1,10 +1,14 @@
 //! The stores, the one in etcd against a real etcd. Needs the programs etcd and etcdctl.
 
 mod auth;
+mod breaker;
 mod contract;
 mod etcd;
 mod failures;
+mod follower;
+mod guarantees;
 mod lab;
+mod outages;
 mod pki;
 mod proxy;
 mod tls;

@@ -287,7 +287,11 @@ impl<S: Store> Keeper<S> {
             Written::Done(Record { content: Ok(lease), .. }) => {
                 Ok(Attempt::Held(self.held(lease, mac, self.terms.until_write())))
             }
-            Written::Done(_) | Written::Lost(_) => Ok(Attempt::Again),
+            Written::Done(_) => Ok(Attempt::Again),
+            Written::Lost(_) => {
+                self.board.update(|status| status.lost_races += 1);
+                Ok(Attempt::Again)
+            }
         }
     }
 
@@ -309,7 +313,10 @@ impl<S: Store> Keeper<S> {
     fn settle(&mut self, held: &Held) {
         self.remember(held.subnet, held.mac, held.lease_id);
         if self.me.in_use.map(|in_use| in_use.subnet) != Some(held.subnet) {
-            tracing::info!(subnet = %held.subnet, public_ip = %self.address.public_ip, mac = %held.mac, "lease held");
+            let lost_races = self.board.read().lost_races;
+            tracing::info!(
+                subnet = %held.subnet, public_ip = %self.address.public_ip, mac = %held.mac, lost_races, "lease held"
+            );
         }
         self.me.in_use = Some(InUse { subnet: held.subnet, created: held.created });
         self.board.update(|status| (status.subnet, status.lease) = (Some(held.subnet), held.lease_id));

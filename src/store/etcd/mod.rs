@@ -5,6 +5,7 @@ mod diagnosis;
 mod error;
 mod keys;
 mod pool;
+mod silence;
 mod watch;
 
 pub use credentials::{Access, IdentityFiles, Password, Secret, User};
@@ -18,13 +19,14 @@ use error::CallError;
 use etcd_client::{Error, GetOptions, GetResponse, LeaseGrantOptions, PutOptions, Txn, TxnOp, TxnOpResponse};
 use keys::Keys;
 use pool::{Pool, Session};
+use silence::Patience;
 use std::cell::Cell;
 use std::net::IpAddr;
 use std::rc::Rc;
 use std::time::Duration;
 
-/// How many keys are read at once: fewer cost more round trips, more make longer answers.
-const PAGE: i64 = 2000;
+/// How many keys are read at once: fewer cost more round trips, more make longer answers (a lease is 250 bytes or so).
+const PAGE: i64 = 10_000;
 /// How often a listing starts over before it gives up.
 const LISTINGS: usize = 8;
 
@@ -33,8 +35,7 @@ const LISTINGS: usize = 8;
 pub struct EtcdStore {
     pool: Rc<Pool>,
     keys: Rc<Keys>,
-    /// Cluster and raft term of the last listing: another cluster or an earlier term is another history.
-    history: Rc<Cell<(u64, u64)>>,
+    patience: Patience,
 }
 
 impl EtcdStore {
@@ -53,8 +54,14 @@ impl EtcdStore {
     /// When there is no endpoint, one is not of that form, or a file that `access` names cannot be used.
     pub fn with_access(endpoints: Vec<String>, prefix: &str, access: Access) -> Result<Self, StoreError> {
         let credentials = Credentials::load(access).map_err(StoreError::Refused)?;
-        let pool = Pool::new(endpoints, credentials)?;
-        Ok(EtcdStore { pool: Rc::new(pool), keys: Rc::new(Keys::new(prefix)), history: Rc::default() })
+        let (pool, keys) = (Rc::new(Pool::new(endpoints, credentials)?), Rc::new(Keys::new(prefix)));
+        Ok(EtcdStore { pool, keys, patience: Patience::default() })
+    }
+
+    /// The same store, whose watches are asked for a sign of life when they have been silent for that long, and are
+    /// over when they give none within as long again. By default that is 10 s and 15 s.
+    pub fn with_patience(self, silence: Duration) -> Self {
+        EtcdStore { patience: Patience::new(silence, silence), ..self }
     }
 
     async fn call<T>(&self, ask: impl AsyncFn(Session) -> Result<T, Error>) -> Result<T, StoreError> {
@@ -67,32 +74,32 @@ impl EtcdStore {
 
     /// All pages at the revision of the first one.
     async fn pages(&self, limit: i64) -> Result<Snapshot, CallError> {
-        let mut snapshot = Snapshot::default();
-        let mut from = self.keys.subnets();
+        let partial =
+            |what: &str| CallError::NoAnswer(vec![("etcd's list of leases is not complete".into(), what.into())]);
+        let first = self.page(self.keys.subnets(), limit, 0).await?;
+        let header = first.header().ok_or_else(|| partial("it has no revision"))?;
+        let mut snapshot = Snapshot { revision: header.revision(), history: watch::history(header), records: vec![] };
+        let (total, mut page) = (first.count(), first);
         loop {
-            let options = GetOptions::new().with_range(self.keys.subnets_end()).with_limit(limit);
-            let options = options.with_revision(snapshot.revision);
-            let page = self.pool.call(async |mut s| s.kv.get(from.clone(), Some(options.clone())).await).await?;
-            if let Some(header) = page.header().filter(|_| snapshot.revision == 0) {
-                snapshot.revision = header.revision();
-                self.history.set((header.cluster_id(), header.raft_term()));
-            }
             snapshot.records.extend(page.kvs().iter().map(|kv| self.keys.record(kv)));
-            match page.kvs().last().filter(|_| page.more()) {
-                Some(last) => from = [last.key(), &[0]].concat(),
-                None => return Ok(snapshot),
-            }
+            let Some(last) = page.kvs().last().filter(|_| page.more()) else { break };
+            page = self.page([last.key(), &[0]].concat(), limit, snapshot.revision).await?;
+        }
+        // Who is absent from a list goes: better none than half of one.
+        match i64::try_from(snapshot.records.len()) {
+            Ok(count) if count == total => Ok(snapshot),
+            _ => Err(partial(&format!("{} keys of {total}", snapshot.records.len()))),
         }
     }
 
-    /// Whether etcd has another history than the one in which `after` was read: a watch would be silent for long.
-    async fn is_other_history(&self, opened: &watch::Opened, after: Revision) -> Result<bool, StoreError> {
-        let Some((revision, cluster, term)) = opened.header() else { return Ok(false) };
-        let (known_cluster, known_term) = self.history.get();
-        if known_cluster != 0 && (cluster != known_cluster || term < known_term) {
-            return Ok(true);
-        }
-        if revision >= after {
+    async fn page(&self, from: Vec<u8>, limit: i64, revision: Revision) -> Result<GetResponse, CallError> {
+        let options = GetOptions::new().with_range(self.keys.subnets_end()).with_limit(limit).with_revision(revision);
+        self.pool.call(async |mut s| s.kv.get(from.clone(), Some(options.clone())).await).await
+    }
+
+    /// Whether etcd itself is not as far as `after`: it was wiped or restored, and a watch would be silent for long.
+    async fn is_behind(&self, opened: &watch::Opened, after: Revision) -> Result<bool, StoreError> {
+        if opened.revision().is_none_or(|revision| revision >= after) {
             return Ok(false);
         }
         // The member may lag behind: a read from a quorum tells.
@@ -187,10 +194,10 @@ impl Store for EtcdStore {
 
     async fn watch(&self, after: Revision) -> Result<EtcdWatch, StoreError> {
         let opened = self.call(async |session| watch::Opened::open(session, &self.keys, after).await).await?;
-        if self.is_other_history(&opened, after).await? {
+        if self.is_behind(&opened, after).await? {
             return Err(StoreError::Compacted(after));
         }
-        opened.start(self.pool.clone(), self.keys.clone())
+        opened.start(self.pool.clone(), self.keys.clone(), self.patience.clone())
     }
 
     async fn write(
@@ -258,6 +265,10 @@ impl Store for EtcdStore {
 
     fn addresses(&self) -> Vec<IpAddr> {
         self.pool.addresses()
+    }
+
+    fn ask_another(&self) {
+        self.pool.leave_pinned();
     }
 
     fn redial(&self) {

@@ -93,6 +93,8 @@ impl Pool {
                 }
             }
         }
+        // In the order in which they were given, so that the same trouble reads the same whoever was asked first.
+        failures.rotate_right(first);
         Err(CallError::NoAnswer(failures))
     }
 
@@ -195,6 +197,11 @@ impl Pool {
         }
     }
 
+    /// Makes the next call go to another member than the last one.
+    pub(super) fn leave_pinned(&self) {
+        self.leave(self.pinned.get());
+    }
+
     /// Lets go of all connections; what is under way on them goes on.
     pub(super) fn redial(&self) {
         self.members.iter().for_each(|member| drop(member.session.take()));
@@ -285,6 +292,18 @@ mod tests {
         assert_eq!(pool.pinned.get(), 1);
         pool.leave(2);
         assert_eq!(pool.pinned.get(), 1);
+    }
+
+    #[tokio::test]
+    async fn the_same_trouble_reads_the_same_whoever_was_asked_first() {
+        let pool = pool(&["http://127.0.0.1:1", "http://127.0.0.1:2", "http://127.0.0.1:3"]);
+        let mut texts = Vec::new();
+        for first in 0..3 {
+            pool.pinned.set(first);
+            texts.push(pool.call(async |mut s| s.kv.get("x", None).await).await.unwrap_err().to_string());
+        }
+        assert!(texts[0].starts_with("http://127.0.0.1:1, http://127.0.0.1:2, "), "{texts:?}");
+        assert!(texts.iter().all(|text| *text == texts[0]), "{texts:?}");
     }
 
     #[tokio::test]

@@ -3,10 +3,12 @@
 use super::Keys;
 use super::error::{self, CallError};
 use super::pool::{Pool, Session};
+use super::silence::{Next, Patience, Silence};
 use crate::model::lease::Revision;
-use crate::store::{Change, Changes, StoreError, Watch};
-use etcd_client::{Error, Event, EventType, WatchOptions, WatchResponse, WatchStream};
+use crate::store::{Change, Changes, History, StoreError, Watch};
+use etcd_client::{Error, Event, EventType, ResponseHeader, WatchOptions, WatchResponse, WatchStream};
 use std::rc::Rc;
+use tokio::time::timeout_at;
 
 /// A running watch at one member of an etcd cluster.
 pub struct EtcdWatch {
@@ -14,7 +16,9 @@ pub struct EtcdWatch {
     keys: Rc<Keys>,
     member: usize,
     id: i64,
+    history: History,
     stream: WatchStream,
+    silence: Silence,
     over: Option<StoreError>,
 }
 
@@ -28,23 +32,24 @@ pub(super) struct Opened {
 impl Opened {
     /// Asks a member to watch and waits until it confirms that it does.
     pub(super) async fn open(mut session: Session, keys: &Keys, after: Revision) -> Result<Self, Error> {
-        let options =
-            WatchOptions::new().with_range(keys.subnets_end()).with_start_revision(after + 1).with_progress_notify();
+        let options = WatchOptions::new().with_range(keys.subnets_end()).with_start_revision(after + 1);
         let mut stream = session.watch.watch(keys.subnets(), Some(options)).await?;
         let created = stream.message().await?.ok_or_else(|| Error::WatchError("the watch ended at once".to_owned()))?;
         error::user_is_known(&created)?;
         Ok(Opened { member: session.member, stream, created })
     }
 
-    /// The member's own revision, which may lag behind the cluster's; cluster and term.
-    pub(super) fn header(&self) -> Option<(Revision, u64, u64)> {
-        self.created.header().map(|header| (header.revision(), header.cluster_id(), header.raft_term()))
+    /// The member's own revision, which may lag behind the cluster's.
+    pub(super) fn revision(&self) -> Option<Revision> {
+        self.created.header().map(ResponseHeader::revision)
     }
 
     /// The watch, unless the member refused it while confirming.
-    pub(super) fn start(self, pool: Rc<Pool>, keys: Rc<Keys>) -> Result<EtcdWatch, StoreError> {
+    pub(super) fn start(self, pool: Rc<Pool>, keys: Rc<Keys>, patience: Patience) -> Result<EtcdWatch, StoreError> {
         let Opened { member, stream, created } = self;
-        let watch = EtcdWatch { pool, keys, member, id: created.watch_id(), stream, over: None };
+        let history = created.header().map(history).unwrap_or_default();
+        let (id, silence) = (created.watch_id(), Silence::new(patience));
+        let watch = EtcdWatch { pool, keys, member, id, history, stream, silence, over: None };
         match created.canceled() {
             true => Err(watch.cancelled(&created)),
             false => Ok(watch),
@@ -57,25 +62,52 @@ impl Watch for EtcdWatch {
         if let Some(over) = &self.over {
             return Err(over.clone());
         }
-        loop {
-            let error = match self.stream.message().await {
-                Ok(Some(message)) if message.watch_id() != self.id => continue,
-                Ok(Some(message)) if message.canceled() => self.cancelled(&message),
-                Ok(Some(message)) => return Ok(self.changes(&message)),
-                Ok(None) => self.broken("the watch ended"),
-                Err(error) => self.failed(error),
-            };
+        let told = self.listen().await;
+        if let Err(error) = &told {
             self.over = Some(error.clone());
-            return Err(error);
         }
+        told
+    }
+
+    fn history(&self) -> History {
+        self.history
     }
 }
 
+/// Which history an answer is from: a cluster's id says which cluster it is, unless it was built anew from the same
+/// words; then its elections are counted from the start again.
+pub(super) fn history(header: &ResponseHeader) -> History {
+    History { store: header.cluster_id(), term: header.raft_term() }
+}
+
 impl EtcdWatch {
+    async fn listen(&mut self) -> Result<Changes, StoreError> {
+        loop {
+            let message = match timeout_at(self.silence.end(), self.stream.message()).await {
+                Ok(message) => message,
+                Err(_) if self.silence.ended() == Next::GiveUp => {
+                    return Err(self.broken("the watch gives no sign of life"));
+                }
+                Err(_) => {
+                    self.stream.request_progress().await.map_err(|error| self.failed(error))?;
+                    continue;
+                }
+            };
+            self.silence.is_broken();
+            match message {
+                // The answer to a request for progress has no watch's id.
+                Ok(Some(message)) if message.watch_id() != self.id => {}
+                Ok(Some(message)) if message.canceled() => return Err(self.cancelled(&message)),
+                Ok(Some(message)) => return Ok(self.changes(&message)),
+                Ok(None) => return Err(self.broken("the watch ended")),
+                Err(error) => return Err(self.failed(error)),
+            }
+        }
+    }
+
     fn changes(&self, message: &WatchResponse) -> Changes {
         let changes = message.events().iter().filter_map(|event| self.change(event)).collect();
-        // The header of a watch that is still catching up is ahead of its events. Only a message without events,
-        // which etcd sends to watches that have caught up, speaks for its header's revision.
+        // The header of a watch that is still catching up is ahead of its events.
         let last = message.events().iter().filter_map(|event| Some(event.kv()?.mod_revision())).max();
         let revision = last.or_else(|| message.header().map(|header| header.revision())).unwrap_or_default();
         Changes { revision, changes }

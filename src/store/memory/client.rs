@@ -2,8 +2,9 @@
 
 use super::data::Data;
 use crate::model::lease::Revision;
-use crate::store::{Changes, StoreError, Watch};
+use crate::store::{Changes, Snapshot, StoreError, Watch};
 use std::cell::{Cell, RefCell};
+use std::mem;
 use std::net::IpAddr;
 use std::rc::{Rc, Weak};
 use std::time::Duration;
@@ -36,6 +37,10 @@ pub(super) struct Client {
     pub(super) fault: Option<StoreError>,
     /// Whether the answer to its next change gets lost.
     pub(super) loses_answer: bool,
+    /// Whether its watches are not told the next change.
+    pub(super) swallows: bool,
+    /// What its lists show in place of what is there.
+    pub(super) past: Option<Snapshot>,
     /// How long its messages take.
     pub(super) latency: Duration,
     /// Where it says that the store is.
@@ -133,6 +138,10 @@ impl Watch for MemoryWatch {
             }
             if let Some(news) = self.news() {
                 self.at = news.revision;
+                let is_swallowed = !news.changes.is_empty() && mem::take(&mut self.slot.owner.borrow_mut().swallows);
+                if is_swallowed {
+                    continue;
+                }
                 return Ok(news);
             }
             self.wait().await;

@@ -1,7 +1,7 @@
 //! What an etcd holds: keys with revisions, leases with deadlines, and the history of all changes. The time is told.
 
 use crate::model::lease::{LeaseId, Record, Revision};
-use crate::store::{Change, Changes, Snapshot};
+use crate::store::{Change, Changes, History, Snapshot};
 use std::collections::{BTreeMap, BTreeSet};
 use std::time::Duration;
 use tokio::time::Instant;
@@ -73,7 +73,7 @@ impl Data {
     /// All keys.
     pub(super) fn snapshot(&self) -> Snapshot {
         let records = self.keys.iter().map(|(name, entry)| entry.record(name)).collect();
-        Snapshot { revision: self.revision, records }
+        Snapshot { revision: self.revision, records, history: History::default() }
     }
 
     /// The changes after a revision, if there are any; never a part of a revision.

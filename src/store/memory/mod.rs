@@ -158,6 +158,17 @@ impl MemoryStore {
         self.cluster.cut(|owner| std::ptr::eq(owner, client), &error);
     }
 
+    /// The next change, or changes in one go, is told to no watch of this client.
+    pub fn swallow_next_change(&self) {
+        self.client.borrow_mut().swallows = true;
+    }
+
+    /// From now on lists of this client show what was there then, as those of a member that stands still; `None` ends
+    /// that.
+    pub fn list_as_of(&self, past: Option<Snapshot>) {
+        self.client.borrow_mut().past = past;
+    }
+
     /// From now on calls of this client take so long to arrive, and their answers so long to come back.
     pub fn set_latency(&self, each_way: Duration) {
         self.client.borrow_mut().latency = each_way;
@@ -214,7 +225,8 @@ impl Store for MemoryStore {
     }
 
     async fn list(&self) -> Result<Snapshot, StoreError> {
-        self.call(|calls| &mut calls.list, |data, _| data.snapshot()).await
+        let now = self.call(|calls| &mut calls.list, |data, _| data.snapshot()).await?;
+        Ok(self.client.borrow().past.clone().unwrap_or(now))
     }
 
     async fn watch(&self, after: Revision) -> Result<MemoryWatch, StoreError> {

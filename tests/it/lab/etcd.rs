@@ -1,6 +1,6 @@
 //! A real etcd, and etcdctl to look into it.
 
-use std::net::{SocketAddr, TcpListener};
+use std::net::{Ipv4Addr, SocketAddr, TcpListener};
 use std::path::PathBuf;
 use std::process::Command;
 use std::sync::Arc;
@@ -8,10 +8,10 @@ use std::sync::Arc;
 use serde_json::Value;
 use tempfile::TempDir;
 
-use super::netns::{self, http_get};
+use super::netns::{self, Netns, http_get};
 use super::overlay::Lease;
 use super::process::{Process, print_log_if_panicking};
-use super::wait::{PATIENCE, wait_until};
+use super::wait::{PATIENCE, eventually, wait_until};
 use super::{Host, PREFIX, Underlay};
 
 pub struct Etcd {
@@ -19,12 +19,31 @@ pub struct Etcd {
     clients: SocketAddr,
     peers: SocketAddr,
     dir: TempDir,
-    /// None: it runs in the machine's own namespace, on loopback.
-    underlay: Option<Arc<Underlay>>,
+    home: Home,
+    name: String,
+    /// All members and where they talk to each other, as `--initial-cluster` wants it.
+    cluster: String,
+    /// Milliseconds between heartbeats, and without one until an election.
+    pace: [&'static str; 2],
     options: Vec<String>,
     /// As whom etcdctl works: `--user=NAME:PASSWORD`.
     user: Option<String>,
 }
+
+/// Where it runs.
+enum Home {
+    /// In the machine's own namespace, on loopback.
+    Loopback,
+    /// On the underlay's own address.
+    Underlay(Arc<Underlay>),
+    /// In a namespace of its own on the underlay.
+    Own(Netns, #[allow(dead_code, reason = "it goes after its members")] Arc<Underlay>),
+}
+
+/// An election of one need not take a second.
+const ALONE: [&str; 2] = ["10", "100"];
+/// What etcd does by itself: a busy machine must not call for elections.
+const AMONG_OTHERS: [&str; 2] = ["100", "1000"];
 
 /// A key as etcd holds it.
 #[derive(Debug, Clone)]
@@ -37,17 +56,10 @@ pub struct KeyValue {
 
 impl Etcd {
     pub(super) fn on_underlay(underlay: Arc<Underlay>, options: Vec<String>) -> Etcd {
-        let address = |port| SocketAddr::from(([172, 31, 0, 254], port));
         let dir = TempDir::with_prefix_in("etcd-", underlay.dir.path()).expect("a directory for etcd");
-        let mut etcd = Etcd {
-            process: None,
-            clients: address(2379),
-            peers: address(2380),
-            dir,
-            underlay: Some(underlay),
-            options,
-            user: None,
-        };
+        let addresses = [2379, 2380].map(|port| SocketAddr::from(([172, 31, 0, 254], port)));
+        let mut etcd = Etcd::new("n1".into(), addresses, dir, Home::Underlay(underlay), ALONE);
+        etcd.options = options;
         assert!(etcd.try_start(), "etcd did not become healthy");
         etcd
     }
@@ -57,13 +69,24 @@ impl Etcd {
         // A free port may be taken by someone else before etcd binds it.
         for _ in 0..5 {
             let dir = TempDir::with_prefix("flannel-etcd-").expect("a directory for etcd");
-            let [clients, peers] = free_ports();
-            let mut etcd = Etcd { process: None, clients, peers, dir, underlay: None, options: Vec::new(), user: None };
+            let mut etcd = Etcd::new("n1".into(), free_ports(), dir, Home::Loopback, ALONE);
             if etcd.try_start() {
                 return etcd;
             }
         }
         panic!("etcd did not become healthy on any of five pairs of ports");
+    }
+
+    /// A member of a cluster, in a namespace of its own at this address of the underlay. It does not run yet.
+    pub(super) fn member(name: String, address: Ipv4Addr, netns: Netns, underlay: Arc<Underlay>) -> Etcd {
+        let dir = TempDir::with_prefix_in(format!("etcd-{name}-"), underlay.dir.path()).expect("a directory for etcd");
+        let addresses = [2379, 2380].map(|port| SocketAddr::from((address, port)));
+        Etcd::new(name, addresses, dir, Home::Own(netns, underlay), AMONG_OTHERS)
+    }
+
+    fn new(name: String, [clients, peers]: [SocketAddr; 2], dir: TempDir, home: Home, pace: [&'static str; 2]) -> Etcd {
+        let cluster = format!("{name}=http://{peers}");
+        Etcd { process: None, clients, peers, dir, home, name, cluster, pace, options: Vec::new(), user: None }
     }
 
     /// What clients connect to.
@@ -194,6 +217,13 @@ impl Etcd {
         answer["granted-ttl"].as_i64().unwrap_or(0)
     }
 
+    /// How many seconds a lease has left.
+    pub fn ttl(&self, lease: i64) -> i64 {
+        let answer = self.ctl(&["lease", "timetolive", &format!("{lease:x}"), "-w", "json"]);
+        let answer: Value = serde_json::from_str(&answer).expect("JSON");
+        answer["ttl"].as_i64().unwrap_or(0)
+    }
+
     /// What flannel's hosts have registered under [`PREFIX`].
     pub fn leases(&self) -> Vec<Lease> {
         let entries = self.get_prefix(&format!("{PREFIX}/subnets/"));
@@ -221,6 +251,12 @@ impl Etcd {
         self.put(&lease.key(), &lease.value());
     }
 
+    /// Also while the cluster elects a leader.
+    pub fn put_lease_patiently(&self, lease: &Lease) {
+        let (key, value) = (lease.key(), lease.value());
+        eventually("the lease is written", || self.try_ctl(&["--command-timeout=1s", "put", &key, &value]).is_ok());
+    }
+
     pub fn put_leases<'a>(&self, leases: impl IntoIterator<Item = &'a Lease>) {
         leases.into_iter().for_each(|lease| self.put_lease(lease));
     }
@@ -241,8 +277,12 @@ impl Etcd {
         entries
     }
 
-    fn ctl(&self, words: &[&str]) -> String {
-        netns::output(&mut self.etcdctl(words)).unwrap_or_else(|text| panic!("etcdctl {}: {text}", words.join(" ")))
+    pub(super) fn ctl(&self, words: &[&str]) -> String {
+        self.try_ctl(words).unwrap_or_else(|text| panic!("etcdctl {}: {text}", words.join(" ")))
+    }
+
+    pub(super) fn try_ctl(&self, words: &[&str]) -> Result<String, String> {
+        netns::output(&mut self.etcdctl(words))
     }
 
     fn etcdctl(&self, words: &[&str]) -> Command {
@@ -251,41 +291,84 @@ impl Etcd {
         command
     }
 
+    fn netns(&self) -> Option<&Netns> {
+        match &self.home {
+            Home::Loopback => None,
+            Home::Underlay(underlay) => Some(&underlay.netns),
+            Home::Own(netns, _) => Some(netns),
+        }
+    }
+
     fn command(&self, program: &str) -> Command {
-        match &self.underlay {
-            Some(underlay) => underlay.netns.command(program),
+        match self.netns() {
+            Some(netns) => netns.command(program),
             None => Command::new(program),
         }
     }
 
+    /// Runs `inside` where etcd's address is known.
+    pub fn enter<T: Send>(&self, inside: impl FnOnce() -> T + Send) -> T {
+        match self.netns() {
+            Some(netns) => netns.enter(inside),
+            None => inside(),
+        }
+    }
+
     fn try_start(&mut self) -> bool {
-        let peers = format!("http://{}", self.peers);
+        self.spawn(&[]);
+        self.becomes_healthy()
+    }
+
+    /// Starts it without waiting for anything.
+    pub(super) fn spawn(&mut self, more: &[&str]) {
+        let (clients, peers) = (self.endpoint(), self.peer_url());
         let mut command = self.command("etcd");
-        command.args(["--name", "n1", "--data-dir"]).arg(self.dir.path().join("data"));
-        command.args(["--listen-client-urls", &self.endpoint(), "--advertise-client-urls", &self.endpoint()]);
+        command.args(["--name", &self.name, "--data-dir"]).arg(self.data());
+        command.args(["--listen-client-urls", &clients, "--advertise-client-urls", &clients]);
         command.args(["--listen-peer-urls", &peers, "--initial-advertise-peer-urls", &peers]);
-        command.args(["--initial-cluster", &format!("n1={peers}")]);
-        // Nothing here survives a power cut anyway, and an election of one need not take a second.
-        command.args(["--unsafe-no-fsync", "--heartbeat-interval", "10", "--election-timeout", "100"]);
+        command.args(["--initial-cluster", &self.cluster]);
+        // Nothing here survives a power cut anyway.
+        let [heartbeat, election] = self.pace;
+        command.args(["--unsafe-no-fsync", "--heartbeat-interval", heartbeat, "--election-timeout", election]);
         command.args(["--logger", "zap", "--log-outputs", "stderr", "--log-level", "warn"]);
-        command.args(&self.options);
-        let mut process = Process::spawn(&mut command, &self.log());
+        command.args(&self.options).args(more);
+        self.process = Some(Process::spawn(&mut command, &self.log()));
+    }
+
+    /// Whether it comes to answer, as part of a quorum.
+    pub(super) fn becomes_healthy(&mut self) -> bool {
         let mut alive = true;
         wait_until(PATIENCE, || {
-            alive = process.running();
+            alive = self.process.as_mut().is_some_and(Process::running);
             !alive || self.healthy()
         });
-        self.process = Some(process);
         alive && self.healthy()
     }
 
     fn healthy(&self) -> bool {
-        let get = || http_get(self.clients, "/health");
-        let answer = match &self.underlay {
-            Some(underlay) => underlay.netns.enter(get),
-            None => get(),
-        };
+        let answer = self.enter(|| http_get(self.clients, "/health"));
         answer.is_ok_and(|(code, body)| code == 200 && body.contains("true"))
+    }
+
+    pub(super) fn clients(&self) -> SocketAddr {
+        self.clients
+    }
+
+    pub(super) fn peer_url(&self) -> String {
+        format!("http://{}", self.peers)
+    }
+
+    pub(super) fn named_peer_url(&self) -> String {
+        format!("{}={}", self.name, self.peer_url())
+    }
+
+    /// To be called before the first start.
+    pub(super) fn set_cluster(&mut self, cluster: &str) {
+        self.cluster = cluster.to_owned();
+    }
+
+    pub(super) fn data(&self) -> PathBuf {
+        self.dir.path().join("data")
     }
 
     fn log(&self) -> PathBuf {
@@ -296,7 +379,7 @@ impl Etcd {
 impl Drop for Etcd {
     fn drop(&mut self) {
         self.kill();
-        print_log_if_panicking("etcd", &self.log());
+        print_log_if_panicking(&format!("etcd {}", self.name), &self.log());
     }
 }
 

@@ -188,6 +188,13 @@ impl Host {
         self.daemon.take().expect("a daemon").process.stop()
     }
 
+    /// SIGTERM; tells whether it says this to its service manager before it ends.
+    pub fn stop_heard(&mut self, text: &str) -> bool {
+        let Daemon { process, notify } = self.daemon.take().expect("a daemon");
+        process.stop();
+        wait_until(PATIENCE, || notify.notifications().iter().any(|notification| notification.text == text))
+    }
+
     pub fn kill9(&mut self) {
         self.daemon = None;
     }

@@ -6,12 +6,15 @@
 //!                  eth0 172.31.0.1                eth0 172.31.0.2
 //!                        └────────── br0 ───────────┘
 //!                       underlay 172.31.0.254: etcd, the hosts' default gateway
+//!                       or 172.31.0.251 to .253: etcd's three members
 //! ```
 //!
 //! Every value cleans up after itself when it is dropped, also when a test panics; the logs are printed then. Names carry
 //! the process id and a counter, so tests run side by side. Nothing touches the network of the machine itself.
 
+mod cluster;
 mod container;
+mod cost;
 mod etcd;
 mod forwarder;
 mod host;
@@ -25,7 +28,9 @@ mod tables;
 mod tests;
 mod wait;
 
+pub use cluster::Cluster;
 pub use container::Container;
+pub use cost::Calls;
 pub use etcd::Etcd;
 pub use forwarder::Forwarder;
 pub use host::{FLANNELD, Host};
@@ -93,6 +98,13 @@ impl Lab {
         etcd
     }
 
+    /// A real etcd of three members, each in a namespace of its own; it holds the usual network config.
+    pub fn etcd_cluster(&self) -> Cluster {
+        let cluster = Cluster::start(self.underlay.clone());
+        cluster[0].put(&format!("{PREFIX}/config"), CONFIG);
+        cluster
+    }
+
     /// Host number `index`: its address is 172.31.0.`index`.
     pub fn host(&self, index: u8) -> Host {
         Host::create(self.underlay.clone(), index)
@@ -120,7 +132,7 @@ pub fn containers_on(hosts: &mut [Host]) -> Vec<Container> {
     hosts.iter_mut().map(|host| host.attach_container("c1")).collect()
 }
 
-const TOOLS: [&str; 7] = ["ip", "bridge", "nsenter", "ping", "etcd", "etcdctl", "strace"];
+const TOOLS: [&str; 9] = ["ip", "bridge", "ss", "nsenter", "nft", "ping", "etcd", "etcdctl", "strace"];
 
 fn require() {
     let path = env::var_os("PATH").unwrap_or_default();

@@ -1,5 +1,7 @@
 //! What the hosts of an overlay keep in etcd, read and written here without the daemon's own code.
 
+use std::net::Ipv4Addr;
+
 use serde_json::{Value, json};
 
 /// Where the lab's network lives in etcd.
@@ -31,6 +33,17 @@ impl Lease {
         }
     }
 
+    /// One of many hosts that nobody runs, for a network of all 10.0.0.0/8: the `n`th /24 from 10.1.0.0 on.
+    pub fn numbered(n: u32) -> Lease {
+        assert!(n < 223 << 8, "from 10.224.0.0 on the network belongs to hosts");
+        let [_, a, b, c] = (n + 1).to_be_bytes();
+        Lease {
+            subnet: format!("{}/24", Ipv4Addr::from(0x0a01_0000 + (n << 8))),
+            public_ip: Ipv4Addr::from(0xac10_0000 + n + 1).to_string(),
+            mac: format!("0e:00:00:{a:02x}:{b:02x}:{c:02x}"),
+        }
+    }
+
     pub fn parse(key: &str, value: &str) -> Lease {
         let subnet = key.rsplit('/').next().unwrap().replacen('-', "/", 1);
         let attributes: Value = serde_json::from_str(value).unwrap_or_else(|e| panic!("{key}: {e}: {value}"));
@@ -39,7 +52,11 @@ impl Lease {
     }
 
     pub fn key(&self) -> String {
-        format!("{PREFIX}/subnets/{}", self.subnet.replace('/', "-"))
+        self.key_under(PREFIX)
+    }
+
+    pub fn key_under(&self, prefix: &str) -> String {
+        format!("{prefix}/subnets/{}", self.subnet.replace('/', "-"))
     }
 
     /// As flannel writes it, byte by byte.

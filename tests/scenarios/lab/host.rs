@@ -58,6 +58,8 @@ struct Daemon {
     task: JoinHandle<Infallible>,
     board: Board,
     heard: Rc<RefCell<Vec<Notice>>>,
+    /// When it last told that it is alive.
+    alive_at: Rc<Cell<Option<Instant>>>,
 }
 
 impl Host {
@@ -93,9 +95,10 @@ impl Host {
         assert!(!self.runs(), "the daemon runs already");
         self.starts += 1;
         let heard: Rc<RefCell<Vec<Notice>>> = Rc::default();
-        let (ear, slept) = (heard.clone(), self.slept.clone());
+        let alive_at: Rc<Cell<Option<Instant>>> = Rc::default();
+        let (ear, pulse, slept) = (heard.clone(), alive_at.clone(), self.slept.clone());
         let hear = move |notice| match notice {
-            Notice::Alive => {}
+            Notice::Alive => pulse.set(Some(Instant::now())),
             notice => ear.borrow_mut().push(notice),
         };
         let seed = seed.wrapping_mul(1_000_003) + u64::from(self.number) * 1009 + self.starts;
@@ -103,7 +106,7 @@ impl Host {
         let board = Board::new(env.clone());
         let store = Rc::new(self.store.clone());
         let task = tasks.spawn_local(agent::run(store, self.kernel.clone(), self.settings.clone(), env, board.clone()));
-        self.daemon = Some(Daemon { task, board, heard });
+        self.daemon = Some(Daemon { task, board, heard, alive_at });
     }
 
     pub(super) fn stop(&mut self) {
@@ -162,6 +165,12 @@ impl Host {
     /// What the daemon has told the service manager since its start.
     pub fn heard(&self) -> Vec<Notice> {
         self.daemon.as_ref().map(|daemon| daemon.heard.borrow().clone()).unwrap_or_default()
+    }
+
+    /// For how long the daemon has not told the service manager that it is alive.
+    pub fn silent_for(&self) -> Duration {
+        let alive_at = self.daemon.as_ref().and_then(|daemon| daemon.alive_at.get());
+        alive_at.map_or(Duration::MAX, |at| at.elapsed())
     }
 
     /// How many status lines the daemon has told since its start.

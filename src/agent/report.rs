@@ -1,0 +1,79 @@
+//! What the log tells of changes made to the kernel: a line each while they are few, else one line for all of them.
+
+use crate::model::plan::{Key, Step};
+use std::collections::BTreeMap;
+use std::time::Duration;
+
+/// A plan of at most this many steps is logged step by step, a larger one in a line.
+const ONE_BY_ONE: usize = 16;
+
+/// So many of the reasons for a larger one are named.
+const REASONS: usize = 3;
+
+/// Logs changes: what, why, and how long they `took`. `kind` is put before what was done.
+pub fn log(kind: &str, steps: &[&Step], took: Duration) {
+    if steps.len() <= ONE_BY_ONE {
+        for Step { op, why } in steps {
+            tracing::info!(%why, ?took, "{kind}{op}");
+        }
+    } else {
+        for Step { op, why } in steps {
+            tracing::debug!(%why, "{kind}{op}");
+        }
+        let why = reasons(steps);
+        tracing::info!(%why, ?took, "{kind}{}", objects(steps));
+    }
+}
+
+/// `1 device, 1 address, 300 neighbours`
+fn objects(steps: &[&Step]) -> String {
+    let mut counts: BTreeMap<usize, (usize, &str, &str)> = BTreeMap::new();
+    for step in steps {
+        let (place, one, many) = match step.op.key() {
+            Key::Device => (0, "device", "changes of the device"),
+            Key::Address(_) => (1, "address", "addresses"),
+            Key::Neighbor(_) => (2, "neighbour", "neighbours"),
+            Key::Fdb(_) => (3, "FDB entry", "FDB entries"),
+            Key::Route(_) => (4, "route", "routes"),
+        };
+        counts.entry(place).or_insert((0, one, many)).0 += 1;
+    }
+    let words = counts.values().map(|(count, one, many)| format!("{count} {}", if *count == 1 { one } else { many }));
+    words.collect::<Vec<_>>().join(", ")
+}
+
+/// The most frequent reasons, each with how often it holds.
+fn reasons(steps: &[&Step]) -> String {
+    let mut counts: BTreeMap<&str, usize> = BTreeMap::new();
+    steps.iter().for_each(|step| *counts.entry(&step.why).or_default() += 1);
+    let mut counts: Vec<(&str, usize)> = counts.into_iter().collect();
+    counts.sort_by_key(|(why, count)| (std::cmp::Reverse(*count), *why));
+    let others = counts.iter().skip(REASONS).map(|(_, count)| count).sum::<usize>();
+    let named = counts.iter().take(REASONS).map(|(why, count)| format!("{count} {why}"));
+    let others = (others > 0).then(|| format!("{others} for other reasons"));
+    named.chain(others).collect::<Vec<_>>().join("; ")
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::model::plan::Op;
+    use std::net::IpAddr;
+
+    fn step(op: Op, why: &str) -> Step {
+        Step { op, why: why.to_owned().into() }
+    }
+
+    #[test]
+    fn many_changes_are_counted_by_object_and_by_reason() {
+        let ip = |last| IpAddr::from([10, 5, 0, last]);
+        let mac = |last: u8| format!("0e:00:00:00:00:{last:02x}").parse().unwrap();
+        let mut steps = vec![step(Op::DeleteDevice(7), "VNI 77, not 1"), step(Op::AddAddress(ip(0).into()), "missing")];
+        steps.extend((1..20).map(|n| step(Op::SetNeighbor(ip(n), mac(n)), "missing")));
+        steps.extend((1..3).map(|n| step(Op::DeleteFdb(mac(n), ip(n)), "no peer has it")));
+        steps.extend((1..3).map(|n| step(Op::SetFdb(mac(n), ip(n)), &format!("pointed to {}", ip(n)))));
+        let steps: Vec<&Step> = steps.iter().collect();
+        assert_eq!(objects(&steps), "1 device, 1 address, 19 neighbours, 4 FDB entries");
+        assert_eq!(reasons(&steps), "20 missing; 2 no peer has it; 1 VNI 77, not 1; 2 for other reasons");
+    }
+}
