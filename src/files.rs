@@ -1,4 +1,4 @@
-//! The files that flanneld writes: each complete or not at all.
+//! The files that flanneld reads and writes: each complete or not at all.
 
 use crate::model::env_files::{DockerOpts, SubnetEnv};
 use crate::model::mac::VtepMac;
@@ -16,7 +16,7 @@ const LARGEST: u64 = 1 << 20;
 
 /// What a file holds. A FIFO or a device, which may never come to an end, is refused, and so is a file too large to be
 /// one of ours.
-fn read(path: &Path) -> io::Result<Vec<u8>> {
+pub(crate) fn read(path: &Path) -> io::Result<Vec<u8>> {
     let file = fs::OpenOptions::new().read(true).custom_flags(libc::O_NONBLOCK | libc::O_NOCTTY).open(path)?;
     let metadata = file.metadata()?;
     if metadata.is_dir() {

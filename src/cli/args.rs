@@ -5,6 +5,7 @@
 //! capitals), which wins over the default. Everything here is pure: arguments and environment come
 //! in, a value or the list of all mistakes comes out.
 
+mod access;
 mod endpoints;
 mod flags;
 mod given;
@@ -22,6 +23,7 @@ use std::time::Duration;
 use clap::error::{ContextKind, ContextValue, ErrorKind};
 use regex::Regex;
 
+use crate::store::etcd::Access;
 use given::{Given, Origin};
 
 /// The renewal margin when none is given and the TTL leaves room for it.
@@ -30,8 +32,10 @@ const DEFAULT_RENEW_MARGIN: Duration = Duration::from_secs(60 * 60);
 /// What the daemon was asked to do; every value is checked.
 #[derive(Clone, Debug)]
 pub struct Options {
-    /// Where etcd answers, as `http://host:port` without a path; never empty.
+    /// Where etcd answers, as `http://host:port` or `https://host:port` without a path; never empty.
     pub etcd_endpoints: Vec<String>,
+    /// Whom to take for etcd, and as whom to speak to it. That the files exist is not checked yet.
+    pub etcd_access: Access,
     /// Prefix of all keys, cleaned as Go's `path.Join` does: the config is at
     /// `{etcd_prefix}/config`. It never ends in a slash, so the root is the empty string; a missing
     /// leading slash stays missing.
@@ -123,11 +127,14 @@ pub fn parse(
         Err(error) => return not_matched(&error),
     };
     let mut given = Given::new(&matches, env);
-    let warnings = refused::check(&mut given);
+    let mut warnings = refused::check(&mut given);
     let options = options(&mut given);
     let problems = given.into_problems();
     match options {
-        Some(options) if problems.is_empty() => Ok(Invocation::Run(Box::new(options), warnings)),
+        Some(options) if problems.is_empty() => {
+            warnings.extend(access::warnings(&options.etcd_endpoints, &options.etcd_access));
+            Ok(Invocation::Run(Box::new(options), warnings))
+        }
         _ => Err(ArgsError { problems }),
     }
 }
@@ -167,6 +174,7 @@ fn printed(error: &clap::Error) -> String {
 /// Reads every setting, so that all mistakes are found; `None` if there was one.
 fn options(given: &mut Given) -> Option<Options> {
     let etcd_endpoints = given.read("etcd-endpoints", endpoints::parse);
+    let etcd_access = access::read(given);
     let etcd_prefix = given.read("etcd-prefix", values::key_prefix);
     let iface = given.read_each("iface", values::interface);
     let iface_regex = given.read_each("iface-regex", values::regex);
@@ -183,6 +191,7 @@ fn options(given: &mut Given) -> Option<Options> {
     let (subnet_lease_ttl, renew_margin) = lease_times?;
     Some(Options {
         etcd_endpoints: etcd_endpoints?,
+        etcd_access: etcd_access?,
         etcd_prefix: etcd_prefix?,
         iface: iface?,
         iface_regex: iface_regex?,

@@ -68,7 +68,9 @@ async fn daemon(options: Options, manager: Rc<Manager>) -> Result<(), String> {
         tokio::task::spawn_local(http::serve(listener, board.clone()));
     }
     warn_about_the_host();
-    let store = EtcdStore::new(options.etcd_endpoints.clone(), &options.etcd_prefix).map_err(|e| e.to_string())?;
+    let store =
+        EtcdStore::with_access(options.etcd_endpoints.clone(), &options.etcd_prefix, options.etcd_access.clone())
+            .map_err(|error| error.to_string())?;
     let store = Rc::new(store);
     let kernel = NetlinkKernel::new().map_err(|error| error.to_string())?;
     let releases = options.release_lease_on_exit;

@@ -4,10 +4,13 @@
 
 mod field;
 mod lab;
+#[path = "../store/pki.rs"]
+mod pki;
 
 mod cluster;
 mod cost;
 mod disaster;
+mod endpoints;
 mod heal;
 mod heal_nic;
 mod heal_random;
@@ -19,6 +22,7 @@ mod overrun;
 mod peers;
 mod restart;
 mod rivals;
+mod secure;
 mod service;
 mod start;
 mod storm;

@@ -18,7 +18,10 @@ pub struct Etcd {
     peer: u16,
     /// All members and where they talk to each other.
     cluster: String,
-    options: Vec<&'static str>,
+    options: Vec<String>,
+    /// Where it says over plain HTTP whether it is well; another port than that of its clients when those use TLS.
+    health: u16,
+    ctl: Vec<String>,
 }
 
 impl Etcd {
@@ -28,8 +31,15 @@ impl Etcd {
     }
 
     /// The same with more command-line options.
-    pub fn start_with(options: &[&'static str]) -> Self {
+    pub fn start_with(options: &[&str]) -> Self {
         Etcd::members(1, options).remove(0)
+    }
+
+    /// One that talks TLS, as told by `options`, and what etcdctl is to be told to talk to it.
+    pub fn start_secure(options: &[&str], ctl: &[&str]) -> Self {
+        let mut etcd = Etcd::start_with(options);
+        etcd.ctl = ctl.iter().map(|word| word.to_string()).collect();
+        etcd
     }
 
     /// Starts a cluster and waits until all members answer.
@@ -38,7 +48,7 @@ impl Etcd {
     }
 
     /// Somebody else may take a port before etcd does: then others are tried.
-    fn members(count: usize, options: &[&'static str]) -> Vec<Self> {
+    fn members(count: usize, options: &[&str]) -> Vec<Self> {
         for _ in 0..10 {
             let mut members: Vec<Etcd> = (1..=count).map(|n| Etcd::prepare(format!("n{n}"), options)).collect();
             let cluster: Vec<String> = members.iter().map(|m| format!("{}={}", m.name, m.peer_url())).collect();
@@ -53,15 +63,22 @@ impl Etcd {
         panic!("these tests need the program etcd (Debian: etcd-server), which does not start or not answer");
     }
 
-    fn prepare(name: String, options: &[&'static str]) -> Self {
+    fn prepare(name: String, options: &[&str]) -> Self {
         let dir = TempDir::with_prefix("flanneld-etcd-").expect("a directory for etcd");
-        let (client, peer, options) = (free_port(), free_port(), options.to_vec());
-        Etcd { name, child: None, dir, client, peer, cluster: String::new(), options }
+        let (client, peer) = (free_port(), free_port());
+        let mut options: Vec<String> = options.iter().map(|option| option.to_string()).collect();
+        let mut health = client;
+        if is_tls(&options) {
+            health = free_port();
+            options.push(format!("--listen-metrics-urls=http://127.0.0.1:{health}"));
+        }
+        Etcd { name, child: None, dir, client, peer, cluster: String::new(), options, health, ctl: Vec::new() }
     }
 
-    /// `http://127.0.0.1:port`.
+    /// `http://127.0.0.1:port`, or `https`.
     pub fn url(&self) -> String {
-        format!("http://127.0.0.1:{}", self.client)
+        let scheme = if is_tls(&self.options) { "https" } else { "http" };
+        format!("{scheme}://127.0.0.1:{}", self.client)
     }
 
     fn peer_url(&self) -> String {
@@ -96,11 +113,25 @@ impl Etcd {
         self.restart();
     }
 
+    /// From now on etcdctl works as this `user:password`.
+    pub fn as_user(&mut self, user: &str) {
+        self.ctl.push(format!("--user={user}"));
+    }
+
     /// What etcdctl prints.
     pub fn ctl(&self, arguments: &[&str]) -> String {
+        self.ctl_with(arguments, "")
+    }
+
+    /// The same when it is given a text to read.
+    pub fn ctl_with(&self, arguments: &[&str], input: &str) -> String {
         let mut command = Command::new("etcdctl");
-        command.env("ETCDCTL_API", "3").args(["--endpoints", &self.url()]).args(arguments);
-        let output = command.output().expect("these tests need the program etcdctl (Debian: etcd-client)");
+        command.env("ETCDCTL_API", "3").args(["--endpoints", &self.url()]).args(&self.ctl).args(arguments);
+        command.stdin(Stdio::piped()).stdout(Stdio::piped()).stderr(Stdio::piped());
+        let mut child = command.spawn().expect("these tests need the program etcdctl (Debian: etcd-client)");
+        // Who reads nothing may be gone by now.
+        let _ = child.stdin.take().expect("its input").write_all(input.as_bytes());
+        let output = child.wait_with_output().expect("etcdctl ends");
         let text = String::from_utf8_lossy(&output.stdout).into_owned();
         assert!(output.status.success(), "etcdctl {arguments:?}: {text}{}", String::from_utf8_lossy(&output.stderr));
         text
@@ -129,7 +160,7 @@ impl Etcd {
         let end = Instant::now() + Duration::from_secs(10);
         let mut runs = || self.child.as_mut().is_some_and(|child| child.try_wait().is_ok_and(|ended| ended.is_none()));
         while Instant::now() < end && runs() {
-            if is_healthy(self.client) {
+            if is_healthy(self.health) {
                 return true;
             }
             std::thread::sleep(Duration::from_millis(10));
@@ -143,6 +174,10 @@ impl Drop for Etcd {
     fn drop(&mut self) {
         self.kill();
     }
+}
+
+fn is_tls(options: &[String]) -> bool {
+    options.iter().any(|option| option.starts_with("--cert-file"))
 }
 
 /// A port that nobody listens on, below the range from which connections get theirs: a client that dials a dead port

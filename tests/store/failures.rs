@@ -228,7 +228,7 @@ async fn an_etcd_that_wants_users_refuses_readably() {
     etcd.ctl(&["user", "add", "root:secret"]);
     etcd.ctl(&["user", "grant-role", "root", "root"]);
     etcd.ctl(&["auth", "enable"]);
-    let advice = "it has authentication enabled and was given no user";
+    let advice = "it has authentication enabled: give --etcd-username and --etcd-password-file";
     let text = format!("etcd refuses: user name is empty for {PREFIX}; {advice}");
     assert_eq!(store.config().await, Err(StoreError::Refused(text.clone())));
     let write = store.write(subnet(1), &attrs(1), Guard::Absent, HOUR).await;

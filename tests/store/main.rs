@@ -1,5 +1,6 @@
 //! The stores, the one in etcd against a real etcd. Needs the programs etcd and etcdctl.
 
+mod auth;
 mod breaker;
 mod contract;
 mod etcd;
@@ -8,7 +9,9 @@ mod follower;
 mod guarantees;
 mod lab;
 mod outages;
+mod pki;
 mod proxy;
+mod tls;
 mod wire;
 
 /// Each contract is a test of both stores.

@@ -12,6 +12,7 @@ use tokio::task::{JoinHandle, spawn_local};
 pub struct Proxy {
     address: SocketAddr,
     holds_answers: Rc<Cell<bool>>,
+    connections: Rc<Cell<usize>>,
     accepting: JoinHandle<()>,
 }
 
@@ -22,21 +23,28 @@ impl Proxy {
         let listener = TcpListener::bind("127.0.0.1:0").await.expect("a port");
         let address = listener.local_addr().expect("its address");
         let holds_answers = Rc::new(Cell::new(false));
-        let holds = holds_answers.clone();
+        let connections = Rc::new(Cell::new(0));
+        let (holds, count) = (holds_answers.clone(), connections.clone());
         let accepting = spawn_local(async move {
             while let Ok((near, _)) = listener.accept().await {
+                count.set(count.get() + 1);
                 let Ok(far) = TcpStream::connect(&target).await else { continue };
                 let (near, far) = (near.into_split(), far.into_split());
                 spawn_local(pass(near.0, far.1, Rc::default()));
                 spawn_local(pass(far.0, near.1, holds.clone()));
             }
         });
-        Proxy { address, holds_answers, accepting }
+        Proxy { address, holds_answers, connections, accepting }
     }
 
     /// What the store is to dial.
     pub fn url(&self) -> String {
         format!("http://{}", self.address)
+    }
+
+    /// How often it was dialled.
+    pub fn connections(&self) -> usize {
+        self.connections.get()
     }
 
     /// From now on requests arrive and answers do not, until told otherwise; then the held ones come.

@@ -2,14 +2,14 @@
 
 use std::net::Ipv6Addr;
 
-/// Reads a comma-separated list of endpoints and writes each as `http://host:port`.
+/// Reads a comma-separated list of endpoints and writes each as `http://host:port` or `https://host:port`.
 ///
 /// # Errors
 ///
 /// What would be right. No endpoint is repeated in it if any of them may hold a password.
 pub(super) fn parse(list: &str) -> Result<Vec<String>, String> {
     if list.contains('@') {
-        return Err("user and password in an endpoint are not implemented yet: give http://HOST:PORT".to_owned());
+        return Err("no user and password here: give --etcd-username and --etcd-password-file".to_owned());
     }
     let pieces: Vec<&str> = list.split(',').map(str::trim).filter(|piece| !piece.is_empty()).collect();
     if pieces.is_empty() {
@@ -20,43 +20,40 @@ pub(super) fn parse(list: &str) -> Result<Vec<String>, String> {
 
 fn endpoint(piece: &str) -> Result<String, String> {
     let (scheme, rest) = piece.split_once("://").unwrap_or(("http", piece));
-    match scheme.to_ascii_lowercase().as_str() {
-        "http" => {}
-        "https" => {
-            return Err(format!("TLS to etcd is not implemented yet: {piece} must be http://HOST:PORT"));
-        }
-        _ => return Err(format!("{piece} must be http://HOST:PORT")),
+    let scheme = scheme.to_ascii_lowercase();
+    if !["http", "https"].contains(&scheme.as_str()) {
+        return Err(format!("{piece} must be http://HOST:PORT or https://HOST:PORT"));
     }
     let authority = rest.strip_suffix('/').unwrap_or(rest);
     if let Some(end) = authority.find(['/', '?', '#']) {
-        return Err(format!("{piece} must end after the port: http://{}", &authority[..end]));
+        return Err(format!("{piece} must end after the port: {scheme}://{}", &authority[..end]));
     }
-    let (host, port) = host_and_port(authority).map_err(|wanted| format!("{piece} {wanted}"))?;
-    Ok(format!("http://{host}:{port}"))
+    let (host, port) = host_and_port(authority, &scheme).map_err(|wanted| format!("{piece} {wanted}"))?;
+    Ok(format!("{scheme}://{host}:{port}"))
 }
 
 /// Splits and checks `host:port`; IPv6 addresses stand in brackets and keep them.
-fn host_and_port(authority: &str) -> Result<(&str, u16), String> {
+fn host_and_port<'a>(authority: &'a str, scheme: &str) -> Result<(&'a str, u16), String> {
     let (host, port) = match authority.rfind(']') {
         Some(bracket) => authority.split_at(bracket + 1),
         None => authority.split_at(authority.find(':').unwrap_or(authority.len())),
     };
     if authority.parse::<Ipv6Addr>().is_ok() {
-        return Err(format!("needs brackets and a port: http://[{authority}]:2379"));
+        return Err(format!("needs brackets and a port: {scheme}://[{authority}]:2379"));
     }
     let host_is_valid = match host.strip_prefix('[').and_then(|host| host.strip_suffix(']')) {
         Some(address) => address.parse::<Ipv6Addr>().is_ok(),
         None => !host.is_empty() && host.chars().all(|c| c.is_ascii_alphanumeric() || "-._".contains(c)),
     };
     if !host_is_valid {
-        return Err("needs a host name or an address: http://HOST:PORT".to_owned());
+        return Err(format!("needs a host name or an address: {scheme}://HOST:PORT"));
     }
     if port.is_empty() {
-        return Err(format!("needs a port: http://{host}:2379"));
+        return Err(format!("needs a port: {scheme}://{host}:2379"));
     }
     match port.strip_prefix(':').map(str::parse) {
         Some(Ok(port)) if port != 0 => Ok((host, port)),
-        _ => Err(format!("needs a port from 1 to 65535: http://{host}:2379")),
+        _ => Err(format!("needs a port from 1 to 65535: {scheme}://{host}:2379")),
     }
 }
 
@@ -74,6 +71,7 @@ mod tests {
             ("HTTP://Etcd_1:02379/", &["http://Etcd_1:2379"]),
             ("[fd00::1]:2379", &["http://[fd00::1]:2379"]),
             ("http://[::1]:65535", &["http://[::1]:65535"]),
+            ("https://a:1,HTTPS://[fd00::1]:2/,c:3", &["https://a:1", "https://[fd00::1]:2", "http://c:3"]),
         ];
         for (list, expected) in table {
             let expected = expected.iter().map(|&endpoint| endpoint.to_owned()).collect();
@@ -103,8 +101,9 @@ mod tests {
             ("a:1;b:2", "a:1;b:2 needs a port from 1 to 65535: http://a:2379"),
             ("http://a:1/v2", "http://a:1/v2 must end after the port: http://a:1"),
             ("http://a:1?x", "http://a:1?x must end after the port: http://a:1"),
-            ("unix:///run/etcd", "unix:///run/etcd must be http://HOST:PORT"),
-            ("https://a:2379", "TLS to etcd is not implemented yet: https://a:2379 must be http://HOST:PORT"),
+            ("https://a", "https://a needs a port: https://a:2379"),
+            ("https://a:1/v2", "https://a:1/v2 must end after the port: https://a:1"),
+            ("unix:///run/etcd", "unix:///run/etcd must be http://HOST:PORT or https://HOST:PORT"),
         ];
         for &(list, expected) in table {
             assert_eq!(parse(list), Err(expected.to_owned()), "{list}");

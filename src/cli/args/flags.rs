@@ -96,15 +96,28 @@ impl Flag {
     }
 }
 
-const NO_TLS: &str = "TLS to etcd is still to come: give http:// endpoints and drop the flag";
-const NO_AUTH: &str = "give an etcd that asks for no password and drop the flag";
-
 /// Every flag that is known, in the order of the help.
 pub(super) static FLAGS: &[Flag] = &[
     value("etcd-endpoints", "URLS", "http://127.0.0.1:4001,http://127.0.0.1:2379")
-        .help(ETCD, "Where etcd answers: http://HOST:PORT, several separated by commas"),
+        .help(ETCD, "Where etcd answers: http://HOST:PORT or https://HOST:PORT, several separated by commas"),
     value("etcd-prefix", "KEY", "/coreos.com/network")
         .help(ETCD, "Prefix of all keys: the config is at KEY/config, the leases are below KEY/subnets/"),
+    value("etcd-cafile", "FILE", "").help(
+        ETCD,
+        "CA certificates in PEM form that etcd's certificate must be signed by, for https://\n\
+         [default: those of the system]",
+    ),
+    value("etcd-certfile", "FILE", "")
+        .help(ETCD, "Client certificate in PEM form, if etcd asks for one; read again when it changes"),
+    value("etcd-keyfile", "FILE", "").help(ETCD, "Key of the client certificate in PEM form, unencrypted"),
+    value("etcd-username", "NAME", "").help(ETCD, "User of etcd, if it has authentication enabled"),
+    value("etcd-password-file", "FILE", "").help(
+        ETCD,
+        "File that holds the user's password and nothing else but a newline; read again when\n\
+         etcd refuses it",
+    ),
+    value("etcd-password", "PASSWORD", "")
+        .help(ETCD, "The password itself; every user of this host can see it: rather give --etcd-password-file"),
     value("iface", "NAME|IP", "").repeatable().help(
         INTERFACE,
         "Interface to reach the other hosts through, by name or address; may be given\n\
@@ -160,11 +173,6 @@ pub(super) static FLAGS: &[Flag] = &[
         .role(Role::Later("masquerade the overlay's outbound traffic with your own rules and drop the flag")),
     switch("ip-blackhole-route", "false")
         .role(Role::Later("add the blackhole route for the subnet yourself and drop the flag")),
-    value("etcd-keyfile", "FILE", "").role(Role::Later(NO_TLS)),
-    value("etcd-certfile", "FILE", "").role(Role::Later(NO_TLS)),
-    value("etcd-cafile", "FILE", "").role(Role::Later(NO_TLS)),
-    value("etcd-username", "NAME", "").role(Role::Later(NO_AUTH)),
-    value("etcd-password", "PASSWORD", "").role(Role::Later(NO_AUTH)),
     value("public-ipv6", "IPV6", "").role(Role::Later("run the overlay over IPv4 and drop the flag")),
     switch("kube-subnet-mgr", "false").role(Role::Kubernetes),
     value("kube-api-url", "URL", "").role(Role::Kubernetes),
@@ -222,9 +230,8 @@ Environment:
   FLANNEL_ETCD_PREFIX, FLANNEL_ETCD_KEY
           As --etcd-prefix, likewise
 
-Of flannel's flags, --ip-masq, --ip-blackhole-route, --public-ipv6, those for TLS and passwords
-of etcd and those of the Kubernetes mode are not implemented: they are refused, with a message
-that says what to do instead. glog's flags are accepted without effect.";
+Of flannel's flags, --ip-masq, --ip-blackhole-route, --public-ipv6 and those of the Kubernetes
+mode are not implemented: they are refused, with a message that says what to do instead. glog's flags are accepted without effect.";
 
 /// The parser; it knows words that [`super::go_flags`] has brought into the long form.
 pub(super) fn command() -> Command {

@@ -1,5 +1,6 @@
 //! Whole command lines and environments; what single parts do is tested next to them.
 
+mod access;
 mod errors;
 
 use super::*;
@@ -222,7 +223,7 @@ fn help_and_version_go_before_mistakes() {
             assert!(text.contains(shown), "{shown} in {text}");
         }
         assert!(text.ends_with(".\n"), "{text}");
-        for hidden in ["--kubeconfig-file", "--log_dir", "--etcd-password"] {
+        for hidden in ["--kubeconfig-file", "--log_dir"] {
             assert!(!text.contains(hidden), "{hidden} in {text}");
         }
     }

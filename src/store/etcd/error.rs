@@ -1,7 +1,7 @@
 //! What etcd-client's errors mean: did etcd answer, or must the next member be asked?
 
 use crate::store::StoreError;
-use etcd_client::Error;
+use etcd_client::{Error, WatchResponse};
 use std::error::Error as _;
 use std::fmt;
 use std::io;
@@ -10,8 +10,8 @@ use tonic::{Code, Status};
 /// Why a call to etcd gave no result.
 #[derive(Debug)]
 pub(super) enum CallError {
-    /// No member answered; says what happened at each.
-    NoAnswer(String),
+    /// No member answered; each with what happened there.
+    NoAnswer(Vec<(String, String)>),
     /// etcd answered, with this error: any other member would say the same.
     Answer(Box<Status>),
 }
@@ -20,7 +20,7 @@ impl CallError {
     /// The same for the daemon; `prefix` is where it wanted to read and write.
     pub(super) fn into_store_error(self, prefix: &str) -> StoreError {
         match self {
-            CallError::NoAnswer(what) => StoreError::Unavailable(what),
+            CallError::NoAnswer(failures) => StoreError::Unavailable(summary(&failures)),
             CallError::Answer(status) => StoreError::Refused(refusal(status.message(), prefix)),
         }
     }
@@ -48,6 +48,16 @@ impl CallError {
     fn answers(&self, code: Code, text: &str) -> bool {
         matches!(self, CallError::Answer(status) if status.code() == code && status.message().contains(text))
     }
+}
+
+/// `member: reason; member, member: reason`.
+fn summary(failures: &[(String, String)]) -> String {
+    let alike = failures.chunk_by(|(_, one), (_, other)| one == other);
+    let reasons = alike.map(|group| {
+        let members: Vec<&str> = group.iter().map(|(member, _)| member.as_str()).collect();
+        format!("{}: {}", members.join(", "), group[0].1)
+    });
+    reasons.collect::<Vec<_>>().join("; ")
 }
 
 /// Whether the cluster itself answered; everything else is a member's trouble, and the next one may do better.
@@ -80,12 +90,35 @@ pub(super) fn is_broken_connection(error: &Error) -> bool {
     matches!(error, Error::GRpcStatus(status) if status.source().is_some())
 }
 
+/// Whether etcd does not know, or no longer, who asks.
+pub(super) fn is_unknown_user(error: &Error) -> bool {
+    matches!(error, Error::GRpcStatus(status) if status.code() == Code::Unauthenticated || no_user(status.message()))
+}
+
+/// A watch that is not for somebody unknown is confirmed and cancelled at once, where calls get an error.
+pub(super) fn user_is_known(created: &WatchResponse) -> Result<(), Error> {
+    match created.canceled() && no_user(created.cancel_reason()) {
+        true => Err(Error::GRpcStatus(Status::unauthenticated(created.cancel_reason()))),
+        false => Ok(()),
+    }
+}
+
+fn no_user(message: &str) -> bool {
+    ["invalid auth token", "user name is empty", "revision of auth store is old"].iter().any(|no| message.contains(no))
+}
+
+/// Whether etcd was given a user and wants none.
+pub(super) fn is_auth_disabled(error: &Error) -> bool {
+    matches!(error, Error::GRpcStatus(status) if status.message().contains("authentication is not enabled"))
+}
+
 /// What happened at a member, in a few words.
 pub(super) fn explain(error: &Error) -> String {
-    let Error::GRpcStatus(status) = error else {
-        return deepest(error).unwrap_or_else(|| error.to_string());
-    };
-    deepest(status).unwrap_or_else(|| bare(status.message()).to_owned())
+    match error {
+        Error::GRpcStatus(status) => deepest(status).unwrap_or_else(|| bare(status.message()).to_owned()),
+        Error::TransportError(error) => deepest(error).unwrap_or_else(|| error.to_string()),
+        error => error.to_string(),
+    }
 }
 
 /// The cause at the bottom of an error, if it says more than the top.
@@ -114,11 +147,13 @@ fn refusal(message: &str, prefix: &str) -> String {
     let message = bare(message);
     let advice = if message.contains("permission denied") {
         format!(
-            "; give the role readwrite on prefix {prefix}/: \
-             etcdctl role grant-permission ROLE readwrite --prefix=true {prefix}/"
+            "; give a role of the user (--etcd-username, else the common name of the client certificate) readwrite on \
+             prefix {prefix}/: etcdctl role grant-permission ROLE readwrite --prefix=true {prefix}/"
         )
     } else if message.contains("user name is empty") {
-        "; it has authentication enabled and was given no user".to_owned()
+        "; it has authentication enabled: give --etcd-username and --etcd-password-file".to_owned()
+    } else if message.contains("invalid user ID or password") {
+        "; set --etcd-username and --etcd-password-file right".to_owned()
     } else if message.contains("database space exceeded") {
         "; it is full: compact and defragment it, then disarm the alarm".to_owned()
     } else {
@@ -140,7 +175,7 @@ pub(super) fn cancelled(reason: &str, prefix: &str) -> StoreError {
 impl fmt::Display for CallError {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         match self {
-            CallError::NoAnswer(what) => f.write_str(what),
+            CallError::NoAnswer(failures) => f.write_str(&summary(failures)),
             CallError::Answer(status) => f.write_str(bare(status.message())),
         }
     }
@@ -157,12 +192,26 @@ mod tests {
         let denied = CallError::Answer(Box::new(Status::permission_denied("etcdserver: permission denied")));
         assert_eq!(
             denied.into_store_error(PREFIX).to_string(),
-            "etcd refuses: permission denied for /coreos.com/network; give the role readwrite on prefix \
-             /coreos.com/network/: etcdctl role grant-permission ROLE readwrite --prefix=true /coreos.com/network/"
+            "etcd refuses: permission denied for /coreos.com/network; give a role of the user (--etcd-username, else the \
+             common name of the client certificate) readwrite on prefix /coreos.com/network/: etcdctl role \
+             grant-permission ROLE readwrite --prefix=true /coreos.com/network/"
         );
         let cancelled =
             cancelled("rpc error: code = PermissionDenied desc = etcdserver: permission denied", PREFIX).to_string();
         assert!(cancelled.starts_with("etcd refuses: permission denied for /coreos.com/network; give"), "{cancelled}");
+        let wrong = Status::invalid_argument("etcdserver: authentication failed, invalid user ID or password");
+        assert_eq!(
+            CallError::Answer(Box::new(wrong)).into_store_error(PREFIX).to_string(),
+            "etcd refuses: authentication failed, invalid user ID or password for /coreos.com/network; set \
+             --etcd-username and --etcd-password-file right"
+        );
+    }
+
+    #[test]
+    fn members_with_one_trouble_share_one_reason() {
+        let failed = |member: &str, reason: &str| (member.to_owned(), reason.to_owned());
+        let failures = [failed("a", "dead"), failed("b", "dead"), failed("c", "mute"), failed("d", "dead")];
+        assert_eq!(CallError::NoAnswer(failures.to_vec()).to_string(), "a, b: dead; c: mute; d: dead");
     }
 
     #[test]

@@ -1,16 +1,20 @@
 //! Leases in etcd's v3 API, in the keys and the form that flannel uses.
 
+mod credentials;
+mod diagnosis;
 mod error;
 mod keys;
 mod pool;
 mod silence;
 mod watch;
 
+pub use credentials::{Access, IdentityFiles, Password, Secret, User};
 pub use watch::EtcdWatch;
 
 use super::{Guard, Life, Snapshot, Store, StoreError, Written};
 use crate::model::lease::{LeaseAttrs, LeaseId, Record, Revision};
 use crate::model::subnet::SubnetKey;
+use credentials::Credentials;
 use error::CallError;
 use etcd_client::{Error, GetOptions, GetResponse, LeaseGrantOptions, PutOptions, Txn, TxnOp, TxnOpResponse};
 use keys::Keys;
@@ -35,12 +39,22 @@ pub struct EtcdStore {
 }
 
 impl EtcdStore {
-    /// A store at these members of one cluster, `http://host:port` each, with all keys under `prefix`. Dials nothing.
+    /// A store at these members of one cluster, which ask for no user, with all keys under `prefix`. Dials nothing.
     ///
     /// # Errors
-    /// When there is no endpoint, or one is not of that form.
+    /// As for [`EtcdStore::with_access`].
     pub fn new(endpoints: Vec<String>, prefix: &str) -> Result<Self, StoreError> {
-        let (pool, keys) = (Rc::new(Pool::new(endpoints)?), Rc::new(Keys::new(prefix)));
+        EtcdStore::with_access(endpoints, prefix, Access::default())
+    }
+
+    /// A store at these members of one cluster, `http://host:port` or `https://host:port` each, with all keys under
+    /// `prefix`. Dials nothing.
+    ///
+    /// # Errors
+    /// When there is no endpoint, one is not of that form, or a file that `access` names cannot be used.
+    pub fn with_access(endpoints: Vec<String>, prefix: &str, access: Access) -> Result<Self, StoreError> {
+        let credentials = Credentials::load(access).map_err(StoreError::Refused)?;
+        let (pool, keys) = (Rc::new(Pool::new(endpoints, credentials)?), Rc::new(Keys::new(prefix)));
         Ok(EtcdStore { pool, keys, patience: Patience::default() })
     }
 
@@ -60,7 +74,8 @@ impl EtcdStore {
 
     /// All pages at the revision of the first one.
     async fn pages(&self, limit: i64) -> Result<Snapshot, CallError> {
-        let partial = |what: &str| CallError::NoAnswer(format!("etcd's list of leases is not complete: {what}"));
+        let partial =
+            |what: &str| CallError::NoAnswer(vec![("etcd's list of leases is not complete".into(), what.into())]);
         let first = self.page(self.keys.subnets(), limit, 0).await?;
         let header = first.header().ok_or_else(|| partial("it has no revision"))?;
         let mut snapshot = Snapshot { revision: header.revision(), history: watch::history(header), records: vec![] };

@@ -3,20 +3,29 @@
 //! etcd-client balances over its endpoints and never leaves out a dead one: with one of two members down a third of
 //! all calls fails. So each member gets a client of its own, and this pool chooses among them.
 
+use super::credentials::Credentials;
+use super::diagnosis::Dialled;
 use super::error::{self, CallError};
 use crate::store::StoreError;
 use etcd_client::{Client, ConnectOptions, Error, KvClient, LeaseClient, WatchClient};
 use std::cell::{Cell, RefCell};
 use std::net::IpAddr;
+use std::pin::Pin;
 use std::time::Duration;
+use tokio::sync::Mutex;
 use tokio::time::timeout;
 
 /// How long a member may take to accept a connection.
 const CONNECT: Duration = Duration::from_secs(2);
-/// How long a member may take for one call, connecting included, and connecting anew if its connection was dead.
+/// How long a member may take for one call; without a user that includes connecting.
 const CALL: Duration = Duration::from_secs(4);
+/// How long a member may take to check a password. That is hard work by design, and hosts that start together wait for
+/// each other. Pings find out sooner whether it is there at all.
+const AUTHENTICATION: Duration = Duration::from_secs(25);
 /// Pings while a stream is open; etcd ends connections that ping more often than every 5 s.
 const PING: Duration = Duration::from_secs(5);
+/// TCP's own probes of connections without a stream, on which etcd bears no pings: they keep the state of firewalls.
+const PROBE: Duration = Duration::from_secs(30);
 /// How long a ping may stay unanswered.
 const PONG: Duration = Duration::from_secs(3);
 /// The longest answer that is read; tonic's own limit is 4 MiB.
@@ -25,7 +34,10 @@ const LARGEST_ANSWER: usize = 64 << 20;
 /// All members, one of them pinned.
 pub(super) struct Pool {
     members: Vec<Member>,
+    credentials: Credentials,
     pinned: Cell<usize>,
+    /// How many connections there were.
+    connections: Cell<u64>,
 }
 
 struct Member {
@@ -33,6 +45,8 @@ struct Member {
     host: String,
     port: u16,
     session: RefCell<Option<Session>>,
+    /// Held by who is connecting.
+    dialling: Mutex<()>,
     resolved: RefCell<Vec<IpAddr>>,
 }
 
@@ -41,6 +55,10 @@ struct Member {
 pub(super) struct Session {
     /// The member's place in the pool.
     pub(super) member: usize,
+    /// Which of all connections it is.
+    number: u64,
+    /// Which certificates it was made with.
+    generation: u64,
     /// Reads and writes.
     pub(super) kv: KvClient,
     /// Leases.
@@ -50,13 +68,13 @@ pub(super) struct Session {
 }
 
 impl Pool {
-    /// A pool of these members, `http://host:port` each. Nothing is dialled.
-    pub(super) fn new(endpoints: Vec<String>) -> Result<Self, StoreError> {
+    /// A pool of these members, `http://host:port` or `https://host:port` each. Nothing is dialled.
+    pub(super) fn new(endpoints: Vec<String>, credentials: Credentials) -> Result<Self, StoreError> {
         if endpoints.is_empty() {
             return Err(StoreError::Refused("no etcd endpoint is given".into()));
         }
         let members = endpoints.into_iter().map(Member::new).collect::<Result<_, _>>()?;
-        Ok(Pool { members, pinned: Cell::new(0) })
+        Ok(Pool { members, credentials, pinned: Cell::new(0), connections: Cell::new(0) })
     }
 
     /// Asks the pinned member, then the others in turn, each once, until one answers. Who fails is pinned no more.
@@ -66,18 +84,109 @@ impl Pool {
         for step in 0..self.members.len() {
             let index = (first + step) % self.members.len();
             let member = &self.members[index];
-            match member.call(index, &ask).await {
+            match self.call_at(index, &ask).await {
                 Ok(answer) => return answer.map_err(CallError::Answer),
                 Err(what) => {
                     tracing::debug!("{}: {what}", member.url);
-                    failures.push(format!("{}: {what}", member.url));
+                    failures.push((member.url.clone(), what));
                     self.leave(index);
                 }
             }
         }
         // In the order in which they were given, so that the same trouble reads the same whoever was asked first.
         failures.rotate_right(first);
-        Err(CallError::NoAnswer(failures.join("; ")))
+        Err(CallError::NoAnswer(failures))
+    }
+
+    /// One call at this member: what the cluster answered, or what went wrong here.
+    async fn call_at<T>(
+        &self,
+        index: usize,
+        ask: &impl AsyncFn(Session) -> Result<T, Error>,
+    ) -> Result<Result<T, Box<tonic::Status>>, String> {
+        let error = match self.ask(index, ask).await? {
+            Ok(value) => return Ok(Ok(value)),
+            Err(error) => error,
+        };
+        error::answer(error).map(Err).map_err(|error| self.dialled(index).explain(&error))
+    }
+
+    async fn ask<T>(
+        &self,
+        index: usize,
+        ask: &impl AsyncFn(Session) -> Result<T, Error>,
+    ) -> Result<Result<T, Error>, String> {
+        let member = &self.members[index];
+        let generation = self.credentials.refresh();
+        if let Some(session) = member.session(generation) {
+            let number = session.number;
+            match in_time(CALL, Box::pin(ask(session))).await? {
+                // The connection may have been dead for long, the member need not be.
+                Err(error) if error::is_broken_connection(&error) => {}
+                // etcd forgets who we are when it restarts, when nothing was asked for minutes, and on new passwords.
+                Err(error) if self.credentials.has_user() && error::is_unknown_user(&error) => {
+                    tracing::debug!("{}: {}; authenticating again", member.url, error::explain(&error));
+                }
+                result => return Ok(result),
+            }
+            member.session.borrow_mut().take_if(|session| session.number == number);
+        }
+        let session = match self.session(index, generation).await? {
+            Ok(session) => session,
+            Err(error) => return Ok(Err(error)),
+        };
+        in_time(CALL, Box::pin(async { tokio::join!(ask(session), member.resolve()).0 })).await
+    }
+
+    /// The connection to this member; made if there is none. Who asks meanwhile waits and shares it: one password is
+    /// checked for all.
+    async fn session(&self, index: usize, generation: u64) -> Result<Result<Session, Error>, String> {
+        let member = &self.members[index];
+        let limit = if self.credentials.has_user() { AUTHENTICATION } else { CALL };
+        let made = async {
+            let _alone = member.dialling.lock().await;
+            match member.session(generation) {
+                Some(session) => Ok(session),
+                None => self.connect(index, generation).await,
+            }
+        };
+        in_time(limit, Box::pin(made)).await
+    }
+
+    fn dialled(&self, index: usize) -> Dialled<'_> {
+        let Member { url, host, .. } = &self.members[index];
+        Dialled { url, host, access: self.credentials.access() }
+    }
+
+    /// A client for this member. Without a user it dials when it is first used.
+    async fn connect(&self, index: usize, generation: u64) -> Result<Session, Error> {
+        let member = &self.members[index];
+        let mut options = ConnectOptions::new()
+            .with_connect_timeout(CONNECT)
+            .with_tcp_keepalive(PROBE)
+            .with_keep_alive(PING, PONG)
+            .with_keep_alive_while_idle(false)
+            .with_require_leader(true);
+        if member.is_encrypted() {
+            options = self.credentials.encrypt(options, PING + PONG);
+        }
+        let client = match Client::connect([&member.url], Some(self.credentials.authenticate(options.clone()))).await {
+            // Then nobody needs to.
+            Err(error) if error::is_auth_disabled(&error) => Client::connect([&member.url], Some(options)).await?,
+            connected => connected?,
+        };
+        let number = self.connections.get() + 1;
+        self.connections.set(number);
+        let session = Session {
+            member: index,
+            number,
+            generation,
+            kv: client.kv_client().max_decoding_message_size(LARGEST_ANSWER),
+            lease: client.lease_client(),
+            watch: client.watch_client().max_decoding_message_size(LARGEST_ANSWER),
+        };
+        member.session.replace(Some(session.clone()));
+        Ok(session)
     }
 
     /// Makes the next call go to another member than this one, which failed.
@@ -114,57 +223,22 @@ impl Pool {
 
 impl Member {
     fn new(url: String) -> Result<Self, StoreError> {
-        let broken = || StoreError::Refused(format!("{url:?} is no etcd endpoint: http://host:port is wanted"));
+        let broken =
+            || StoreError::Refused(format!("{url:?} is no etcd endpoint: http://HOST:PORT is wanted, or https"));
         let uri: hyper::Uri = url.parse().map_err(|_| broken())?;
         let host = uri.host().ok_or_else(broken)?.trim_matches(['[', ']']).to_owned();
         let port = uri.port_u16().ok_or_else(broken)?;
         let resolved = RefCell::new(host.parse().into_iter().collect());
-        Ok(Member { url, host, port, session: RefCell::new(None), resolved })
+        Ok(Member { url, host, port, session: RefCell::default(), dialling: Mutex::default(), resolved })
     }
 
-    /// One call at this member: what the cluster answered, or what went wrong here.
-    async fn call<T>(
-        &self,
-        index: usize,
-        ask: &impl AsyncFn(Session) -> Result<T, Error>,
-    ) -> Result<Result<T, Box<tonic::Status>>, String> {
-        match timeout(CALL, self.ask(index, ask)).await {
-            Ok(Ok(value)) => Ok(Ok(value)),
-            Ok(Err(error)) => error::answer(error).map(Err).map_err(|error| error::explain(&error)),
-            Err(_) => Err(format!("no answer within {} s", CALL.as_secs())),
-        }
+    /// The connection that there is, if it was made with these certificates.
+    fn session(&self, generation: u64) -> Option<Session> {
+        self.session.borrow().clone().filter(|session| session.generation == generation)
     }
 
-    async fn ask<T>(&self, index: usize, ask: &impl AsyncFn(Session) -> Result<T, Error>) -> Result<T, Error> {
-        let known = self.session.borrow().clone();
-        if let Some(session) = known {
-            match ask(session).await {
-                // The connection may have been dead for long, the member need not be.
-                Err(error) if error::is_broken_connection(&error) => {}
-                result => return result,
-            }
-        }
-        let session = self.connect(index).await?;
-        let (result, ()) = tokio::join!(ask(session), self.resolve());
-        result
-    }
-
-    /// A client for this member; it dials when it is first used.
-    async fn connect(&self, index: usize) -> Result<Session, Error> {
-        let options = ConnectOptions::new()
-            .with_connect_timeout(CONNECT)
-            .with_keep_alive(PING, PONG)
-            .with_keep_alive_while_idle(false)
-            .with_require_leader(true);
-        let client = Client::connect([&self.url], Some(options)).await?;
-        let session = Session {
-            member: index,
-            kv: client.kv_client().max_decoding_message_size(LARGEST_ANSWER),
-            lease: client.lease_client(),
-            watch: client.watch_client().max_decoding_message_size(LARGEST_ANSWER),
-        };
-        self.session.replace(Some(session.clone()));
-        Ok(session)
+    fn is_encrypted(&self) -> bool {
+        self.url.starts_with("https://")
     }
 
     /// Learns the addresses behind a host name, if it can be done at once.
@@ -179,12 +253,22 @@ impl Member {
     }
 }
 
+/// What comes of it in time. On the heap, since calls to etcd are large and are copied a few times on their way here.
+async fn in_time<T>(limit: Duration, work: Pin<Box<impl Future<Output = T>>>) -> Result<T, String> {
+    timeout(limit, work).await.map_err(|_| format!("no answer within {} s", limit.as_secs()))
+}
+
 #[cfg(test)]
 mod tests {
+    use super::super::credentials::Access;
     use super::*;
 
+    fn credentials() -> Credentials {
+        Credentials::load(Access::default()).unwrap()
+    }
+
     fn pool(urls: &[&str]) -> Pool {
-        Pool::new(urls.iter().map(|url| url.to_string()).collect()).unwrap()
+        Pool::new(urls.iter().map(|url| url.to_string()).collect(), credentials()).unwrap()
     }
 
     #[test]
@@ -195,9 +279,9 @@ mod tests {
 
     #[test]
     fn what_is_no_endpoint_is_refused() {
-        assert!(Pool::new(Vec::new()).is_err());
-        assert!(Pool::new(vec!["http://10.0.0.2".into()]).is_err());
-        assert!(Pool::new(vec!["nonsense".into()]).is_err());
+        assert!(Pool::new(Vec::new(), credentials()).is_err());
+        assert!(Pool::new(vec!["http://10.0.0.2".into()], credentials()).is_err());
+        assert!(Pool::new(vec!["nonsense".into()], credentials()).is_err());
     }
 
     #[test]
@@ -218,7 +302,7 @@ mod tests {
             pool.pinned.set(first);
             texts.push(pool.call(async |mut s| s.kv.get("x", None).await).await.unwrap_err().to_string());
         }
-        assert!(texts[0].starts_with("http://127.0.0.1:1: "), "{texts:?}");
+        assert!(texts[0].starts_with("http://127.0.0.1:1, http://127.0.0.1:2, "), "{texts:?}");
         assert!(texts.iter().all(|text| *text == texts[0]), "{texts:?}");
     }
 

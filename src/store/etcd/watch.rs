@@ -35,6 +35,7 @@ impl Opened {
         let options = WatchOptions::new().with_range(keys.subnets_end()).with_start_revision(after + 1);
         let mut stream = session.watch.watch(keys.subnets(), Some(options)).await?;
         let created = stream.message().await?.ok_or_else(|| Error::WatchError("the watch ended at once".to_owned()))?;
+        error::user_is_known(&created)?;
         Ok(Opened { member: session.member, stream, created })
     }
 

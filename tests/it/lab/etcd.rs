@@ -25,6 +25,9 @@ pub struct Etcd {
     cluster: String,
     /// Milliseconds between heartbeats, and without one until an election.
     pace: [&'static str; 2],
+    options: Vec<String>,
+    /// As whom etcdctl works: `--user=NAME:PASSWORD`.
+    user: Option<String>,
 }
 
 /// Where it runs.
@@ -52,10 +55,11 @@ pub struct KeyValue {
 }
 
 impl Etcd {
-    pub(super) fn on_underlay(underlay: Arc<Underlay>) -> Etcd {
+    pub(super) fn on_underlay(underlay: Arc<Underlay>, options: Vec<String>) -> Etcd {
         let dir = TempDir::with_prefix_in("etcd-", underlay.dir.path()).expect("a directory for etcd");
         let addresses = [2379, 2380].map(|port| SocketAddr::from(([172, 31, 0, 254], port)));
         let mut etcd = Etcd::new("n1".into(), addresses, dir, Home::Underlay(underlay), ALONE);
+        etcd.options = options;
         assert!(etcd.try_start(), "etcd did not become healthy");
         etcd
     }
@@ -82,12 +86,29 @@ impl Etcd {
 
     fn new(name: String, [clients, peers]: [SocketAddr; 2], dir: TempDir, home: Home, pace: [&'static str; 2]) -> Etcd {
         let cluster = format!("{name}=http://{peers}");
-        Etcd { process: None, clients, peers, dir, home, name, cluster, pace }
+        Etcd { process: None, clients, peers, dir, home, name, cluster, pace, options: Vec::new(), user: None }
     }
 
     /// What clients connect to.
     pub fn endpoint(&self) -> String {
         format!("http://{}", self.clients)
+    }
+
+    /// Makes the users root and flannel, to whom the tests' prefix belongs, both with this password, and wants users.
+    pub fn enable_auth(&mut self, password: &str) {
+        let (root, flannel) = (format!("root:{password}"), format!("flannel:{password}"));
+        for words in [
+            &["user", "add", &root][..],
+            &["user", "grant-role", "root", "root"],
+            &["user", "add", &flannel],
+            &["role", "add", "flannel"],
+            &["role", "grant-permission", "flannel", "readwrite", "--prefix", &format!("{PREFIX}/")],
+            &["user", "grant-role", "flannel", "flannel"],
+            &["auth", "enable"],
+        ] {
+            self.ctl(words);
+        }
+        self.user = Some(format!("--user={root}"));
     }
 
     /// kill -9.
@@ -266,7 +287,7 @@ impl Etcd {
 
     fn etcdctl(&self, words: &[&str]) -> Command {
         let mut command = self.command("etcdctl");
-        command.env("ETCDCTL_API", "3").arg(format!("--endpoints={}", self.endpoint())).args(words);
+        command.env("ETCDCTL_API", "3").arg(format!("--endpoints={}", self.endpoint())).args(&self.user).args(words);
         command
     }
 
@@ -309,7 +330,8 @@ impl Etcd {
         // Nothing here survives a power cut anyway.
         let [heartbeat, election] = self.pace;
         command.args(["--unsafe-no-fsync", "--heartbeat-interval", heartbeat, "--election-timeout", election]);
-        command.args(["--logger", "zap", "--log-outputs", "stderr", "--log-level", "warn"]).args(more);
+        command.args(["--logger", "zap", "--log-outputs", "stderr", "--log-level", "warn"]);
+        command.args(&self.options).args(more);
         self.process = Some(Process::spawn(&mut command, &self.log()));
     }
 

@@ -16,6 +16,7 @@ mod cluster;
 mod container;
 mod cost;
 mod etcd;
+mod forwarder;
 mod host;
 mod monitor;
 mod netns;
@@ -31,6 +32,7 @@ pub use cluster::Cluster;
 pub use container::Container;
 pub use cost::Calls;
 pub use etcd::Etcd;
+pub use forwarder::Forwarder;
 pub use host::{FLANNELD, Host};
 pub use overlay::{CONFIG, DEVICE, Lease, NETWORK, PREFIX};
 pub use state::State;
@@ -76,7 +78,17 @@ impl Lab {
 
     /// A real etcd on the underlay's own address; one for each lab.
     pub fn etcd(&self) -> Etcd {
-        Etcd::on_underlay(self.underlay.clone())
+        self.etcd_with(&[])
+    }
+
+    /// One with more options.
+    pub fn etcd_with(&self, options: &[String]) -> Etcd {
+        Etcd::on_underlay(self.underlay.clone(), options.to_vec())
+    }
+
+    /// Something that passes connections to 172.31.0.`last`, port 2379, on to [`Lab::etcd`].
+    pub fn forwarder(&self, last: u8) -> Forwarder {
+        Forwarder::start(self.underlay.clone(), last)
     }
 
     /// An etcd that already holds the usual network config.

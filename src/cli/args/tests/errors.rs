@@ -59,8 +59,6 @@ fn what_is_not_implemented_is_refused() {
              masquerade the overlay's outbound traffic with your own rules and drop the flag",
         ),
         (&["--ip-blackhole-route"], &[], "--ip-blackhole-route is not implemented by this version: "),
-        (&["--etcd-keyfile=k"], &[], "--etcd-keyfile is not implemented by this version: "),
-        (&["--etcd-username=u"], &[], "--etcd-username is not implemented by this version: "),
         (&["--public-ipv6=fd00::1"], &[], "--public-ipv6 is not implemented by this version: "),
         (&["--kube-subnet-mgr"], &[], "--kube-subnet-mgr is refused: this flanneld keeps its leases in etcd; "),
         (&["--set-node-network-unavailable=false"], &[], "--set-node-network-unavailable is refused: "),
@@ -72,11 +70,6 @@ fn what_is_not_implemented_is_refused() {
              one daemon a network, ",
         ),
         (&["-remote", "10.0.0.1:8888"], &[], "--remote is refused: flannel 0.7's"),
-        (
-            &["--etcd-endpoints=https://a:1"],
-            &[],
-            "--etcd-endpoints=\"https://a:1\": TLS to etcd is not implemented yet: ",
-        ),
     ];
     for (args, env, expected) in table {
         let error = error(args, env);

@@ -1,0 +1,257 @@
+//! Whom we take for etcd, and who we are to it: the files and the user that flags name.
+//!
+//! Certificates are read anew for every call, the password whenever one authenticates, so that what is renewed on disk
+//! is in use from the next connection on. What cannot be used then changes nothing: the last good one stays.
+
+use crate::files;
+use etcd_client::{Certificate, ConnectOptions, Identity, TlsOptions};
+use rustls::RootCertStore;
+use rustls::crypto::ring::default_provider;
+use rustls::pki_types::pem::PemObject;
+use rustls::pki_types::{CertificateDer, PrivateKeyDer};
+use rustls::sign::CertifiedKey;
+use std::cell::{Cell, RefCell};
+use std::fmt;
+use std::path::{Path, PathBuf};
+use std::str;
+use std::time::Duration;
+
+/// What the flags say about access to etcd.
+#[derive(Debug, Clone, Default, PartialEq, Eq)]
+pub struct Access {
+    /// The CA certificates of etcd's certificate, in PEM form; `None`: those of the system.
+    pub ca_file: Option<PathBuf>,
+    /// Our own certificate and its key, in PEM form.
+    pub identity: Option<IdentityFiles>,
+    /// As whom to authenticate.
+    pub user: Option<User>,
+}
+
+/// A client certificate.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct IdentityFiles {
+    /// The certificate, and after it those between it and its CA, if any.
+    pub cert_file: PathBuf,
+    /// Its key: PKCS#8, PKCS#1 or SEC1.
+    pub key_file: PathBuf,
+}
+
+/// A user of etcd.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct User {
+    /// The name, as etcd knows it.
+    pub name: String,
+    /// What proves it.
+    pub password: Password,
+}
+
+/// Where a password is.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub enum Password {
+    /// Given in a flag.
+    Given(Secret),
+    /// In this file, which may change.
+    File(PathBuf),
+}
+
+/// A text that is never shown.
+#[derive(Clone, PartialEq, Eq)]
+pub struct Secret(String);
+
+impl Secret {
+    /// Hides a text.
+    pub fn new(text: impl Into<String>) -> Self {
+        Secret(text.into())
+    }
+}
+
+impl fmt::Debug for Secret {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str("(hidden)")
+    }
+}
+
+/// What the files held when they were last usable.
+pub(super) struct Credentials {
+    access: Access,
+    pem: RefCell<Pem>,
+    generation: Cell<u64>,
+    password: RefCell<Option<Secret>>,
+    /// What is wrong with the files now, so that it is said once.
+    pem_trouble: Trouble,
+    password_trouble: Trouble,
+}
+
+/// The contents of the files for TLS.
+#[derive(Default, PartialEq, Eq)]
+struct Pem {
+    ca: Option<Vec<u8>>,
+    identity: Option<(Vec<u8>, Vec<u8>)>,
+}
+
+impl Credentials {
+    /// Reads what the flags name.
+    ///
+    /// # Errors
+    /// When a file cannot be read or does not hold what it should: names the flag, the file, and what would be right.
+    pub(super) fn load(access: Access) -> Result<Self, String> {
+        let pem = Pem::read(&access)?;
+        pem.check(&access)?;
+        let password = access.user.as_ref().map(|user| user.password.read()).transpose()?;
+        Ok(Credentials {
+            access,
+            pem: RefCell::new(pem),
+            generation: Cell::new(0),
+            password: RefCell::new(password),
+            pem_trouble: Trouble::default(),
+            password_trouble: Trouble::default(),
+        })
+    }
+
+    /// What the flags say.
+    pub(super) fn access(&self) -> &Access {
+        &self.access
+    }
+
+    /// Whether there is a user to authenticate as.
+    pub(super) fn has_user(&self) -> bool {
+        self.access.user.is_some()
+    }
+
+    /// Takes up certificates that were renewed. The number that comes back is another one whenever they were.
+    pub(super) fn refresh(&self) -> u64 {
+        match Pem::read(&self.access) {
+            Ok(pem) if pem == *self.pem.borrow() => self.pem_trouble.over(),
+            read => match read.and_then(|pem| pem.check(&self.access).map(|()| pem)) {
+                Ok(pem) => {
+                    tracing::info!("the certificates for etcd were renewed: new connections use the new ones");
+                    self.pem.replace(pem);
+                    self.generation.set(self.generation.get() + 1);
+                    self.pem_trouble.over();
+                }
+                Err(problem) => self.pem_trouble.is(problem),
+            },
+        }
+        self.generation.get()
+    }
+
+    /// Adds what a connection that is to be encrypted needs; setting up TLS may take as long as `limit`.
+    pub(super) fn encrypt(&self, options: ConnectOptions, limit: Duration) -> ConnectOptions {
+        let pem = self.pem.borrow();
+        let tls = TlsOptions::new().timeout(limit);
+        let tls = match &pem.ca {
+            Some(ca) => tls.ca_certificate(Certificate::from_pem(ca)),
+            None => tls.with_native_roots(),
+        };
+        options.with_tls(match &pem.identity {
+            Some((certificate, key)) => tls.identity(Identity::from_pem(certificate, key)),
+            None => tls,
+        })
+    }
+
+    /// Adds user and password, if there are any.
+    pub(super) fn authenticate(&self, options: ConnectOptions) -> ConnectOptions {
+        let Some(user) = &self.access.user else { return options };
+        match user.password.read() {
+            Ok(password) => {
+                self.password.replace(Some(password));
+                self.password_trouble.over();
+            }
+            Err(problem) => self.password_trouble.is(problem),
+        }
+        match &*self.password.borrow() {
+            Some(Secret(password)) => options.with_user(&user.name, password),
+            None => options,
+        }
+    }
+}
+
+impl Pem {
+    fn read(access: &Access) -> Result<Self, String> {
+        let ca = access.ca_file.as_ref().map(|path| read("--etcd-cafile", path)).transpose()?;
+        let identity = match &access.identity {
+            Some(files) => Some((read("--etcd-certfile", &files.cert_file)?, read("--etcd-keyfile", &files.key_file)?)),
+            None => None,
+        };
+        Ok(Pem { ca, identity })
+    }
+
+    /// Whether all this can be used.
+    fn check(&self, access: &Access) -> Result<(), String> {
+        if let (Some(pem), Some(path)) = (&self.ca, &access.ca_file) {
+            let mut roots = RootCertStore::empty();
+            for certificate in certificates("--etcd-cafile", path, pem)? {
+                roots.add(certificate).map_err(|error| {
+                    format!("{}: a certificate in it cannot be used: {error}", named("--etcd-cafile", path))
+                })?;
+            }
+        }
+        if let (Some((certificate, key)), Some(files)) = (&self.identity, &access.identity) {
+            let (cert_name, key_name) =
+                (named("--etcd-certfile", &files.cert_file), named("--etcd-keyfile", &files.key_file));
+            let chain = certificates("--etcd-certfile", &files.cert_file, certificate)?;
+            let key = PrivateKeyDer::from_pem_slice(key).map_err(|_| {
+                format!("{key_name}: there is no private key in PEM form in it, unencrypted, in PKCS#8, PKCS#1 or SEC1")
+            })?;
+            CertifiedKey::from_der(chain, key, &default_provider()).map_err(|error| match error {
+                rustls::Error::InconsistentKeys(_) => {
+                    format!("{key_name}: it is not the key of the certificate in {cert_name}")
+                }
+                error => format!("{key_name}, {cert_name}: they cannot be used: {error}"),
+            })?;
+        }
+        Ok(())
+    }
+}
+
+impl Password {
+    fn read(&self) -> Result<Secret, String> {
+        let path = match self {
+            Password::Given(secret) => return Ok(secret.clone()),
+            Password::File(path) => path,
+        };
+        let bytes = read("--etcd-password-file", path)?;
+        let name = || named("--etcd-password-file", path);
+        let text = str::from_utf8(&bytes).map_err(|_| format!("{}: what it holds is not UTF-8", name()))?;
+        let text = text.strip_suffix('\n').unwrap_or(text);
+        match text.strip_suffix('\r').unwrap_or(text) {
+            "" => Err(format!("{}: it is empty; it must hold the password", name())),
+            password => Ok(Secret::new(password)),
+        }
+    }
+}
+
+fn named(flag: &str, path: &Path) -> String {
+    format!("{flag}={}", path.display())
+}
+
+fn read(flag: &str, path: &Path) -> Result<Vec<u8>, String> {
+    files::read(path).map_err(|error| format!("{}: it cannot be read: {error}", named(flag, path)))
+}
+
+/// The certificates in a text in PEM form, at least one.
+fn certificates(flag: &str, path: &Path, pem: &[u8]) -> Result<Vec<CertificateDer<'static>>, String> {
+    let found = CertificateDer::pem_slice_iter(pem).collect::<Result<Vec<_>, _>>();
+    let found = found.map_err(|_| format!("{}: its PEM form is broken, or it is cut off", named(flag, path)))?;
+    match found.is_empty() {
+        true => Err(format!("{}: there is no certificate in PEM form in it (BEGIN CERTIFICATE)", named(flag, path))),
+        false => Ok(found),
+    }
+}
+
+/// A trouble with files, logged when it begins and when it becomes another one.
+#[derive(Default)]
+struct Trouble(RefCell<Option<String>>);
+
+impl Trouble {
+    fn is(&self, problem: String) {
+        if self.0.borrow().as_ref() != Some(&problem) {
+            tracing::warn!("{problem}; what was read before stays in use");
+            self.0.replace(Some(problem));
+        }
+    }
+
+    fn over(&self) {
+        self.0.take();
+    }
+}
