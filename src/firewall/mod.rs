@@ -3,14 +3,19 @@
 //!
 //! [`RuleSet`] says what is wanted, in flannel's chains and order. [`iptables`] and [`nftables`] turn it into what
 //! `iptables-restore` and `nft` take, and find out from what these print whether it stands. [`obstacles`] finds rules of
-//! others that keep the overlay's packets from their containers. All of that is pure; only [`tools`] starts programs.
+//! others that keep the overlay's packets from their containers. All of that is pure; [`host`] starts the programs.
 
+pub mod events;
+pub mod host;
 pub mod iptables;
 pub mod nftables;
 pub mod obstacles;
 pub mod saved;
+pub mod tools;
 
 use ipnet::IpNet;
+use obstacles::OnHost;
+use tools::ToolError;
 
 /// The mark of packets that kube-proxy masquerades itself (`KUBE-MARK-MASQ`).
 pub const KUBE_PROXY_MARK: u32 = 0x4000;
@@ -61,5 +66,57 @@ impl RuleSet {
     /// Where multicast goes, which is never masqueraded.
     fn multicast(&self) -> &'static str {
         if self.is_v6() { "ff00::/8" } else { "224.0.0.0/4" }
+    }
+}
+
+/// Which tables hold the rules.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Mode {
+    /// iptables', beside those of Docker and kube-proxy.
+    Iptables,
+    /// Tables of our own (`EnableNFTables` in the network config).
+    Nftables,
+}
+
+/// What a look at the firewall has led to.
+#[derive(Debug, Clone, Default, PartialEq, Eq)]
+pub struct Look {
+    /// What was not as wanted and is now, a phrase each.
+    pub changes: Vec<String>,
+    /// What others do that keeps packets from our containers, and what helps, a sentence each.
+    pub obstacles: Vec<String>,
+    /// Chains of others that drop what is forwarded unless it is accepted there.
+    pub dropping_chains: Vec<String>,
+}
+
+/// A host's firewall.
+#[allow(async_fn_in_trait, reason = "the daemon is one thread: no Send bounds are wanted")]
+pub trait Firewall {
+    /// Looks at the rules and brings them in line, in one transaction a family. `on_host` are the networks on the
+    /// host's interfaces.
+    async fn ensure(&mut self, mode: Mode, sets: &[RuleSet], on_host: &[OnHost]) -> Result<Look, ToolError>;
+
+    /// Whether [`Firewall::changed`] hears of all changes to the rules, so that looking from time to time is only to be
+    /// sure.
+    fn reports_changes(&self) -> bool;
+
+    /// Waits until somebody has changed rules. Cancel-safe.
+    async fn changed(&mut self);
+}
+
+/// A host without a firewall, for scenarios about something else.
+pub struct NoFirewall;
+
+impl Firewall for NoFirewall {
+    async fn ensure(&mut self, _: Mode, _: &[RuleSet], _: &[OnHost]) -> Result<Look, ToolError> {
+        Ok(Look::default())
+    }
+
+    fn reports_changes(&self) -> bool {
+        true
+    }
+
+    async fn changed(&mut self) {
+        std::future::pending().await
     }
 }
