@@ -5,6 +5,7 @@ use super::status::{Board, Topic};
 use crate::firewall::obstacles::OnHost;
 use crate::firewall::tools::ToolError;
 use crate::firewall::{Firewall, Look, Masquerade, Mode, RuleSet};
+use crate::model::lease_set::Moment;
 use ipnet::IpNet;
 use std::convert::Infallible;
 use std::rc::Rc;
@@ -14,6 +15,9 @@ use tokio::time::sleep;
 
 /// How often the rules are looked at where every change is reported, at least.
 const TO_BE_SURE: Duration = Duration::from_secs(60);
+
+/// How long after its last repair a firewall counts as peaceful again.
+const PEACE: Duration = Duration::from_secs(30);
 
 /// What the operator wants of the firewall.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -26,6 +30,13 @@ pub struct FirewallSettings {
     pub docker_user: bool,
     /// How often the rules are looked at where their changes are not reported (`--iptables-resync`).
     pub resync: Duration,
+}
+
+impl Default for FirewallSettings {
+    /// No rules at all.
+    fn default() -> Self {
+        FirewallSettings { masquerade: None, forward: false, docker_user: false, resync: Duration::from_secs(5) }
+    }
 }
 
 impl FirewallSettings {
@@ -50,37 +61,47 @@ impl FirewallSettings {
 /// Keeps the rules for ever. A missing program is an error when the operator asked for what it does; for what is done by
 /// default it is only a warning.
 pub struct Guard<F> {
-    /// The firewall.
-    pub firewall: F,
-    /// In which tables.
-    pub mode: Mode,
-    /// The rules, one set a family.
-    pub sets: Vec<RuleSet>,
-    /// What the operator asked for.
-    pub settings: FirewallSettings,
-    /// Time and randomness.
-    pub env: Rc<Env>,
-    /// Where to say how it goes.
-    pub board: Board,
+    firewall: F,
+    mode: Mode,
+    sets: Vec<RuleSet>,
+    settings: FirewallSettings,
+    env: Rc<Env>,
+    board: Board,
+    /// What was last warned of without being a trouble of ours.
+    warned: Vec<String>,
 }
 
 impl<F: Firewall> Guard<F> {
+    /// A guard of these rules, one set a family.
+    pub fn new(
+        firewall: F,
+        mode: Mode,
+        sets: Vec<RuleSet>,
+        settings: FirewallSettings,
+        env: Rc<Env>,
+        board: Board,
+    ) -> Self {
+        Guard { firewall, mode, sets, settings, env, board, warned: Vec::new() }
+    }
+
     /// Runs for ever; `on_host` are the networks on the host's interfaces.
     pub async fn run(mut self, mut on_host: watch::Receiver<Vec<OnHost>>) -> Infallible {
         let mut failing = Backoff::new(Duration::from_secs(1), Duration::from_secs(30));
         // Who always undoes what we do is not to keep both of us busy.
         let mut restraint = Backoff::new(Duration::from_millis(100), Duration::from_secs(10));
+        let mut repaired_at = Moment::ZERO;
         loop {
             let networks = on_host.borrow_and_update().clone();
             let pause = match self.firewall.ensure(self.mode, &self.sets, &networks).await {
                 Ok(look) => {
                     failing.reset();
-                    let repaired = !look.changes.is_empty();
+                    let (repaired, now) = (!look.changes.is_empty(), self.env.now());
                     self.tell(look);
                     if repaired {
+                        repaired_at = now;
                         sleep(restraint.pause(&self.env)).await;
-                    } else {
-                        restraint.calm_down();
+                    } else if now.saturating_sub(repaired_at) > PEACE {
+                        restraint.reset();
                     }
                     self.period()
                 }
@@ -103,48 +124,44 @@ impl<F: Firewall> Guard<F> {
         self.env.jittered(period)
     }
 
-    fn tell(&self, look: Look) {
+    fn tell(&mut self, look: Look) {
         self.board.over(Topic::Firewall);
-        let first = !std::mem::replace(&mut *self.board.rules_stand(), true);
-        for change in &look.changes {
-            match first {
-                true => tracing::info!("firewall: {change}"),
-                false => tracing::info!("repaired: firewall: {change}"),
-            }
-        }
-        if !first {
-            self.board.update(|status| status.rule_repairs += look.changes.len() as u64);
-        }
+        let first = !self.board.read().rules_stand;
+        let kind = if first { "" } else { "repaired: " };
+        look.changes.iter().for_each(|change| tracing::info!("{kind}firewall: {change}"));
+        self.board.update(|status| {
+            status.rules_stand = true;
+            status.rule_repairs += if first { 0 } else { look.changes.len() as u64 };
+        });
         match look.obstacles.is_empty() {
             true => self.board.over(Topic::Obstacle),
             false => self.board.trouble(Topic::Obstacle, look.obstacles.join("; ")),
         }
-        self.board.note(
-            Topic::DroppingChains,
-            (!look.dropping_chains.is_empty()).then(|| {
-                format!(
-                    "these chains drop what is forwarded unless they accept it themselves: {}; if containers reach no other \
-                     host, accept {} there",
-                    look.dropping_chains.join(", "),
-                    self.sets.iter().map(|set| set.network.to_string()).collect::<Vec<_>>().join(" and ")
-                )
-            }),
-        );
+        let networks = self.sets.iter().map(|set| set.network.to_string()).collect::<Vec<_>>().join(" and ");
+        let chains = look.dropping_chains.iter().map(|chain| {
+            format!(
+                "the chain {chain} drops what is forwarded and not accepted there, and no rule elsewhere can change that: \
+                 accept {networks} in it if containers reach no other host"
+            )
+        });
+        self.warn(chains.collect());
     }
 
-    fn tell_failure(&self, error: &ToolError) {
-        let missing = matches!(error, ToolError::Missing { .. });
-        if missing && !self.settings.is_asked_for() {
-            *self.board.rules_stand() = true;
-            self.board.note(
-                Topic::Firewall,
-                Some(format!(
-                    "no forward rules: {error}; if the FORWARD policy is DROP (Docker sets it), no container reaches another \
-                     host; --iptables-forward-rules=false silences this"
-                )),
-            );
-        } else {
+    fn tell_failure(&mut self, error: &ToolError) {
+        if self.settings.is_asked_for() || !matches!(error, ToolError::Missing { .. }) {
             self.board.trouble(Topic::Firewall, format!("the firewall's rules cannot be kept: {error}"));
+            return;
         }
+        self.board.update(|status| status.rules_stand = true);
+        self.warn(vec![format!(
+            "no forward rules: {error}; where the FORWARD policy is DROP (Docker sets it) no container reaches another \
+             host; --iptables-forward-rules=false silences this"
+        )]);
+    }
+
+    /// Says once what an administrator may want to know, though nothing of ours is wrong.
+    fn warn(&mut self, texts: Vec<String>) {
+        texts.iter().filter(|text| !self.warned.contains(text)).for_each(|text| tracing::warn!("{text}"));
+        self.warned = texts;
     }
 }

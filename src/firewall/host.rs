@@ -56,6 +56,8 @@ impl HostFirewall {
             iptables: None,
             printed: BTreeMap::new(),
             tidied: false,
+            chains_changed: true,
+            dropping_chains: Vec::new(),
         }
     }
 
