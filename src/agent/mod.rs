@@ -124,6 +124,9 @@ pub async fn run<S: Store, K: Kernel, F: Firewall>(
     let own = Own { nic, subnet: held.subnet, mac: held.mac };
     let (device, network_id) = (network.backend.device_name(), network.backend.network_id());
     let mut world = World::new(network.backend, network.net, store.addresses(), own, host, settings.peer_hold);
+    if settings.blackhole_route {
+        world.add_blackhole();
+    }
     let left_behind = std::mem::take(&mut keeper.left_behind);
     if let Some(until) = keeper.hold_until() {
         world.hold(left_behind, until);
