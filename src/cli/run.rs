@@ -3,7 +3,6 @@
 use super::args::Options;
 use super::manager::Manager;
 use crate::agent::env::{Env, Notice};
-use crate::agent::firewall::FirewallSettings;
 use crate::agent::keeper::Terms;
 use crate::agent::status::Board;
 use crate::agent::{self, Settings};
@@ -112,13 +111,8 @@ fn settings(options: Options) -> Settings {
         state_dir: options.state_dir,
         peer_hold: options.peer_hold,
         gives_back: options.release_lease_on_exit,
-        firewall: FirewallSettings {
-            masquerade: None,
-            forward: true,
-            docker_user: false,
-            resync: Duration::from_secs(5),
-        },
-        blackhole_route: false,
+        firewall: options.firewall,
+        blackhole_route: options.blackhole_route,
     }
 }
 
