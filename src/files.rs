@@ -80,14 +80,16 @@ fn follow_links(path: &Path) -> io::Result<PathBuf> {
 pub struct EnvFiles {
     subnet_file: PathBuf,
     docker_opts_file: Option<PathBuf>,
+    ip_masq: bool,
     written: Option<SubnetEnv>,
     doubted: bool,
 }
 
 impl EnvFiles {
-    /// The files at these paths; no `docker_opts.env` with `None`.
-    pub fn new(subnet_file: PathBuf, docker_opts_file: Option<PathBuf>) -> Self {
-        EnvFiles { subnet_file, docker_opts_file, written: None, doubted: false }
+    /// The files at these paths; no `docker_opts.env` with `None`. `ip_masq` says whether we masquerade, so that Docker
+    /// does not.
+    pub fn new(subnet_file: PathBuf, docker_opts_file: Option<PathBuf>, ip_masq: bool) -> Self {
+        EnvFiles { subnet_file, docker_opts_file, ip_masq, written: None, doubted: false }
     }
 
     /// The subnet that `subnet.env` names from an earlier run. One that cannot be read is a warning, not a failure.
@@ -112,7 +114,7 @@ impl EnvFiles {
     /// # Errors
     /// Names the file that cannot be written, and why.
     pub fn write(&mut self, network: Ipv4Net, subnet: Ipv4Net, mtu: u32) -> Result<(), String> {
-        let env = SubnetEnv { ipv4: Some((network, subnet)), ipv6: None, mtu, ip_masq: false };
+        let env = SubnetEnv { ipv4: Some((network, subnet)), ipv6: None, mtu, ip_masq: self.ip_masq };
         if !self.doubted && self.written.as_ref() == Some(&env) {
             return Ok(());
         }
@@ -240,7 +242,7 @@ mod tests {
     fn both_files_are_written_with_their_directories_for_everyone_to_read() {
         let dir = tempfile::tempdir().unwrap();
         let (subnet, docker) = (dir.path().join("a/b/subnet.env"), dir.path().join("c/docker_opts.env"));
-        let mut files = EnvFiles::new(subnet.clone(), Some(docker.clone()));
+        let mut files = EnvFiles::new(subnet.clone(), Some(docker.clone()), false);
         assert!(!files.are_written());
         write(&mut files, 1450).unwrap();
         assert!(files.are_written());
@@ -255,10 +257,10 @@ mod tests {
     fn what_is_right_is_left_and_what_was_changed_is_made_right() {
         let dir = tempfile::tempdir().unwrap();
         let path = dir.path().join("subnet.env");
-        let mut files = EnvFiles::new(path.clone(), None);
+        let mut files = EnvFiles::new(path.clone(), None, false);
         write(&mut files, 1450).unwrap();
         let inode = fs::metadata(&path).unwrap().ino();
-        write(&mut EnvFiles::new(path.clone(), None), 1450).unwrap();
+        write(&mut EnvFiles::new(path.clone(), None, false), 1450).unwrap();
         assert_eq!(fs::metadata(&path).unwrap().ino(), inode);
         fs::remove_file(&path).unwrap();
         files.doubt();
@@ -275,25 +277,25 @@ mod tests {
         let dir = tempfile::tempdir().unwrap();
         let link = dir.path().join("subnet.env");
         symlink("elsewhere/real.env", &link).unwrap();
-        write(&mut EnvFiles::new(link.clone(), None), 1450).unwrap();
+        write(&mut EnvFiles::new(link.clone(), None, false), 1450).unwrap();
         assert!(fs::symlink_metadata(&link).unwrap().is_symlink());
         assert!(dir.path().join("elsewhere/real.env").exists());
         let circle = dir.path().join("circle");
         symlink("circle", &circle).unwrap();
-        assert!(write(&mut EnvFiles::new(circle, None), 1450).unwrap_err().contains("circle cannot be written"));
+        assert!(write(&mut EnvFiles::new(circle, None, false), 1450).unwrap_err().contains("circle cannot be written"));
     }
 
     #[test]
     fn what_cannot_be_read_or_written_is_named() {
         let dir = tempfile::tempdir().unwrap();
-        let mut files = EnvFiles::new(dir.path().to_owned(), None);
+        let mut files = EnvFiles::new(dir.path().to_owned(), None, false);
         assert_eq!(files.previous_subnet(), None);
         let error = write(&mut files, 1450).unwrap_err();
         assert!(error.contains(&dir.path().display().to_string()), "{error}");
         assert!(!files.are_written());
         let bad = dir.path().join("bad.env");
         fs::write(&bad, b"FLANNEL_SUBNET=\xff\n").unwrap();
-        assert_eq!(EnvFiles::new(bad, None).previous_subnet(), None);
+        assert_eq!(EnvFiles::new(bad, None, false).previous_subnet(), None);
     }
 
     #[test]
@@ -303,7 +305,7 @@ mod tests {
         nix::unistd::mkfifo(&fifo, nix::sys::stat::Mode::S_IRWXU).unwrap();
         symlink("/dev/zero", &device).unwrap();
         for path in [&fifo, &device] {
-            let mut files = EnvFiles::new(path.clone(), None);
+            let mut files = EnvFiles::new(path.clone(), None, false);
             assert_eq!(files.previous_subnet(), None);
             let error = write(&mut files, 1450).unwrap_err();
             assert!(error.contains("is not a regular file"), "{error}");
@@ -322,7 +324,7 @@ mod tests {
     #[test]
     fn one_reason_is_told_in_the_same_words_each_time() {
         // A directory in which nothing can be made, not even by root.
-        let mut files = EnvFiles::new("/proc/self/subnet.env".into(), None);
+        let mut files = EnvFiles::new("/proc/self/subnet.env".into(), None, false);
         let [first, second] = [(); 2].map(|()| write(&mut files, 1450).unwrap_err());
         assert_eq!(first, second);
     }
@@ -332,7 +334,7 @@ mod tests {
         let dir = tempfile::tempdir().unwrap();
         let path = dir.path().join("subnet.env");
         fs::File::create(&path).unwrap().set_len(1 << 40).unwrap();
-        let mut files = EnvFiles::new(path.clone(), None);
+        let mut files = EnvFiles::new(path.clone(), None, false);
         assert_eq!(files.previous_subnet(), None);
         write(&mut files, 1450).unwrap();
         assert!(fs::metadata(&path).unwrap().len() < 1000);

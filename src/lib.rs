@@ -19,6 +19,8 @@ pub mod store;
 
 pub mod kernel;
 
+pub mod firewall;
+
 pub mod files;
 
 pub mod agent;

@@ -10,6 +10,7 @@
 
 pub mod env;
 pub mod fights;
+pub mod firewall;
 pub mod keeper;
 pub mod peers;
 pub mod reconcile;
@@ -20,6 +21,7 @@ pub mod world;
 
 use crate::backend::{self, Backend};
 use crate::files::{EnvFiles, Memory};
+use crate::firewall::{Firewall, Mode};
 use crate::kernel::Kernel;
 use crate::model::config::{NetworkConfig, Overlay};
 use crate::model::identity::Me;
@@ -27,6 +29,7 @@ use crate::model::iface::{self, ExternalInterface, HostView, IfaceRules};
 use crate::model::kernel_state::{Have, Scope};
 use crate::store::Store;
 use env::{Backoff, Env};
+use firewall::{FirewallSettings, Guard};
 use ipnet::IpNet;
 use keeper::{Address, Contest, Horizon, Keeper, Terms};
 use reconcile::Reconciler;
@@ -55,22 +58,28 @@ pub struct Settings {
     pub state_dir: PathBuf,
     /// How long entries of a peer stay that vanished in a way that does not look like its own doing.
     pub peer_hold: Duration,
+    /// What the firewall is to hold.
+    pub firewall: FirewallSettings,
+    /// Whether a blackhole route takes what is sent to addresses of our subnet that nobody has.
+    pub blackhole_route: bool,
     /// Whether the lease is given back whenever the daemon stops (which is the caller's to do).
     pub gives_back: bool,
 }
 
 /// Runs for ever: joins the overlay and keeps this host in it. Dropping the future stops it and leaves kernel, files
 /// and lease as they are.
-pub async fn run<S: Store, K: Kernel>(
+pub async fn run<S: Store, K: Kernel, F: Firewall>(
     store: Rc<S>,
     mut kernel: K,
+    firewall: F,
     settings: Settings,
     env: Rc<Env>,
     board: Board,
 ) -> Infallible {
     let network = wait_for_config(&*store, &settings, &env, &board).await;
     let (nic, host) = wait_for_interface(&mut kernel, &settings.iface, &env, &board).await;
-    let files = EnvFiles::new(settings.subnet_file.clone(), settings.docker_opts_file.clone());
+    let ip_masq = settings.firewall.masquerade.is_some();
+    let files = EnvFiles::new(settings.subnet_file.clone(), settings.docker_opts_file.clone(), ip_masq);
     let mut memory = Memory::new(settings.state_dir.clone(), &settings.prefix, network.backend.network_id());
     let remembered = memory.load(nic.public_ip, nic.mac);
     let address = Address { public_ip: nic.public_ip, nic_mac: nic.mac };
@@ -110,14 +119,21 @@ pub async fn run<S: Store, K: Kernel>(
     };
     let Some(held) = keeper.acquire().await else {
         // The network config has changed meanwhile.
-        return Box::pin(run(store, kernel, settings, env, board)).await;
+        return Box::pin(run(store, kernel, firewall, settings, env, board)).await;
     };
     let own = Own { nic, subnet: held.subnet, mac: held.mac };
+    let (device, network_id) = (network.backend.device_name(), network.backend.network_id());
     let mut world = World::new(network.backend, network.net, store.addresses(), own, host, settings.peer_hold);
+    if settings.blackhole_route {
+        world.add_blackhole();
+    }
     let left_behind = std::mem::take(&mut keeper.left_behind);
     if let Some(until) = keeper.hold_until() {
         world.hold(left_behind, until);
     }
+    let rules = settings.firewall.rules(network.net.into(), held.subnet.into(), device, network_id);
+    let guard = Guard::new(firewall, network.mode, vec![rules], settings.firewall, env.clone(), board.clone());
+    let (tell_on_host, on_host) = watch::channel(Vec::new());
     let (tell_sighting, sightings) = watch::channel(None);
     let (tell_horizon, horizons) = watch::channel(keeper.horizon);
     let (tell_address, addresses) = watch::channel(address);
@@ -132,9 +148,11 @@ pub async fn run<S: Store, K: Kernel>(
         sightings: tell_sighting,
         addresses: tell_address,
         horizons: tell_horizon,
+        on_host: tell_on_host,
     };
     tokio::select! {
         never = reconciler.run(news) => never,
+        never = guard.run(on_host) => never,
         never = keeper.maintain(held, sightings, addresses, horizons) => never,
         never = peers::follow(store, env, board, tell_news, peers::Cadence::default()) => never,
     }
@@ -146,6 +164,7 @@ struct Network {
     overlay: Overlay,
     backend: Rc<dyn Backend>,
     backend_is_explicit: bool,
+    mode: Mode,
     config: Vec<u8>,
 }
 
@@ -185,7 +204,8 @@ fn read_config(text: &[u8]) -> Result<Network, String> {
     match config.ipv4 {
         Some(overlay @ Overlay { network: IpNet::V4(net), .. }) => {
             let backend_is_explicit = config.backend.is_some();
-            Ok(Network { net, overlay, backend: backend.into(), backend_is_explicit, config: text.to_vec() })
+            let mode = if config.enable_nftables { Mode::Nftables } else { Mode::Iptables };
+            Ok(Network { net, overlay, backend: backend.into(), backend_is_explicit, mode, config: text.to_vec() })
         }
         _ => Err("Network is missing".into()),
     }

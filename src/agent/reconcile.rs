@@ -13,6 +13,7 @@ use super::retries::{Retries, Tried};
 use super::status::{Board, Topic};
 use super::world::{Dirty, Own, World};
 use crate::files::EnvFiles;
+use crate::firewall::obstacles::OnHost;
 use crate::kernel::{Event, Kernel, KernelError};
 use crate::model::kernel_state::{Found, Have};
 use crate::model::lease_set::{Change, Moment};
@@ -72,6 +73,8 @@ pub struct Reconciler<K> {
     pub addresses: watch::Sender<Address>,
     /// Tells the keeper what is to be remembered of the store.
     pub horizons: watch::Sender<Horizon>,
+    /// Tells the guard of the firewall what networks are on the host's interfaces.
+    pub on_host: watch::Sender<Vec<OnHost>>,
 }
 
 /// What the loop remembers from turn to turn.
@@ -319,6 +322,9 @@ impl<K: Kernel> Reconciler<K> {
         }
         let address = Address { public_ip: nic.public_ip, nic_mac: nic.mac };
         self.addresses.send_if_modified(|known| std::mem::replace(known, address) != address);
+        let on_host: Vec<OnHost> =
+            host.connected(&self.world.scope().device).map(|(name, net)| (name.to_owned(), net.into())).collect();
+        self.on_host.send_if_modified(|known| std::mem::replace(known, on_host.clone()) != on_host);
         let changed = self.world.set_host(Own { nic, ..own }, host);
         progress.news.merge(changed);
         Ok(())
@@ -458,7 +464,8 @@ impl<K: Kernel> Reconciler<K> {
         let addresses: Vec<Key> = self.world.want().addresses.iter().copied().map(Key::Address).collect();
         let plan = Plan::at(&addresses, &progress.have, self.world.want(), &self.world.scope());
         let stands = !plan.touches_device() && !progress.nic_is_gone;
-        if listed && stands && self.files.are_written() {
+        let rules_stand = self.board.read().rules_stand;
+        if listed && stands && rules_stand && self.files.are_written() {
             let (subnet, peers) = (self.world.own().subnet, self.world.tally().peers);
             tracing::info!(%subnet, peers, mtu = self.world.mtu(), "ready");
             self.board.update(|status| status.started = true);

@@ -31,6 +31,10 @@ pub enum Topic {
     Kernel,
     /// `subnet.env` and `docker_opts.env`.
     Files,
+    /// Our rules in the firewall.
+    Firewall,
+    /// Rules of others that keep packets from our containers.
+    Obstacle,
 }
 
 /// How the daemon is doing.
@@ -58,6 +62,10 @@ pub struct Status {
     pub overruns: u64,
     /// Changes that the kernel refused since the start.
     pub kernel_failures: u64,
+    /// Whether the firewall's rules stand, as far as they are wanted and can be had.
+    pub rules_stand: bool,
+    /// Rules and chains put right since the start because somebody else had changed them.
+    pub rule_repairs: u64,
     /// When the main loop last turned.
     pub last_turn: Option<Moment>,
     /// Whether everything has been in place once.

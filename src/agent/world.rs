@@ -4,7 +4,7 @@
 use crate::backend::{Backend, PeerEntries};
 use crate::model::iface::{ExternalInterface, HostView};
 use crate::model::judge::{Facts, Peers, Tally, Verdict};
-use crate::model::kernel_state::{Scope, Want};
+use crate::model::kernel_state::{Route, Scope, Want};
 use crate::model::lease::{Record, Revision};
 use crate::model::lease_set::{Change, LeaseSet, Moment};
 use crate::model::mac::VtepMac;
@@ -15,6 +15,9 @@ use std::collections::{BTreeMap, BTreeSet};
 use std::net::IpAddr;
 use std::rc::Rc;
 use std::time::Duration;
+
+/// The blackhole route shows this protocol: the first of those of the backend's routes.
+const BLACKHOLE_PROTOCOL: u8 = 100;
 
 /// What a host knows for sure of itself.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -85,6 +88,7 @@ pub struct World {
     wider: BTreeSet<(String, Ipv4Net)>,
     want: Want,
     hold: Duration,
+    blackhole: bool,
 }
 
 impl World {
@@ -113,9 +117,17 @@ impl World {
             wider: BTreeSet::new(),
             want: Want::default(),
             hold,
+            blackhole: false,
         };
         world.rebuild();
         world
+    }
+
+    /// From now on what is sent to addresses of our subnet that nobody has goes nowhere, instead of back and forth
+    /// between this host and its gateway.
+    pub fn add_blackhole(&mut self) {
+        self.blackhole = true;
+        self.rebuild();
     }
 
     /// What the kernel should hold.
@@ -237,6 +249,10 @@ impl World {
             peers_complete: self.leases.is_known(),
             ..Want::default()
         };
+        if self.blackhole {
+            let dest = self.own.subnet.into();
+            self.want.routes.insert(dest, Route::blackhole(dest, BLACKHOLE_PROTOCOL));
+        }
         let names = self.peers.verdicts().map(|(name, _)| name.clone()).collect();
         self.follow(names, &mut BTreeSet::new());
     }

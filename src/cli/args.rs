@@ -20,6 +20,8 @@ use std::net::{IpAddr, Ipv4Addr, SocketAddr};
 use std::path::PathBuf;
 use std::time::Duration;
 
+use crate::agent::firewall::FirewallSettings;
+use crate::firewall::Masquerade;
 use clap::error::{ContextKind, ContextValue, ErrorKind};
 use regex::Regex;
 
@@ -65,6 +67,10 @@ pub struct Options {
     /// How long the entries of peers stay that vanish in a way that does not look like their own doing: 0 s to 30
     /// days.
     pub peer_hold: Duration,
+    /// What the firewall is to hold.
+    pub firewall: FirewallSettings,
+    /// Whether packets to addresses of our subnet that nobody has are dropped by a blackhole route.
+    pub blackhole_route: bool,
     /// Where health is served; `None` serves none.
     pub healthz: Option<SocketAddr>,
     /// 0 logs at level info, 1 to 4 debug, 5 and above trace.
@@ -186,6 +192,8 @@ fn options(given: &mut Given) -> Option<Options> {
     let lease_times = lease_times(given);
     let release_lease_on_exit = given.read("release-lease-on-exit", values::boolean);
     let peer_hold = given.read("peer-hold", values::optional(values::peer_hold));
+    let firewall = firewall(given);
+    let blackhole_route = given.read("ip-blackhole-route", values::boolean);
     let healthz = healthz(given);
     let verbosity = given.read("v", values::verbosity);
     let (subnet_lease_ttl, renew_margin) = lease_times?;
@@ -204,6 +212,8 @@ fn options(given: &mut Given) -> Option<Options> {
         renew_margin,
         release_lease_on_exit: release_lease_on_exit?,
         peer_hold: peer_hold?.unwrap_or(subnet_lease_ttl),
+        firewall: firewall?,
+        blackhole_route: blackhole_route?,
         healthz: healthz?,
         verbosity: verbosity?,
     })
@@ -229,6 +239,22 @@ fn lease_times(given: &mut Given) -> Option<(Duration, Duration)> {
         return Some((ttl, ttl / 3));
     }
     Some((ttl, margin?))
+}
+
+/// What the firewall is to hold.
+fn firewall(given: &mut Given) -> Option<FirewallSettings> {
+    let masquerade = given.read("ip-masq", values::boolean);
+    let plain_ports = given.read("ip-masq-fully-random-disable", values::boolean);
+    let forward = given.read("iptables-forward-rules", values::boolean);
+    let docker_user = given.read("iptables-docker-user-rules", values::boolean);
+    let resync = given.read("iptables-resync", values::seconds);
+    let how = Masquerade { random_fully: !plain_ports? };
+    Some(FirewallSettings {
+        masquerade: masquerade?.then_some(how),
+        forward: forward?,
+        docker_user: docker_user?,
+        resync: resync?,
+    })
 }
 
 /// Where health is served, if anywhere.

@@ -6,6 +6,7 @@ use crate::agent::env::{Env, Notice};
 use crate::agent::keeper::Terms;
 use crate::agent::status::Board;
 use crate::agent::{self, Settings};
+use crate::firewall::host::HostFirewall;
 use crate::http;
 use crate::kernel::netlink::NetlinkKernel;
 use crate::kernel::sysctl;
@@ -74,7 +75,7 @@ async fn daemon(options: Options, manager: Rc<Manager>) -> Result<(), String> {
     let store = Rc::new(store);
     let kernel = NetlinkKernel::new().map_err(|error| error.to_string())?;
     let releases = options.release_lease_on_exit;
-    let agent = agent::run(store.clone(), kernel, settings(options), env, board.clone());
+    let agent = agent::run(store.clone(), kernel, HostFirewall::new(), settings(options), env, board.clone());
     tokio::select! {
         never = agent => match never {},
         _ = terminate.recv() => tracing::info!("SIGTERM: stopping; network and files are left as they are"),
@@ -112,6 +113,8 @@ fn settings(options: Options) -> Settings {
         state_dir: options.state_dir,
         peer_hold: options.peer_hold,
         gives_back: options.release_lease_on_exit,
+        firewall: options.firewall,
+        blackhole_route: options.blackhole_route,
     }
 }
 

@@ -94,6 +94,12 @@ pub struct Route {
     pub protocol: u8,
 }
 
+/// The kernel's number for routes that swallow packets (`RTN_BLACKHOLE`).
+pub const BLACKHOLE: u8 = 6;
+
+/// The metric of our blackhole route: the last to be tried, so that the bridge's connected network goes before it.
+pub const BLACKHOLE_METRIC: u32 = u32::MAX;
+
 /// `RTPROT_KERNEL`: connected networks; never touched.
 pub const PROTOCOL_KERNEL: u8 = 2;
 
@@ -101,6 +107,12 @@ impl Route {
     /// Equal in all that decides where packets go: everything but who installed it.
     pub fn same_path(&self, other: &Route) -> bool {
         Route { protocol: 0, ..*self } == Route { protocol: 0, ..*other }
+    }
+
+    /// What is sent to these addresses goes nowhere, unless another route leads there.
+    pub fn blackhole(dest: IpNet, protocol: u8) -> Self {
+        let oif = Oif::Nowhere(BLACKHOLE);
+        Route { dest, gateway: None, oif, onlink: false, metric: BLACKHOLE_METRIC, protocol }
     }
 
     /// The shape of flannel's overlay routes: onlink over our device, via the destination's own first address.
@@ -137,7 +149,7 @@ impl fmt::Display for Route {
 fn type_name(kind: u8) -> Cow<'static, str> {
     match kind {
         2 => "local".into(),
-        6 => "blackhole".into(),
+        BLACKHOLE => "blackhole".into(),
         7 => "unreachable".into(),
         8 => "prohibit".into(),
         9 => "throw".into(),
@@ -203,11 +215,11 @@ impl Scope {
     }
 
     /// A route on our device is ours when it leads into the overlay or has flannel's own shape (which catches what
-    /// an earlier Network left); a connected network never is.
+    /// an earlier Network left); a connected network never is. So is a blackhole with our metric in the overlay.
     pub fn owns_route(&self, route: &Route) -> bool {
-        route.oif == Oif::Ours
-            && route.protocol != PROTOCOL_KERNEL
-            && (self.covers(route.dest) || route.has_flannel_shape())
+        let on_device = route.oif == Oif::Ours && route.protocol != PROTOCOL_KERNEL;
+        let blackhole = route.same_path(&Route::blackhole(route.dest, route.protocol));
+        on_device && (self.covers(route.dest) || route.has_flannel_shape()) || blackhole && self.covers(route.dest)
     }
 
     /// Whether a destination lies inside the overlay.

@@ -7,9 +7,11 @@ use std::rc::Rc;
 use std::time::{Duration, Instant};
 
 use flanneld::agent::env::Env;
+use flanneld::agent::firewall::FirewallSettings;
 use flanneld::agent::keeper::Terms;
 use flanneld::agent::status::Board;
 use flanneld::agent::{self, Settings};
+use flanneld::firewall::NoFirewall;
 use flanneld::kernel::fake::FakeKernel;
 use flanneld::model::iface::{DefaultRoute, HostView, IfaceRules, Interface, InterfaceAddress};
 use flanneld::store::etcd::EtcdStore;
@@ -45,13 +47,15 @@ impl Agent {
             docker_opts_file: None,
             state_dir: disk.path().join("state"),
             peer_hold: DAY,
+            firewall: FirewallSettings::default(),
+            blackhole_route: false,
             gives_back: false,
         };
         let kernel = FakeKernel::new(view(Ipv4Addr::from(0xac10_0000 + number)));
         let env = Rc::new(Env::of_host(|_| {}));
         let board = Board::new(env.clone());
         let store = Rc::new(EtcdStore::new(vec![etcd.endpoint()], PREFIX).expect("an endpoint"));
-        let running = agent::run(store, kernel.clone(), settings, env, board.clone());
+        let running = agent::run(store, kernel.clone(), NoFirewall, settings, env, board.clone());
         let task = tokio::task::spawn_local(async move { match running.await {} });
         Agent { kernel, board, task, _disk: disk }
     }

@@ -2,6 +2,7 @@
 
 mod device;
 mod entries;
+mod firewall;
 mod host;
 mod lab;
 mod plans;

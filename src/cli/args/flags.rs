@@ -7,9 +7,9 @@ const ETCD: &str = "etcd";
 const INTERFACE: &str = "External interface";
 const LEASE: &str = "Lease";
 const FILES: &str = "Files";
+const FIREWALL: &str = "Firewall and routes";
 const HEALTH: &str = "Health";
 const LOGGING: &str = "Logging";
-const COMPATIBILITY: &str = "Accepted for compatibility";
 const OTHER: &str = "Other";
 /// Accepted or refused as its role says, but not in the help.
 const HIDDEN: &str = "";
@@ -28,8 +28,6 @@ pub(super) enum Arity {
 pub(super) enum Role {
     /// Read into the options.
     Setting,
-    /// Accepted without a word: it tunes something that a refused or missing feature would do.
-    Silent,
     /// glog's and klog's own flags: accepted, and named in one warning.
     Glog,
     /// A feature that is still to come; the text says what to do instead.
@@ -163,16 +161,25 @@ pub(super) static FLAGS: &[Flag] = &[
     value("healthz-ip", "IP", "0.0.0.0").help(HEALTH, "Address to serve /healthz and /readyz on"),
     value("healthz-port", "PORT", "0").help(HEALTH, "Port to serve /healthz and /readyz on; 0 serves none"),
     value("v", "LEVEL", "0").help(LOGGING, "How much to log: 0 is for operation, 1 and up debug, 5 and up trace"),
-    switch("iptables-forward-rules", "true")
-        .help(COMPATIBILITY, "Not implemented: true only warns that the FORWARD chain is left as it is"),
-    value("iptables-resync", "SECONDS", "5").help(COMPATIBILITY, "No effect: no firewall rules are kept"),
-    switch("ip-masq-fully-random-disable", "false")
-        .role(Role::Silent)
-        .help(COMPATIBILITY, "No effect: nothing is masqueraded"),
     switch("ip-masq", "false")
-        .role(Role::Later("masquerade the overlay's outbound traffic with your own rules and drop the flag")),
-    switch("ip-blackhole-route", "false")
-        .role(Role::Later("add the blackhole route for the subnet yourself and drop the flag")),
+        .help(FIREWALL, "Give packets that leave the overlay this host's address; Docker is then told not to"),
+    switch("ip-masq-fully-random-disable", "false")
+        .help(FIREWALL, "Do not choose the source ports of such packets at random"),
+    switch("iptables-forward-rules", "true")
+        .help(FIREWALL, "Accept packets from and to the overlay in the FORWARD chain"),
+    switch("iptables-docker-user-rules", "false").help(
+        FIREWALL,
+        "Accept packets from other hosts to this host's containers in Docker's chain DOCKER-USER,\n\
+         behind your own rules there: Docker 28 and later drop them otherwise where a port is not\n\
+         published",
+    ),
+    value("iptables-resync", "SECONDS", "5")
+        .help(FIREWALL, "How often to look at the rules, where the kernel does not report changes of them"),
+    switch("ip-blackhole-route", "false").help(
+        FIREWALL,
+        "Drop packets to addresses of this host's subnet that nobody has, by a blackhole route\n\
+         behind all others",
+    ),
     value("public-ipv6", "IPV6", "").role(Role::Later("run the overlay over IPv4 and drop the flag")),
     switch("kube-subnet-mgr", "false").role(Role::Kubernetes),
     value("kube-api-url", "URL", "").role(Role::Kubernetes),
@@ -230,8 +237,9 @@ Environment:
   FLANNEL_ETCD_PREFIX, FLANNEL_ETCD_KEY
           As --etcd-prefix, likewise
 
-Of flannel's flags, --ip-masq, --ip-blackhole-route, --public-ipv6 and those of the Kubernetes
-mode are not implemented: they are refused, with a message that says what to do instead. glog's flags are accepted without effect.";
+Of flannel's flags, --public-ipv6 and those of the Kubernetes mode are not implemented: they
+are refused, with a message that says what to do instead. glog's flags are accepted without
+effect.";
 
 /// The parser; it knows words that [`super::go_flags`] has brought into the long form.
 pub(super) fn command() -> Command {

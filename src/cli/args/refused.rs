@@ -10,20 +10,9 @@ const ONE_NETWORK: &str = "\
 flannel 0.7's multi-network and client/server modes are gone; run one daemon a \
 network, each with --etcd-prefix and --subnet-file of its own";
 
-const FORWARD_RULES: &str = "\
---iptables-forward-rules is not implemented by this version; if the FORWARD policy is DROP (Docker \
-sets it), accept traffic from and to the network yourself; \
---iptables-forward-rules=false silences this";
-
 /// Reports the flags that are refused and returns warnings about those without effect.
 pub(super) fn check(given: &mut Given) -> Vec<String> {
     let mut warnings = Vec::new();
-    if given.read("iptables-forward-rules", values::boolean) == Some(true) {
-        warnings.push(FORWARD_RULES.to_owned());
-    }
-    // Its value is checked for being a number and then has no use.
-    let _ = given.read("iptables-resync", values::seconds);
-
     let mut ignored = Vec::new();
     for flag in FLAGS {
         if matches!(flag.role, Role::Setting) {
@@ -35,7 +24,7 @@ pub(super) fn check(given: &mut Given) -> Vec<String> {
         }
         let name = value.name();
         match flag.role {
-            Role::Setting | Role::Silent => {}
+            Role::Setting => {}
             Role::Glog => ignored.push(name),
             Role::Later(advice) => given.report(format!("{name} is not implemented by this version: {advice}")),
             Role::Kubernetes => given.report(format!("{name} is refused: {NO_KUBERNETES}")),

@@ -50,12 +50,9 @@ fn defaults() {
     assert_eq!(options.subnet_lease_ttl, Duration::from_secs(86_400));
     assert_eq!(options.renew_margin, Duration::from_secs(3_600));
     assert_eq!((options.healthz, options.verbosity), (None, 0));
-    assert_eq!(
-        warnings,
-        ["--iptables-forward-rules is not implemented by this version; if the FORWARD policy is DROP \
-             (Docker sets it), accept traffic from and to the network yourself; \
-             --iptables-forward-rules=false silences this"]
-    );
+    let firewall = FirewallSettings { forward: true, ..FirewallSettings::default() };
+    assert_eq!((options.firewall, options.blackhole_route), (firewall, false));
+    assert!(warnings.is_empty(), "{warnings:?}");
 }
 
 #[test]
@@ -84,7 +81,9 @@ fn every_setting_can_be_given() {
             "-v=5",
             "--iptables-resync=10",
             "--ip-masq-fully-random-disable",
-            "--ip-masq=f",
+            "--ip-masq",
+            "--iptables-docker-user-rules",
+            "--ip-blackhole-route=1",
             "--etcd-cafile=",
             SILENT,
         ],
@@ -105,15 +104,22 @@ fn every_setting_can_be_given() {
     assert_eq!((options.release_lease_on_exit, options.peer_hold), (true, Duration::from_secs(600)));
     assert_eq!(options.healthz, "[::1]:8471".parse().ok());
     assert_eq!(options.verbosity, 5);
+    let firewall = FirewallSettings {
+        masquerade: Some(Masquerade { random_fully: false }),
+        forward: false,
+        docker_user: true,
+        resync: Duration::from_secs(10),
+    };
+    assert_eq!((options.firewall, options.blackhole_route), (firewall, true));
     assert!(warnings.is_empty(), "{warnings:?}");
 }
 
 #[test]
 fn the_later_value_wins() {
-    let (options, warnings) = run(&["-v=1", SILENT, "--iptables-forward-rules", "-v", "2", SILENT], &[]);
-    assert_eq!((options.verbosity, warnings.len()), (2, 0));
-    let (_, warnings) = run(&["--ip-masq", "--ip-masq=false", SILENT], &[("FLANNELD_IP_MASQ", "true")]);
-    assert!(warnings.is_empty(), "{warnings:?}");
+    let (options, _) = run(&["-v=1", SILENT, "--iptables-forward-rules", "-v", "2", SILENT], &[]);
+    assert_eq!((options.verbosity, options.firewall.forward), (2, false));
+    let (options, _) = run(&["--ip-masq", "--ip-masq=false"], &[("FLANNELD_IP_MASQ", "true")]);
+    assert_eq!(options.firewall.masquerade, None);
 }
 
 #[test]
@@ -216,7 +222,7 @@ fn help_and_version_go_before_mistakes() {
             panic!("{args:?}");
         };
         let headings = ["etcd:", "External interface:", "Lease:", "Files:", "Health:", "Logging:"];
-        for heading in headings.iter().chain(&["Accepted for compatibility:", "Other:"]) {
+        for heading in headings.iter().chain(&["Firewall and routes:", "Other:"]) {
             assert!(text.contains(heading), "{heading} in {text}");
         }
         for shown in ["--etcd-prefix <KEY>", "[default: /coreos.com/network]", "-v <LEVEL>"] {

@@ -94,8 +94,10 @@ pub(super) fn port(text: &str) -> Result<u16, String> {
 }
 
 /// Reads a number of seconds.
-pub(super) fn seconds(text: &str) -> Result<u32, String> {
-    text.parse().map_err(|_| "must be a whole number of seconds".to_owned())
+pub(super) fn seconds(text: &str) -> Result<Duration, String> {
+    let seconds = text.parse::<u32>().ok().filter(|seconds| *seconds > 0);
+    let seconds = seconds.map(|seconds| Duration::from_secs(seconds.into()));
+    seconds.ok_or_else(|| "must be a whole number of seconds, 1 or more".to_owned())
 }
 
 /// Reads a log level.

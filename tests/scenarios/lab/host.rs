@@ -2,9 +2,11 @@
 
 use super::{DEVICE, RENEW_MARGIN, TTL, millis};
 use flanneld::agent::env::{Env, Notice};
+use flanneld::agent::firewall::FirewallSettings;
 use flanneld::agent::keeper::Terms;
 use flanneld::agent::status::Board;
 use flanneld::agent::{self, Settings};
+use flanneld::firewall::NoFirewall;
 use flanneld::kernel::fake::FakeKernel;
 use flanneld::model::iface::{DefaultRoute, HostView, IfaceRules, Interface, InterfaceAddress};
 use flanneld::store::memory::MemoryStore;
@@ -84,6 +86,8 @@ impl Host {
             state_dir: disk.path().join("state"),
             peer_hold: TTL,
             gives_back: false,
+            firewall: FirewallSettings::default(),
+            blackhole_route: false,
         };
         let (kernel, slept) = (FakeKernel::default(), Rc::default());
         let host = Host { number, kernel, store, settings, nic, disk, starts: 0, daemon: None, slept };
@@ -105,7 +109,14 @@ impl Host {
         let env = Rc::new(Env::new(move || began.elapsed() + slept.get(), seed, hear));
         let board = Board::new(env.clone());
         let store = Rc::new(self.store.clone());
-        let task = tasks.spawn_local(agent::run(store, self.kernel.clone(), self.settings.clone(), env, board.clone()));
+        let task = tasks.spawn_local(agent::run(
+            store,
+            self.kernel.clone(),
+            NoFirewall,
+            self.settings.clone(),
+            env,
+            board.clone(),
+        ));
         self.daemon = Some(Daemon { task, board, heard, alive_at });
     }
 

@@ -21,7 +21,8 @@ fn wrong_values_are_named_where_they_were_given() {
         (&["--ip-masq=yes"], &[], "--ip-masq=\"yes\": must be true or false"),
         (&["--ip-masq="], &[], "--ip-masq=\"\": must be true or false"),
         (&["--iptables-forward-rules=no"], &[], "--iptables-forward-rules=\"no\": must be true or false"),
-        (&["--iptables-resync=5s"], &[], "--iptables-resync=\"5s\": must be a whole number of seconds"),
+        (&["--iptables-resync=5s"], &[], "--iptables-resync=\"5s\": must be a whole number of seconds, 1 or more"),
+        (&["--iptables-resync=0"], &[], "--iptables-resync=\"0\": must be a whole number of seconds, 1 or more"),
         (&["--logtostderr=x"], &[], "--logtostderr=\"x\": must be true or false"),
         (&["--healthz-port=65536"], &[], "--healthz-port=\"65536\": must be a port from 0 to 65535, where 0 means off"),
         (
@@ -37,7 +38,7 @@ fn wrong_values_are_named_where_they_were_given() {
 
 #[test]
 fn all_wrong_values_are_reported_together() {
-    let error = parse_strs(&["-v=x", "--ip-masq", "--public-ip=0.0.0.0"], &[("FLANNELD_HEALTHZ_IP", "h")]);
+    let error = parse_strs(&["-v=x", "--kube-subnet-mgr", "--public-ip=0.0.0.0"], &[("FLANNELD_HEALTHZ_IP", "h")]);
     let error = error.expect_err("four problems");
     assert_eq!(error.problems().len(), 4, "{error}");
     assert_eq!(error.to_string().lines().count(), 4);
@@ -46,19 +47,6 @@ fn all_wrong_values_are_reported_together() {
 #[test]
 fn what_is_not_implemented_is_refused() {
     let table: &[(Args, Env, &str)] = &[
-        (
-            &["-ip-masq"],
-            &[],
-            "--ip-masq is not implemented by this version: masquerade the overlay's outbound traffic with your \
-             own rules and drop the flag",
-        ),
-        (
-            &[],
-            &[("FLANNELD_IP_MASQ", "1")],
-            "--ip-masq (environment variable FLANNELD_IP_MASQ) is not implemented by this version: \
-             masquerade the overlay's outbound traffic with your own rules and drop the flag",
-        ),
-        (&["--ip-blackhole-route"], &[], "--ip-blackhole-route is not implemented by this version: "),
         (&["--public-ipv6=fd00::1"], &[], "--public-ipv6 is not implemented by this version: "),
         (&["--kube-subnet-mgr"], &[], "--kube-subnet-mgr is refused: this flanneld keeps its leases in etcd; "),
         (&["--set-node-network-unavailable=false"], &[], "--set-node-network-unavailable is refused: "),

@@ -1,0 +1,227 @@
+//! The firewall of this host, by the programs that are installed.
+
+use super::events::RuleEvents;
+use super::obstacles::{self, OnHost};
+use super::saved::Saved;
+use super::tools::{ToolError, run};
+use super::{Firewall, Look, Mode, RuleSet};
+use std::collections::BTreeMap;
+use std::future::pending;
+
+/// The firewall of this host.
+pub struct HostFirewall {
+    mode: Mode,
+    /// `None`: the kernel has no nftables, and only looking tells.
+    events: Option<RuleEvents>,
+    iptables: Option<Iptables>,
+    /// Our tables as nft printed them when they had just been made: other versions may print them in other words.
+    printed: BTreeMap<String, String>,
+    /// Whether what the other mode may have left was looked for.
+    tidied: bool,
+    /// Chains of others that drop everything may have come or gone.
+    chains_changed: bool,
+    dropping_chains: Vec<String>,
+}
+
+/// What the installed iptables can do.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+struct Iptables {
+    /// Its rules are nftables', and the kernel reports their changes.
+    on_nftables: bool,
+    /// 1.6.2 and later: `--random-fully`, and `iptables-restore` that waits for the lock.
+    modern: bool,
+}
+
+impl Iptables {
+    /// From `iptables v1.8.9 (nf_tables)`.
+    fn parse(version: &str) -> Self {
+        let number = version.split_whitespace().find_map(|word| word.strip_prefix('v')).unwrap_or_default();
+        let mut parts = number.split('.').map(|part| part.parse::<u32>().unwrap_or(0));
+        let parts = [(); 3].map(|()| parts.next().unwrap_or(0));
+        Iptables { on_nftables: version.contains("nf_tables"), modern: parts >= [1, 6, 2] }
+    }
+}
+
+impl HostFirewall {
+    /// The firewall of the network namespace of this thread. Starts no program yet; needs a tokio runtime.
+    pub fn new() -> Self {
+        let events = RuleEvents::open().inspect_err(|error| {
+            tracing::debug!(
+                "changes of rules are seen only when they are looked at: no reports from nftables: {error}"
+            );
+        });
+        HostFirewall {
+            mode: Mode::Iptables,
+            events: events.ok(),
+            iptables: None,
+            printed: BTreeMap::new(),
+            tidied: false,
+            chains_changed: true,
+            dropping_chains: Vec::new(),
+        }
+    }
+
+    async fn iptables(&mut self) -> Result<Iptables, ToolError> {
+        if let Some(known) = self.iptables {
+            return Ok(known);
+        }
+        let found = Iptables::parse(&run("iptables", &["--version"], "").await?);
+        if !found.modern {
+            tracing::warn!("this iptables is older than 1.6.2: source ports are not chosen at random");
+        }
+        self.iptables = Some(found);
+        Ok(found)
+    }
+
+    async fn look_at_iptables(&mut self, set: &RuleSet, on_host: &[OnHost]) -> Result<Look, ToolError> {
+        let iptables = self.iptables().await?;
+        let mut set = set.clone();
+        if let Some(masquerade) = set.masquerade.as_mut().filter(|_| !iptables.modern) {
+            masquerade.random_fully = false;
+        }
+        let (save, restore) = programs(&set);
+        let saved = Saved::parse(&run(save, &[], "").await?);
+        let mut look = Look { obstacles: obstacles::in_iptables(&saved, &set, on_host), ..Look::default() };
+        if let Some(change) = set.iptables_change(&saved) {
+            tracing::debug!("{restore}: {}", change.script);
+            let wait: &[&str] = if iptables.modern { &["--noflush", "--wait", "5"] } else { &["--noflush"] };
+            run(restore, wait, &change.script).await?;
+            look.changes = change.why;
+        }
+        Ok(look)
+    }
+
+    async fn look_at_nftables(&mut self, set: &RuleSet) -> Result<Look, ToolError> {
+        let table = set.nft_table();
+        let now = list(&table).await?;
+        let right = [Some(&set.nft_listing()), self.printed.get(&table)];
+        let why = match &now {
+            Some(now) if right.into_iter().flatten().any(|text| same(text, now)) => return Ok(Look::default()),
+            Some(_) => format!("table {table} was not as it should be"),
+            None => format!("table {table} was missing"),
+        };
+        run("nft", &["-f", "-"], &set.nft_script()).await?;
+        if let Some(printed) = list(&table).await? {
+            self.printed.insert(table, printed);
+        }
+        Ok(Look { changes: vec![why], ..Look::default() })
+    }
+
+    /// Removes what an earlier run in the other mode left. Not worth a failure: its program may not be there.
+    async fn tidy(&mut self, sets: &[RuleSet]) -> Vec<String> {
+        let mut removed = Vec::new();
+        for set in sets {
+            match self.mode {
+                Mode::Iptables => {
+                    let table = set.nft_table();
+                    if let Ok(Some(_)) = list(&table).await
+                        && run("nft", &["-f", "-"], &set.nft_removal()).await.is_ok()
+                    {
+                        removed.push(format!("table {table} was left by an earlier run with nftables"));
+                    }
+                }
+                Mode::Nftables => {
+                    let nothing = RuleSet { forward: false, masquerade: None, docker_user: None, ..set.clone() };
+                    removed.extend(
+                        self.look_at_iptables(&nothing, &[]).await.map(|look| look.changes).unwrap_or_default(),
+                    );
+                }
+            }
+        }
+        removed
+    }
+
+    async fn list_dropping_chains(&self, sets: &[RuleSet]) -> Vec<String> {
+        let Ok(chains) = run("nft", &["-j", "list", "chains"], "").await else { return Vec::new() };
+        sets.iter().flat_map(|set| obstacles::dropping_chains(&chains, set)).collect()
+    }
+}
+
+impl Default for HostFirewall {
+    fn default() -> Self {
+        HostFirewall::new()
+    }
+}
+
+impl Firewall for HostFirewall {
+    async fn ensure(&mut self, mode: Mode, sets: &[RuleSet], on_host: &[OnHost]) -> Result<Look, ToolError> {
+        if let Some(events) = &mut self.events {
+            events.drain();
+        }
+        if self.mode != mode {
+            (self.mode, self.tidied) = (mode, false);
+        }
+        let mut all = Look::default();
+        for set in sets {
+            let look = match mode {
+                Mode::Nftables if !set.is_empty() => self.look_at_nftables(set).await?,
+                Mode::Nftables => Look::default(),
+                Mode::Iptables => self.look_at_iptables(set, on_host).await?,
+            };
+            all.changes.extend(look.changes);
+            all.obstacles.extend(look.obstacles);
+        }
+        if !self.tidied {
+            all.changes.extend(self.tidy(sets).await);
+            self.tidied = true;
+        }
+        if std::mem::take(&mut self.chains_changed) {
+            self.dropping_chains = self.list_dropping_chains(sets).await;
+        }
+        all.dropping_chains = self.dropping_chains.clone();
+        Ok(all)
+    }
+
+    fn reports_changes(&self) -> bool {
+        let seen = self.mode == Mode::Nftables || self.iptables.is_some_and(|iptables| iptables.on_nftables);
+        self.events.is_some() && seen
+    }
+
+    async fn changed(&mut self) {
+        match &mut self.events {
+            Some(events) => events.changed().await,
+            None => pending().await,
+        }
+        self.chains_changed = true;
+    }
+}
+
+fn programs(set: &RuleSet) -> (&'static str, &'static str) {
+    match set.network.addr().is_ipv6() {
+        true => ("ip6tables-save", "ip6tables-restore"),
+        false => ("iptables-save", "iptables-restore"),
+    }
+}
+
+/// Our table as nft prints it without counters; `None` if it is not there.
+async fn list(table: &str) -> Result<Option<String>, ToolError> {
+    let words: Vec<&str> = ["-s", "list", "table"].into_iter().chain(table.split(' ')).collect();
+    match run("nft", &words, "").await {
+        Ok(text) => Ok(Some(text)),
+        Err(ToolError::Failed { text, .. }) if text.contains("No such file or directory") => Ok(None),
+        Err(error) => Err(error),
+    }
+}
+
+/// Equal but for white space.
+fn same(a: &str, b: &str) -> bool {
+    a.split_whitespace().eq(b.split_whitespace())
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn versions_of_iptables_are_read() {
+        for (text, on_nftables, modern) in [
+            ("iptables v1.8.9 (nf_tables)\n", true, true),
+            ("iptables v1.8.9 (legacy)\n", false, true),
+            ("iptables v1.6.2", false, true),
+            ("iptables v1.4.21", false, false),
+            ("", false, false),
+        ] {
+            assert_eq!(Iptables::parse(text), Iptables { on_nftables, modern }, "{text}");
+        }
+    }
+}
