@@ -208,6 +208,7 @@ impl<S: Store> Follower<S> {
         &mut self,
         mut watch: Option<&mut S::Watch>,
     ) -> Result<Result<(Snapshot, Answer), StoreError>, StoreError> {
+        let mut told = false;
         loop {
             let (store, floor) = (self.store.clone(), self.view.highest());
             let listing = async move { store.list().await };
@@ -217,6 +218,7 @@ impl<S: Store> Follower<S> {
             };
             let revision = snapshot.revision;
             match self.view.weigh(floor, revision, snapshot.history, &snapshot.records) {
+                Answer::Behind if std::mem::replace(&mut told, true) => {}
                 Answer::Behind => tracing::warn!("etcd answers as of revision {revision}, but {floor} was seen before"),
                 answer => return Ok(Ok((snapshot, answer))),
             }
