@@ -77,31 +77,37 @@ pub struct Status {
 #[derive(Debug, Clone, Default, PartialEq)]
 struct Trouble {
     reason: String,
-    /// The reason that was logged last.
-    logged: String,
-    /// How many lines it has had in the log.
-    lines: u32,
-    /// Another reason is logged from this moment on.
+    /// The reasons that were logged, the last one at the end.
+    logged: Vec<String>,
+    /// How often a reason was logged that was none of the first.
+    repeated: u32,
+    /// The next such is logged from this moment on.
     quiet_until: Moment,
 }
 
-/// So many reasons of one trouble are logged at once; each further one after a pause twice as long as the last.
-const LINES_AT_ONCE: u32 = 3;
-/// The first and the longest of these pauses.
+/// So many different reasons of one trouble are logged as they come; others, and those that come back, less and less
+/// often.
+const NEW_REASONS: usize = 10;
+/// The first and the longest pause between those.
 const PAUSES: (Duration, Duration) = (Duration::from_secs(60), Duration::from_secs(3600));
 
 impl Trouble {
     /// Whether the reason as it stands is worth a line. A trouble that lasts may alternate between reasons for hours.
     fn is_worth_a_line(&mut self, now: Moment) -> bool {
-        if self.reason == self.logged || now < self.quiet_until {
+        if self.logged.last() == Some(&self.reason) {
             return false;
         }
-        self.logged.clone_from(&self.reason);
-        self.lines += 1;
-        if let Some(further) = self.lines.checked_sub(LINES_AT_ONCE) {
+        let known = self.logged.iter().position(|logged| *logged == self.reason);
+        if known.is_some() || self.logged.len() == NEW_REASONS {
+            if now < self.quiet_until {
+                return false;
+            }
             let (first, longest) = PAUSES;
-            self.quiet_until = now + first.saturating_mul(1 << further.min(16)).min(longest);
+            self.quiet_until = now + first.saturating_mul(1 << self.repeated.min(16)).min(longest);
+            self.repeated += 1;
+            self.logged.remove(known.unwrap_or(0));
         }
+        self.logged.push(self.reason.clone());
         true
     }
 }
@@ -233,8 +239,17 @@ mod tests {
         let lines: Vec<usize> = lines.collect();
         assert_eq!(lines, [1, 2, 3, 64, 185, 426, 907, 1868]);
         trouble.reason = "permission denied".to_owned();
-        assert!(!trouble.is_worth_a_line(Duration::from_secs(3700)));
-        assert!(trouble.is_worth_a_line(Duration::from_secs(3800)));
+        assert!(trouble.is_worth_a_line(Duration::from_secs(3600)), "what is new is told at once");
+    }
+
+    #[test]
+    fn reasons_that_are_new_each_time_are_not_told_for_ever() {
+        let mut trouble = Trouble::default();
+        let lines = (1..3600u64).filter(|second| {
+            trouble.reason = format!("attempt {second}");
+            trouble.is_worth_a_line(Duration::from_secs(*second))
+        });
+        assert!((10..20).contains(&lines.count()));
     }
 
     #[test]
