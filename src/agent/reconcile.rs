@@ -211,6 +211,9 @@ impl<K: Kernel> Reconciler<K> {
                 dirty.merge(self.world.set_leases(snapshot.revision, snapshot.records, now));
             }
             News::Some(changes) => {
+                if self.board.read().lease_ends.is_some_and(|end| now >= end) {
+                    self.world.expect_loss_of_own(now);
+                }
                 for change in &changes.changes {
                     match change {
                         Change::Put(record) if record.name == own => {

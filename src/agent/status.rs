@@ -44,6 +44,8 @@ pub struct Status {
     pub subnet: Option<Ipv4Net>,
     /// What keeps our key alive, once it is held; `None` for a reservation.
     pub lease: Option<LeaseId>,
+    /// When our lease ends unless it is renewed; `None` for a reservation.
+    pub lease_ends: Option<Moment>,
     /// What was made of the leases in the store.
     pub leases: Tally,
     /// How often since the start somebody else was faster to write the key that we wanted to be ours.

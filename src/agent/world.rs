@@ -208,6 +208,11 @@ impl World {
         self.leases.doubt_next_list();
     }
 
+    /// Our own key has not been renewed for as long as it lives.
+    pub fn expect_loss_of_own(&mut self, now: Moment) {
+        self.leases.expect_loss_of(&self.own_name(), now);
+    }
+
     /// Changes of some keys.
     pub fn change_leases(&mut self, revision: Revision, changes: Vec<Change>, now: Moment) -> Dirty {
         let own = self.own_name();

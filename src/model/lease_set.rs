@@ -129,6 +129,14 @@ impl LeaseSet {
         changed
     }
 
+    /// Our own key, `own`, has not been renewed for as long as it lives: its loss is part of whatever we hear now, even if
+    /// we hear of it later than of others.
+    pub fn expect_loss_of(&mut self, own: &str, now: Moment) {
+        if self.records.contains_key(own) {
+            self.own_lost = Some(now);
+        }
+    }
+
     /// Takes in changes in their order; returns the names whose record changed.
     ///
     /// A deletion removes a peer at once, unless we hear of it together with the loss of our own key, `own`, or
@@ -273,6 +281,19 @@ mod tests {
         assert!(set.expire(at(60)).is_empty());
         assert_eq!(set.expire(at(61)).len(), 2);
         assert_eq!(names(&set), "4");
+    }
+
+    #[test]
+    fn what_goes_while_our_own_key_is_overdue_is_held() {
+        let mut set = set(&[1, 2, 3, 4]);
+        set.expect_loss_of(OWN.unwrap(), at(100));
+        set.apply(11, vec![delete(2, 11)], OWN, at(100), HOLD);
+        set.apply(12, vec![delete(1, 12)], OWN, at(101), HOLD);
+        set.apply(13, vec![delete(3, 13)], OWN, at(102), HOLD);
+        assert_eq!((names(&set), set.held().count()), ("2 3 4".into(), 2));
+        set.expect_loss_of(OWN.unwrap(), at(200));
+        set.apply(14, vec![delete(4, 14)], OWN, at(200), HOLD);
+        assert_eq!(names(&set), "2 3", "it is gone, and that was long ago");
     }
 
     #[test]

@@ -254,7 +254,7 @@ impl<S: Store> Keeper<S> {
     async fn keep(&mut self, lease: Lease, mac: VtepMac, before: Option<&Held>) -> Result<Attempt, StoreError> {
         let life = match lease.lease_id {
             None => Life::Forever,
-            Some(id) => match self.store.keep_alive(id).await? {
+            Some(id) => match self.extend(id).await? {
                 None => return Ok(Attempt::Again),
                 Some(ttl) if ttl != self.terms.ttl => Life::Grant(self.terms.ttl),
                 Some(_) => Life::Keep(id),
@@ -275,6 +275,16 @@ impl<S: Store> Keeper<S> {
         Ok(if booted { kept.on_trial() } else { kept })
     }
 
+    /// Extends our lease to its full time to live, which is returned; `None` when it no longer exists.
+    async fn extend(&self, id: LeaseId) -> Result<Option<Duration>, StoreError> {
+        let asked = self.env.now();
+        let ttl = self.store.keep_alive(id).await?;
+        if let Some(ttl) = ttl {
+            self.board.update(|status| status.lease_ends = Some(asked + ttl));
+        }
+        Ok(ttl)
+    }
+
     async fn write(&mut self, subnet: Ipv4Net, mac: VtepMac, guard: Guard, life: Life) -> Result<Attempt, StoreError> {
         // Before the write, so that a crash right after it does not make us strangers to our own lease.
         let lease_id = match life {
@@ -283,8 +293,13 @@ impl<S: Store> Keeper<S> {
         };
         self.remember(subnet, mac, lease_id);
         let attrs = self.backend.attrs(self.address.public_ip, mac);
+        let asked = self.env.now();
         match self.store.write(SubnetKey::v4(subnet), &attrs, guard, life).await? {
             Written::Done(Record { content: Ok(lease), .. }) => {
+                if !matches!(life, Life::Keep(_)) {
+                    let ends = lease.lease_id.map(|_| asked + self.terms.ttl);
+                    self.board.update(|status| status.lease_ends = ends);
+                }
                 Ok(Attempt::Held(self.held(lease, mac, self.terms.until_write())))
             }
             Written::Done(_) => Ok(Attempt::Again),

@@ -69,7 +69,7 @@ impl<S: Store> Keeper<S> {
         ));
         let life = match (lease.lease_id, self.me.remembered_lease) {
             (None, _) => Life::Forever,
-            (Some(_), Some(id)) if self.store.keep_alive(id).await?.is_some() => Life::Keep(id),
+            (Some(_), Some(id)) if self.extend(id).await?.is_some() => Life::Keep(id),
             _ => Life::Grant(self.terms.ttl),
         };
         self.write(lease.subnet.v4, mac, Guard::Unchanged(lease.modified), life).await

@@ -129,7 +129,7 @@ impl<S: Store> Keeper<S> {
     /// Extends the lease; tells whether it is still ours.
     async fn renew(&mut self, held: &mut Held) -> Result<bool, StoreError> {
         let Some(id) = held.lease_id else { return Ok(true) };
-        if self.store.keep_alive(id).await?.is_none() {
+        if self.extend(id).await?.is_none() {
             tracing::warn!(subnet = %held.subnet, "our lease has expired or was revoked");
             return Ok(false);
         }
