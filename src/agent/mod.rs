@@ -133,7 +133,9 @@ pub async fn run<S: Store, K: Kernel>(
         addresses: tell_address,
         horizons: tell_horizon,
     };
+    // In this order, as are all choices of the daemon: the same seed gives the same run.
     tokio::select! {
+        biased;
         never = reconciler.run(news) => never,
         never = keeper.maintain(held, sightings, addresses, horizons) => never,
         never = peers::follow(store, env, board, tell_news, peers::Cadence::default()) => never,
