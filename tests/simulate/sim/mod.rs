@@ -6,6 +6,7 @@ pub mod broken;
 #[path = "../../scenarios/lab/mod.rs"]
 pub mod lab;
 mod laws;
+#[allow(clippy::unit_arg, reason = "what was done is told in one line with doing it")]
 pub mod mishaps;
 mod schedule;
 
