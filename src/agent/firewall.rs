@@ -111,6 +111,7 @@ impl<F: Firewall> Guard<F> {
                 }
             };
             tokio::select! {
+                biased;
                 () = self.firewall.changed() => {}
                 Ok(()) = on_host.changed() => {}
                 () = sleep(pause) => {}

@@ -150,7 +150,9 @@ pub async fn run<S: Store, K: Kernel, F: Firewall>(
         horizons: tell_horizon,
         on_host: tell_on_host,
     };
+    // In this order, as are all choices of the daemon: the same seed gives the same run.
     tokio::select! {
+        biased;
         never = reconciler.run(news) => never,
         never = guard.run(on_host) => never,
         never = keeper.maintain(held, sightings, addresses, horizons) => never,

@@ -256,7 +256,7 @@ impl<S: Store> Follower<S> {
                     None => pending().await,
                 }
             };
-            let told = tokio::select! { done = &mut work => return Ok(done), told = told => told? };
+            let told = tokio::select! { biased; done = &mut work => return Ok(done), told = told => told? };
             self.backoff.reset();
             self.just_listed = false;
             let changes = self.view.hear(told.changes);

@@ -139,6 +139,7 @@ impl<K: Kernel> Reconciler<K> {
             self.turn(&mut progress).await;
             let pause = self.pause(&progress);
             tokio::select! {
+                biased;
                 Some(first) = news.recv() => {
                     self.take(first, &mut progress.news);
                     while let Ok(more) = news.try_recv() {
@@ -379,6 +380,9 @@ impl<K: Kernel> Reconciler<K> {
         waiting.extend(progress.fights.postpone(plan.steps.iter().map(|step| step.op.key()), now));
         plan.steps.retain(|step| !waiting.contains(&step.op.key()));
         let device_waits = needs_device && !plan.touches_device();
+        if device_waits {
+            progress.retries.wait_for_device();
+        }
         if plan.is_empty() || device_waits {
             (progress.news, progress.damage) = (Dirty::default(), Dirty::default());
             return None;

@@ -110,6 +110,11 @@ impl Retries {
         }
     }
 
+    /// There is no device, and it is not to be tried yet: nothing that needs one is due before it.
+    pub fn wait_for_device(&mut self) {
+        self.failing.retain(|key, _| matches!(key, Key::Device | Key::Address(_)));
+    }
+
     /// When the next one is to be tried again.
     pub fn next(&self) -> Option<Moment> {
         self.failing.values().map(|failing| failing.again_at).min()

@@ -4,11 +4,12 @@
 use super::{Event, Kernel, KernelError};
 use crate::model::iface::{HostView, Interface, InterfaceAddress, WayOut};
 use crate::model::kernel_state::{Device, Found, Have, Oif, Scope};
+use crate::model::mirror::Observed;
 use crate::model::plan::Op;
 use ipnet::IpNet;
 use nix::libc::{EEXIST, ENODEV};
 use std::cell::RefCell;
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 use std::net::IpAddr;
 use std::rc::Rc;
 use std::time::Duration;
@@ -38,6 +39,9 @@ struct Inner {
     events: Vec<Event>,
     bell: Rc<Notify>,
     reading_takes: Duration,
+    latency: Duration,
+    refuses_all: Option<i32>,
+    refusals: BTreeMap<i32, usize>,
 }
 
 struct Fault {
@@ -65,6 +69,29 @@ impl FakeKernel {
         self.inner.borrow_mut().faults.push(fault);
     }
 
+    /// From now on every operation fails so.
+    pub fn refuse_all(&self, errno: Option<i32>) {
+        self.inner.borrow_mut().refuses_all = errno;
+    }
+
+    /// From now on each operation and each read takes so long.
+    pub fn set_latency(&self, latency: Duration) {
+        self.inner.borrow_mut().latency = latency;
+    }
+
+    /// How many operations and reads failed on demand, by errno.
+    pub fn refusals(&self) -> BTreeMap<i32, usize> {
+        self.inner.borrow().refusals.clone()
+    }
+
+    /// Fails no more.
+    pub fn mend(&self) {
+        let mut inner = self.inner.borrow_mut();
+        (inner.latency, inner.refuses_all) = (Duration::ZERO, None);
+        inner.faults.clear();
+        inner.read_faults.clear();
+    }
+
     /// Lets the next `times` reads fail with `errno`.
     pub fn fail_next_reads(&self, errno: i32, times: usize) {
         self.inner.borrow_mut().read_faults.extend(std::iter::repeat_n(errno, times));
@@ -79,6 +106,20 @@ impl FakeKernel {
     pub fn damage(&self, device: &str, change: impl FnOnce(&mut Have)) {
         self.damage_silently(device, change);
         self.report(Event::Device);
+    }
+
+    /// The same with a report of each neighbour, FDB entry and route that changed, as the real kernel tells most changes.
+    pub fn disturb(&self, device: &str, change: impl FnOnce(&mut Have)) {
+        let before = self.have(device);
+        self.damage_silently(device, change);
+        let reports = differences(&before, &self.have(device));
+        reports.into_iter().for_each(|entry| self.report(Event::Entry(entry)));
+    }
+
+    /// Loses the reports that were not taken yet, and says so.
+    pub fn overrun(&self) {
+        self.inner.borrow_mut().events.clear();
+        self.report(Event::Overrun);
     }
 
     /// The same without a report, as some changes of the real kernel go.
@@ -118,19 +159,29 @@ impl FakeKernel {
     pub fn reads(&self) -> usize {
         self.inner.borrow().reads
     }
+
+    async fn pause(&self) {
+        let latency = self.inner.borrow().latency;
+        if !latency.is_zero() {
+            tokio::time::sleep(latency).await;
+        }
+    }
 }
 
 impl Inner {
     fn read(&mut self, what: &str) -> Result<(), KernelError> {
         self.reads += 1;
         let fault = if self.read_faults.is_empty() { None } else { Some(self.read_faults.remove(0)) };
+        fault.iter().for_each(|errno| *self.refusals.entry(*errno).or_default() += 1);
         fault.map_or(Ok(()), |errno| Err(KernelError::from_errno(what, errno, "")))
     }
 
     fn apply(&mut self, device: &str, op: &Op) -> Result<(), KernelError> {
         let next_index = FIRST_INDEX + self.devices_made;
         let have = self.have.entry(device.to_owned()).or_default();
-        if let Some(errno) = demanded(&mut self.faults, op).or_else(|| refusal(have, op)) {
+        let demanded = self.refuses_all.or_else(|| demanded(&mut self.faults, op));
+        demanded.iter().for_each(|errno| *self.refusals.entry(*errno).or_default() += 1);
+        if let Some(errno) = demanded.or_else(|| refusal(have, op)) {
             return Err(KernelError::from_errno(op.to_string(), errno, ""));
         }
         if !is_about_another_device(have, op) {
@@ -182,6 +233,24 @@ fn refusal(have: &Have, op: &Op) -> Option<i32> {
     }
 }
 
+/// What of neighbours, FDB entries and routes is other than before, as the kernel reports it.
+fn differences(before: &Have, after: &Have) -> Vec<Observed> {
+    let mut found = Vec::new();
+    let neighbors: BTreeSet<_> = before.neighbors.keys().chain(after.neighbors.keys()).copied().collect();
+    for ip in neighbors.into_iter().filter(|ip| before.neighbors.get(ip) != after.neighbors.get(ip)) {
+        found.push(Observed::Neighbor(ip, after.neighbors.get(&ip).copied()));
+    }
+    let fdb = |have: &Have| -> BTreeSet<_> {
+        have.fdb.iter().flat_map(|(mac, all)| all.iter().map(|dst| (*mac, *dst))).collect()
+    };
+    found.extend(fdb(before).difference(&fdb(after)).map(|(mac, dst)| Observed::FdbGone(*mac, *dst)));
+    found.extend(fdb(after).difference(&fdb(before)).map(|(mac, dst)| Observed::FdbSet(*mac, *dst)));
+    let routes = |have: &Have| have.routes.values().flatten().copied().collect::<BTreeSet<_>>();
+    found.extend(routes(before).difference(&routes(after)).copied().map(Observed::RouteGone));
+    found.extend(routes(after).difference(&routes(before)).copied().map(Observed::RouteAdded));
+    found
+}
+
 fn is_about_another_device(have: &Have, op: &Op) -> bool {
     match (op, &have.device) {
         (Op::DeleteDevice(index), Some(Found::Vxlan(ours, _) | Found::Other(ours, _))) => index != ours,
@@ -217,6 +286,7 @@ fn our_interface(have: &Have) -> Option<Interface> {
 
 impl Kernel for FakeKernel {
     async fn host(&mut self) -> Result<HostView, KernelError> {
+        self.pause().await;
         let mut inner = self.inner.borrow_mut();
         inner.read("dump interfaces")?;
         Ok(inner.host())
@@ -237,6 +307,7 @@ impl Kernel for FakeKernel {
     }
 
     async fn observe(&mut self, scope: &Scope) -> Result<Have, KernelError> {
+        self.pause().await;
         let time = self.inner.borrow().reading_takes;
         if !time.is_zero() {
             tokio::time::sleep(time).await;
@@ -252,8 +323,12 @@ impl Kernel for FakeKernel {
     }
 
     async fn apply(&mut self, scope: &Scope, ops: &[Op]) -> Vec<Result<(), KernelError>> {
-        let mut inner = self.inner.borrow_mut();
-        ops.iter().map(|op| inner.apply(&scope.device, op)).collect()
+        let mut results = Vec::with_capacity(ops.len());
+        for op in ops {
+            self.pause().await;
+            results.push(self.inner.borrow_mut().apply(&scope.device, op));
+        }
+        results
     }
 
     async fn changed(&mut self) {

@@ -208,3 +208,20 @@ async fn a_connected_network_in_a_peers_place_stays_and_is_reported() {
     assert_eq!(lines_about(&host.lines(), &Peer::guest(202)).len(), 3);
     assert!(host.kernel.have(DEVICE).neighbors.contains_key(&IpAddr::from([10, 5, 202, 0])));
 }
+
+#[tokio::test(start_paused = true)]
+async fn while_the_device_cannot_be_made_nobody_spins_over_the_entries_that_need_it() {
+    let cluster = Cluster::joined(3).await;
+    let host = &cluster[1];
+    host.kernel.refuse_all(Some(EPERM));
+    host.kernel.damage(DEVICE, |have| have.routes.clear());
+    cluster.pass(secs(10)).await;
+    host.kernel.lose_device(DEVICE);
+    cluster.pass(secs(10)).await;
+    let wakes = host.wakes();
+    cluster.pass(secs(120)).await;
+    assert!(host.wakes() - wakes < 600, "{} wakes in two minutes", host.wakes() - wakes);
+    host.kernel.refuse_all(None);
+    cluster.pass(secs(40)).await;
+    cluster.assert_settled();
+}

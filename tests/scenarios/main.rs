@@ -5,7 +5,6 @@
 
 mod lab;
 
-mod chaos;
 mod config;
 mod hostile;
 mod join;

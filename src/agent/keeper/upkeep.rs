@@ -58,6 +58,7 @@ impl<S: Store> Keeper<S> {
         };
         loop {
             tokio::select! {
+                biased;
                 () = sleep_until(&self.env, care.due) => self.attend(&mut held, &mut care).await,
                 () = sleep_until(&self.env, care.remember_at.unwrap_or(Moment::MAX)), if care.remember_at.is_some() => {
                     care.remember_at = None;

@@ -1,15 +1,17 @@
-//! One client of the store in memory, its faults and its watches.
+//! One client of the store in memory, and its watches.
 
 use super::data::Data;
+use super::faults::{Faults, unreachable};
 use crate::model::lease::Revision;
-use crate::store::{Changes, Snapshot, StoreError, Watch};
+use crate::store::{Changes, StoreError, Watch};
 use std::cell::{Cell, RefCell};
-use std::mem;
 use std::net::IpAddr;
 use std::rc::{Rc, Weak};
-use std::time::Duration;
 use tokio::sync::Notify;
 use tokio::time::{Instant, sleep_until};
+
+/// How many changes are told at once, as etcd does with a watch that is catching up.
+const BATCH: usize = 1000;
 
 /// How often each call was made, failed ones too.
 #[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
@@ -33,16 +35,8 @@ pub struct Calls {
 /// What one client suffers and has done.
 #[derive(Default)]
 pub(super) struct Client {
-    /// What all its calls fail with.
-    pub(super) fault: Option<StoreError>,
-    /// Whether the answer to its next change gets lost.
-    pub(super) loses_answer: bool,
-    /// Whether its watches are not told the next change.
-    pub(super) swallows: bool,
-    /// What its lists show in place of what is there.
-    pub(super) past: Option<Snapshot>,
-    /// How long its messages take.
-    pub(super) latency: Duration,
+    /// What it suffers.
+    pub(super) faults: Faults,
     /// Where it says that the store is.
     pub(super) addresses: Vec<IpAddr>,
     /// What it has called.
@@ -62,6 +56,8 @@ struct Slot {
     owner: Rc<RefCell<Client>>,
     over: RefCell<Option<StoreError>>,
     reports: Cell<bool>,
+    /// Whether it tells nothing any more, though it does not end.
+    silent: Cell<bool>,
 }
 
 impl Cluster {
@@ -84,6 +80,18 @@ impl Cluster {
         self.changed.notify_waiters();
     }
 
+    /// Lets the watches whose owner is meant tell nothing any more.
+    pub(super) fn silence(&self, is_meant: impl Fn(*const RefCell<Client>) -> bool) {
+        for slot in self.slots().iter().filter(|slot| is_meant(Rc::as_ptr(&slot.owner))) {
+            slot.silent.set(true);
+        }
+    }
+
+    /// Lets all watches look again at what they may tell.
+    pub(super) fn wake(&self) {
+        self.changed.notify_waiters();
+    }
+
     /// Lets all watches say how far they are.
     pub(super) fn report_progress(&self) {
         self.slots().iter().for_each(|slot| slot.reports.set(true));
@@ -102,54 +110,80 @@ pub struct MemoryWatch {
     cluster: Rc<Cluster>,
     slot: Rc<Slot>,
     at: Revision,
+    /// When it tells what it has got late.
+    due: Option<Instant>,
 }
 
 impl MemoryWatch {
     pub(super) fn new(cluster: Rc<Cluster>, owner: Rc<RefCell<Client>>, after: Revision) -> Self {
-        let slot = Rc::new(Slot { owner, over: RefCell::new(None), reports: Cell::new(false) });
+        let (over, reports, silent) = (RefCell::new(None), Cell::new(false), Cell::new(false));
+        let slot = Rc::new(Slot { owner, over, reports, silent });
         cluster.watches.borrow_mut().push(Rc::downgrade(&slot));
-        MemoryWatch { cluster, slot, at: after }
+        MemoryWatch { cluster, slot, at: after, due: None }
     }
 
     /// What there is to say now.
-    fn news(&self) -> Option<Changes> {
+    fn news(&mut self) -> Option<Changes> {
+        let now = Instant::now();
         let mut data = self.cluster.data.borrow_mut();
-        data.expire(Instant::now());
-        let progress = || self.slot.reports.take().then(|| Changes { revision: data.revision, changes: Vec::new() });
-        data.changes_after(self.at).or_else(progress)
+        data.expire(now);
+        let Some(first) = data.changes_after(self.at, 1) else {
+            return self.slot.reports.take().then(|| Changes { revision: data.revision, changes: Vec::new() });
+        };
+        let faults = &mut self.slot.owner.borrow_mut().faults;
+        if self.slot.silent.get() || std::mem::take(&mut faults.swallows) {
+            self.at = first.revision;
+            faults.fire("a watch is silent");
+            return None;
+        }
+        if faults.link().loses_answers {
+            return None;
+        }
+        if !faults.lag.is_zero() && *self.due.get_or_insert(now + faults.lag) > now {
+            return None;
+        }
+        if self.due.take().is_some() {
+            faults.fire("a watch is late");
+        }
+        if faults.tears() {
+            self.slot.over.borrow_mut().get_or_insert_with(|| unreachable("the connection broke"));
+            self.at = first.revision;
+            return Some(first);
+        }
+        let (news, again) = faults.tell(data.changes_after(self.at, BATCH)?);
+        self.at = if again { self.at } else { news.revision };
+        Some(news)
     }
 
     async fn wait(&self) {
         let woken = self.cluster.changed.notified();
-        let deadline = self.cluster.data.borrow().next_deadline();
-        match deadline {
-            Some(deadline) => tokio::select! { () = woken => {}, () = sleep_until(deadline) => {} },
+        let next_end = self.cluster.data.borrow().next_deadline();
+        let dead_at = self.slot.owner.borrow().faults.dead_at();
+        let due = self.due.filter(|at| *at > Instant::now());
+        match [next_end, dead_at, due].into_iter().flatten().min() {
+            Some(deadline) => tokio::select! { biased; () = woken => {}, () = sleep_until(deadline) => {} },
             None => woken.await,
         }
+    }
+
+    /// Why nothing more comes.
+    fn end(&self) -> Option<StoreError> {
+        let dead_at = self.slot.owner.borrow().faults.dead_at();
+        let dead = || unreachable("nothing arrived for 8 s");
+        self.slot.over.borrow().clone().or_else(|| dead_at.filter(|at| *at <= Instant::now()).map(|_| dead()))
     }
 }
 
 impl Watch for MemoryWatch {
     async fn next(&mut self) -> Result<Changes, StoreError> {
         loop {
-            let over = self.slot.over.borrow().clone();
-            if let Some(error) = over {
+            if let Some(error) = self.end() {
                 return Err(error);
             }
             if let Some(news) = self.news() {
-                self.at = news.revision;
-                let is_swallowed = !news.changes.is_empty() && mem::take(&mut self.slot.owner.borrow_mut().swallows);
-                if is_swallowed {
-                    continue;
-                }
                 return Ok(news);
             }
             self.wait().await;
         }
     }
-}
-
-/// The error of a store that cannot be reached.
-pub(super) fn unreachable(why: &str) -> StoreError {
-    StoreError::Unavailable(format!("memory: {why}"))
 }

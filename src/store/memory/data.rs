@@ -6,9 +6,6 @@ use std::collections::{BTreeMap, BTreeSet};
 use std::time::Duration;
 use tokio::time::Instant;
 
-/// How many changes are handed out at once, as etcd does with a watch that is catching up.
-const BATCH: usize = 1000;
-
 /// Everything in the store.
 #[derive(Debug, Clone)]
 pub(super) struct Data {
@@ -76,10 +73,10 @@ impl Data {
         Snapshot { revision: self.revision, records, history: History::default() }
     }
 
-    /// The changes after a revision, if there are any; never a part of a revision.
-    pub(super) fn changes_after(&self, after: Revision) -> Option<Changes> {
+    /// The changes after a revision, if there are any: about so many, and never a part of a revision.
+    pub(super) fn changes_after(&self, after: Revision, batch: usize) -> Option<Changes> {
         let news = &self.history[self.history.partition_point(|(revision, _)| *revision <= after)..];
-        let last = news.get(BATCH - 1).or(news.last())?.0;
+        let last = news.get(batch - 1).or(news.last())?.0;
         let news = &news[..news.partition_point(|(revision, _)| *revision <= last)];
         Some(Changes { revision: last, changes: news.iter().map(|(_, change)| change.clone()).collect() })
     }
@@ -157,6 +154,17 @@ impl Data {
         while let Some((_, id)) = self.deadlines.first().filter(|(deadline, _)| *deadline <= now).copied() {
             self.revoke(id);
         }
+    }
+
+    /// Takes the place of `other`, as a backup does: its leases live anew, and no lease is granted under the name of one
+    /// that there has been.
+    pub(super) fn replace(mut self, other: &mut Data, now: Instant) {
+        self.granted = self.granted.max(other.granted);
+        let ids: Vec<LeaseId> = self.leases.keys().copied().collect();
+        for id in ids {
+            self.renew(id, now);
+        }
+        *other = self;
     }
 
     /// When the next lease ends.

@@ -2,17 +2,21 @@
 
 mod client;
 mod data;
+mod faults;
 #[cfg(test)]
 mod tests;
 
 pub use client::{Calls, MemoryWatch};
+pub use faults::{Link, Lost};
 
 use super::{Guard, Life, Snapshot, Store, StoreError, Written};
 use crate::model::lease::{LeaseAttrs, LeaseId, Revision};
 use crate::model::subnet::SubnetKey;
-use client::{Client, Cluster, unreachable};
+use client::{Client, Cluster};
 use data::Data;
+use faults::{CALL_DEADLINE, unreachable};
 use std::cell::RefCell;
+use std::collections::BTreeMap;
 use std::net::IpAddr;
 use std::rc::Rc;
 use std::time::Duration;
@@ -101,9 +105,10 @@ impl MemoryStore {
         self.cluster.change(|data, _| Backup(data.clone()))
     }
 
-    /// Goes back to a copy, its revision included. Watches of all clients end.
+    /// Goes back to a copy, its revision included. Leases that it holds live for their whole time again. Watches of all
+    /// clients end.
     pub fn restore(&self, backup: Backup) {
-        self.cluster.change(|data, _| *data = backup.0);
+        self.cluster.change(|data, now| backup.0.replace(data, now));
         self.cluster.cut(|_| true, &unreachable("etcd was restarted"));
     }
 
@@ -132,7 +137,7 @@ impl MemoryStore {
 impl MemoryStore {
     /// From now on all calls of this client fail so, and do nothing. Its watches go on.
     pub fn fail_with(&self, error: StoreError) {
-        self.client.borrow_mut().fault = Some(error);
+        self.client.borrow_mut().faults.all = Some(error);
     }
 
     /// Cuts this client off: its calls fail and its watches end.
@@ -144,12 +149,29 @@ impl MemoryStore {
 
     /// Calls work again.
     pub fn come_back(&self) {
-        self.client.borrow_mut().fault = None;
+        self.client.borrow_mut().faults.all = None;
     }
 
     /// The next write or removal of this client is done, but its answer is lost.
     pub fn lose_next_answer(&self) {
-        self.client.borrow_mut().loses_answer = true;
+        self.client.borrow_mut().faults.loses_answer = true;
+    }
+
+    /// The answer to this client's next change of this kind is lost.
+    pub fn lose_next(&self, change: Lost) {
+        self.client.borrow_mut().faults.lost.push(change);
+    }
+
+    /// From now on these messages get lost: calls take until their deadline to fail, and watches end once keepalive
+    /// finds the connection dead.
+    pub fn set_link(&self, link: Link) {
+        self.client.borrow_mut().faults.set_link(link);
+        self.cluster.wake();
+    }
+
+    /// The next `times` lists break off.
+    pub fn tear_lists(&self, times: usize) {
+        self.client.borrow_mut().faults.torn_lists = times;
     }
 
     /// Ends the watches of this client with this error.
@@ -160,18 +182,63 @@ impl MemoryStore {
 
     /// The next change, or changes in one go, is told to no watch of this client.
     pub fn swallow_next_change(&self) {
-        self.client.borrow_mut().swallows = true;
+        self.client.borrow_mut().faults.swallows = true;
     }
 
     /// From now on lists of this client show what was there then, as those of a member that stands still; `None` ends
     /// that.
     pub fn list_as_of(&self, past: Option<Snapshot>) {
-        self.client.borrow_mut().past = past;
+        self.client.borrow_mut().faults.past = past;
+    }
+
+    /// The watches of this client tell nothing any more, and do not end either.
+    pub fn silence_watches(&self) {
+        let client = Rc::as_ptr(&self.client);
+        self.cluster.silence(|owner| std::ptr::eq(owner, client));
+    }
+
+    /// From now on watches tell changes so late.
+    pub fn delay_events(&self, lag: Duration) {
+        self.client.borrow_mut().faults.lag = lag;
+        self.cluster.wake();
+    }
+
+    /// The next `times` messages of watches come twice.
+    pub fn repeat_events(&self, times: usize) {
+        self.client.borrow_mut().faults.repeats = times;
+    }
+
+    /// The next `times` messages of watches lack their first change.
+    pub fn lose_events(&self, times: usize) {
+        self.client.borrow_mut().faults.gaps = times;
+    }
+
+    /// The next `times` messages of watches break off after the first revision.
+    pub fn tear_events(&self, times: usize) {
+        self.client.borrow_mut().faults.torn_events = times;
+    }
+
+    /// The next watch starts so many revisions before its time.
+    pub fn rewind_next_watch(&self, revisions: Revision) {
+        self.client.borrow_mut().faults.rewind = revisions;
+    }
+
+    /// Everything works again for this client, at once. Watches that were silenced stay so.
+    pub fn mend(&self) {
+        let mut client = self.client.borrow_mut();
+        client.faults = client.faults.mended();
+        drop(client);
+        self.cluster.wake();
+    }
+
+    /// How often which fault of this client did something.
+    pub fn fired(&self) -> BTreeMap<&'static str, usize> {
+        self.client.borrow().faults.fired()
     }
 
     /// From now on calls of this client take so long to arrive, and their answers so long to come back.
     pub fn set_latency(&self, each_way: Duration) {
-        self.client.borrow_mut().latency = each_way;
+        self.client.borrow_mut().faults.latency = each_way;
     }
 
     /// Where this client says that the store is.
@@ -193,28 +260,37 @@ impl MemoryStore {
         work: impl FnOnce(&mut Data, Instant) -> T,
     ) -> Result<T, StoreError> {
         *count(&mut self.client.borrow_mut().calls) += 1;
-        self.travel().await?;
+        let deadline = Instant::now() + CALL_DEADLINE;
+        self.travel(|link| link.loses_requests, deadline).await?;
         let done = self.cluster.change(work);
-        self.travel().await?;
+        self.travel(|link| link.loses_answers, deadline).await?;
         Ok(done)
     }
 
     /// A message one way; it is lost if the client is cut off meanwhile.
-    async fn travel(&self) -> Result<(), StoreError> {
-        let latency = self.client.borrow().latency;
+    async fn travel(&self, loses: fn(Link) -> bool, deadline: Instant) -> Result<(), StoreError> {
+        let latency = self.client.borrow().faults.latency;
         if !latency.is_zero() {
             tokio::time::sleep(latency).await;
         }
-        self.client.borrow().fault.clone().map_or(Ok(()), Err)
+        if loses(self.client.borrow().faults.link()) {
+            tokio::time::sleep_until(deadline).await;
+            return Err(no_answer());
+        }
+        self.client.borrow().faults.all.clone().map_or(Ok(()), Err)
     }
 
     /// The answer to a change, unless it gets lost.
-    fn answer<T>(&self, answer: T) -> Result<T, StoreError> {
-        match std::mem::take(&mut self.client.borrow_mut().loses_answer) {
-            true => Err(unreachable("no answer within 4 s")),
+    fn answer<T>(&self, change: Lost, answer: T) -> Result<T, StoreError> {
+        match self.client.borrow_mut().faults.loses(change) {
+            true => Err(no_answer()),
             false => Ok(answer),
         }
     }
+}
+
+fn no_answer() -> StoreError {
+    unreachable("no answer within 4 s")
 }
 
 impl Store for MemoryStore {
@@ -225,8 +301,8 @@ impl Store for MemoryStore {
     }
 
     async fn list(&self) -> Result<Snapshot, StoreError> {
-        let now = self.call(|calls| &mut calls.list, |data, _| data.snapshot()).await?;
-        Ok(self.client.borrow().past.clone().unwrap_or(now))
+        let truth = self.call(|calls| &mut calls.list, |data, _| data.snapshot()).await?;
+        self.client.borrow_mut().faults.list(truth)
     }
 
     async fn watch(&self, after: Revision) -> Result<MemoryWatch, StoreError> {
@@ -236,7 +312,8 @@ impl Store for MemoryStore {
                 after if after + 1 < data.compacted => Some(StoreError::Compacted(data.compacted)),
                 _ => None,
             };
-            let watch = || MemoryWatch::new(self.cluster.clone(), self.client.clone(), after);
+            let start = || self.client.borrow_mut().faults.start(after, data.compacted);
+            let watch = || MemoryWatch::new(self.cluster.clone(), self.client.clone(), start());
             refused.map_or_else(|| Ok(watch()), Err)
         };
         self.call(|calls| &mut calls.watch, start).await?
@@ -250,20 +327,29 @@ impl Store for MemoryStore {
         life: Life,
     ) -> Result<Written, StoreError> {
         let (name, value) = (subnet.to_string(), attrs.to_json().into_bytes());
-        let write = |data: &mut Data, now| write(data, now, &name, value, guard, life);
-        let written = self.call(|calls| &mut calls.write, write).await?;
-        self.answer(written)
+        let change = if guard == Guard::Absent { Lost::Creation } else { Lost::Rewrite };
+        let granted_in_vain = |data: &mut Data, now| match life {
+            Life::Grant(ttl) if self.client.borrow_mut().faults.loses(Lost::Grant) => Some(data.grant(ttl, now)),
+            _ => None,
+        };
+        let work = |data: &mut Data, now| match granted_in_vain(data, now) {
+            Some(_) => Err(no_answer()),
+            None => Ok(write(data, now, &name, value, guard, life)),
+        };
+        let written = self.call(|calls| &mut calls.write, work).await??;
+        self.answer(change, written)
     }
 
     async fn remove(&self, subnet: SubnetKey, unchanged: Revision) -> Result<bool, StoreError> {
         let name = subnet.to_string();
         let remove = |data: &mut Data, _| data.delete(|other, entry| other == name && entry.modified == unchanged) > 0;
         let removed = self.call(|calls| &mut calls.remove, remove).await?;
-        self.answer(removed)
+        self.answer(Lost::Removal, removed)
     }
 
     async fn keep_alive(&self, id: LeaseId) -> Result<Option<Duration>, StoreError> {
-        self.call(|calls| &mut calls.keep_alive, |data, now| data.renew(id, now)).await
+        let renewed = self.call(|calls| &mut calls.keep_alive, |data, now| data.renew(id, now)).await?;
+        self.answer(Lost::Renewal, renewed)
     }
 
     async fn release(&self, id: LeaseId) -> Result<(), StoreError> {

@@ -14,8 +14,10 @@ use ipnet::IpNet;
 use std::cell::{Cell, RefCell};
 use std::convert::Infallible;
 use std::fs;
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
+use std::pin::Pin;
 use std::rc::Rc;
+use std::task::{Context, Poll, Waker};
 use std::time::Duration;
 use tempfile::TempDir;
 use tokio::task::{JoinHandle, LocalSet};
@@ -38,6 +40,9 @@ pub struct Nic {
     pub second: Option<String>,
 }
 
+/// How a daemon is made from its store, its kernel, and what else it needs.
+pub type Launch = fn(MemoryStore, FakeKernel, Settings, Rc<Env>, Board) -> Pin<Box<dyn Future<Output = Infallible>>>;
+
 /// One host.
 pub struct Host {
     /// It has this number, and the address 192.168.0.`number`.
@@ -50,6 +55,8 @@ pub struct Host {
     pub settings: Settings,
     /// The external interface as it is now.
     pub nic: Nic,
+    /// What is started as its daemon.
+    pub launch: Launch,
     disk: TempDir,
     starts: u64,
     daemon: Option<Daemon>,
@@ -62,13 +69,51 @@ struct Daemon {
     heard: Rc<RefCell<Vec<Notice>>>,
     /// When it last told that it is alive.
     alive_at: Rc<Cell<Option<Instant>>>,
+    gate: Rc<Gate>,
+}
+
+/// Whether a daemon is frozen, and how to wake it.
+#[derive(Default)]
+struct Gate {
+    frozen: Cell<bool>,
+    waker: RefCell<Option<Waker>>,
+    polls: Cell<u64>,
+}
+
+/// No daemon has to be polled so often in one moment: one that is would never let the time go on.
+const SPINS: u32 = 5000;
+
+/// A daemon that does nothing while its gate is shut.
+struct Gated {
+    gate: Rc<Gate>,
+    /// How often it was polled at what moment.
+    polls: (Instant, u32),
+    daemon: Pin<Box<dyn Future<Output = Infallible>>>,
+}
+
+impl Future for Gated {
+    type Output = Infallible;
+
+    fn poll(mut self: Pin<&mut Self>, context: &mut Context<'_>) -> Poll<Infallible> {
+        if self.gate.frozen.get() {
+            self.gate.waker.replace(Some(context.waker().clone()));
+            return Poll::Pending;
+        }
+        self.gate.polls.set(self.gate.polls.get() + 1);
+        let now = Instant::now();
+        self.polls = if self.polls.0 == now { (now, self.polls.1 + 1) } else { (now, 0) };
+        assert!(self.polls.1 < SPINS, "the daemon spins");
+        self.daemon.as_mut().poll(context)
+    }
 }
 
 impl Host {
     /// A host that is switched off.
     pub fn new(number: u8, store: MemoryStore) -> Self {
         store.set_latency(millis(2));
-        let disk = tempfile::tempdir().expect("a temporary directory");
+        // In memory where that can be: the daemon waits for the disk after each write.
+        let fast = Some(Path::new("/dev/shm")).filter(|path| path.is_dir());
+        let disk = fast.map_or_else(tempfile::tempdir, tempfile::tempdir_in).expect("a temporary directory");
         let nic = Nic {
             index: 2,
             address: format!("192.168.0.{number}"),
@@ -90,7 +135,10 @@ impl Host {
             blackhole_route: false,
         };
         let (kernel, slept) = (FakeKernel::default(), Rc::default());
-        let host = Host { number, kernel, store, settings, nic, disk, starts: 0, daemon: None, slept };
+        let launch: Launch = |store, kernel, settings, env, board| {
+            Box::pin(agent::run(Rc::new(store), kernel, NoFirewall, settings, env, board))
+        };
+        let host = Host { number, kernel, store, settings, nic, launch, disk, starts: 0, daemon: None, slept };
         host.kernel.change_host(|view| *view = host.view());
         host
     }
@@ -108,16 +156,10 @@ impl Host {
         let seed = seed.wrapping_mul(1_000_003) + u64::from(self.number) * 1009 + self.starts;
         let env = Rc::new(Env::new(move || began.elapsed() + slept.get(), seed, hear));
         let board = Board::new(env.clone());
-        let store = Rc::new(self.store.clone());
-        let task = tasks.spawn_local(agent::run(
-            store,
-            self.kernel.clone(),
-            NoFirewall,
-            self.settings.clone(),
-            env,
-            board.clone(),
-        ));
-        self.daemon = Some(Daemon { task, board, heard, alive_at });
+        let (store, kernel, gate) = (self.store.clone(), self.kernel.clone(), Rc::<Gate>::default());
+        let daemon = (self.launch)(store, kernel, self.settings.clone(), env, board.clone());
+        let task = tasks.spawn_local(Gated { gate: gate.clone(), polls: (began, 0), daemon });
+        self.daemon = Some(Daemon { task, board, heard, alive_at, gate });
     }
 
     pub(super) fn stop(&mut self) {
@@ -147,6 +189,21 @@ impl Host {
     /// Suspends the host: its clock goes on and nothing else does.
     pub fn sleep_for(&self, time: Duration) {
         self.slept.set(self.slept.get() + time);
+    }
+
+    /// Freezes the daemon, as SIGSTOP does, or lets it go on. Its timers run out meanwhile.
+    #[allow(dead_code, reason = "the simulator uses it")]
+    pub fn freeze(&self, frozen: bool) {
+        let Some(Daemon { gate, .. }) = &self.daemon else { return };
+        gate.frozen.set(frozen);
+        if let Some(waker) = gate.waker.take().filter(|_| !frozen) {
+            waker.wake();
+        }
+    }
+
+    /// How often the daemon woke since its start.
+    pub fn wakes(&self) -> u64 {
+        self.daemon.as_ref().map_or(0, |daemon| daemon.gate.polls.get())
     }
 
     /// Lets the kernel have the external interface as it stands in `nic`.

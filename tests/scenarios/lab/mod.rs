@@ -5,6 +5,8 @@ mod host;
 
 pub use expect::Peer;
 pub use host::Host;
+#[allow(unused_imports, reason = "the simulator starts other daemons")]
+pub use host::Launch;
 
 use flanneld::store::memory::MemoryStore;
 use std::collections::{BTreeMap, BTreeSet};
@@ -164,7 +166,7 @@ impl Cluster {
     }
 
     /// How every host does, for messages.
-    fn describe(&self) -> String {
+    pub fn describe(&self) -> String {
         let keys = self.store.snapshot().records.into_iter().map(|record| format!("  {}\n", record.name));
         let hosts = self.hosts.values().map(|host| format!("  {}: {}\n", host.number, host.status()));
         format!("keys:\n{}hosts:\n{}", keys.collect::<String>(), hosts.collect::<String>())
