@@ -196,7 +196,7 @@ impl Host {
     pub fn freeze(&self, frozen: bool) {
         let Some(Daemon { gate, .. }) = &self.daemon else { return };
         gate.frozen.set(frozen);
-        if let Some(waker) = gate.waker.take().filter(|_| !frozen) {
+        if !frozen && let Some(waker) = gate.waker.take() {
             waker.wake();
         }
     }
@@ -279,7 +279,7 @@ impl Host {
     fn view(&self) -> HostView {
         let mut interfaces = vec![
             interface(1, "lo", 65536, &["127.0.0.1/8".into()]),
-            interface(5, "br0", 1500, &["10.5.240.1/24".into()]),
+            interface(9999, "br0", 1500, &["10.5.240.1/24".into()]),
         ];
         let nic = &self.nic;
         let route = DefaultRoute { oif: nic.index, gateway: "192.168.0.254".parse().ok(), metric: 0, is_v6: false };

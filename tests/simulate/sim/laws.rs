@@ -13,8 +13,9 @@ use std::hash::{DefaultHasher, Hash, Hasher};
 use std::time::Duration;
 use tokio::time::Instant;
 
-/// How soon after the last mishap at it a host must know whether its subnet is its own.
-const GRACE: Duration = secs(30);
+/// How soon after the last mishap at it a host must know whether its subnet is its own: it looks again after a sixth of
+/// its lease's time at the latest, which is at most 10 minutes.
+const GRACE: Duration = secs(120);
 
 /// More often than this no daemon has to wake.
 const WAKES_AT_ONCE: u64 = 500;

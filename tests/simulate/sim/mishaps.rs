@@ -25,6 +25,12 @@ pub struct Mishap {
 /// Name of what is not brought about but counted when it follows from others.
 pub const EXPIRED: &str = "a lease expires while its host is cut off";
 
+/// Lists tell of an earlier state.
+pub const OLD_LIST: &str = "a list is old";
+
+/// A daemon forgets what it has not yet written down.
+pub const CRASH: &str = "a daemon crashes and starts again";
+
 /// What a kernel calls the errors that are demanded of it.
 pub const REFUSALS: [(i32, &str); 5] = [
     (EBUSY, "a kernel is busy (EBUSY)"),
@@ -73,7 +79,7 @@ pub const MISHAPS: &[Mishap] = &[
         lose(sim, at, Lost::Removal)
     }),
     until(
-        gentle("a list is old", |sim, at, n| {
+        gentle(OLD_LIST, |sim, at, n| {
             let past = sim.view(n);
             sim.cluster[at].store.list_as_of(Some(past));
             armed(sim.cluster[at].store.cut_watches(StoreError::Compacted(1)))
@@ -148,7 +154,7 @@ pub const MISHAPS: &[Mishap] = &[
         connect,
     ),
     rough("a guest goes", |sim, _, n| sim.remove_guest(&guest(n, 0))),
-    gentle("a daemon crashes and starts again", restart),
+    gentle(CRASH, restart),
     until(rough("a daemon is down", |sim, at, _| sim.stop(at)), |sim, at| sim.start(at)),
     until(rough("a host loses its power", power_off), |sim, at| sim.start(at)),
     until(

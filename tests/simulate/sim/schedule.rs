@@ -1,7 +1,7 @@
 //! What is to happen, and when: all of it drawn from the seed before anything runs.
 
 use super::lab::{mins, secs};
-use super::mishaps::{MISHAPS, Mishap};
+use super::mishaps::{CRASH, MISHAPS, Mishap, OLD_LIST};
 use rand::rngs::StdRng;
 use rand::{RngExt, SeedableRng};
 use std::fmt;
@@ -80,8 +80,11 @@ impl Schedule {
 }
 
 /// Who has lost its key in one disaster and not got it back, or has not heard of that, is right to believe what it hears
-/// in a second one: that the others alone have gone.
+/// in a second one: that the others alone have gone. So is who hears of an earlier state after a disaster or a crash.
 fn keep_one_disaster(steps: &mut Vec<Step>) {
+    if steps.iter().any(|step| step.mishap.is_disaster || step.mishap.name == CRASH) {
+        steps.retain(|step| step.mishap.name != OLD_LIST);
+    }
     let first = steps.iter().position(|step| step.mishap.is_disaster);
     let mut place = 0;
     steps.retain(|step| {
