@@ -8,7 +8,7 @@
 //! all the same steps with other facts.
 //!
 //! ```text
-//! main -> cli -> agent -> { backend, store, kernel, files } -> model
+//! main -> cli -> agent -> { backend, store, kernel, firewall, files } -> model
 //! ```
 
 pub mod model;

@@ -13,6 +13,7 @@ pub mod fights;
 pub mod firewall;
 pub mod keeper;
 pub mod peers;
+mod progress;
 pub mod reconcile;
 mod report;
 pub mod retries;

@@ -4,18 +4,18 @@
 //! one entry's repair costs one entry's work. It is read in full again when something happened that takes entries
 //! along without a word (the device, its addresses), when reports were lost, and from time to time to be sure.
 
-use super::env::{Backoff, Env, Notice};
-use super::fights::{Fights, Pace};
+use super::env::{Env, Notice};
 use super::keeper::{Address, Horizon, Sighting};
 use super::peers::News;
+use super::progress::{PATIENCE_FOR_PEERS, Progress};
 use super::report;
-use super::retries::{Retries, Tried};
+use super::retries::Tried;
 use super::status::{Board, Topic};
 use super::world::{Dirty, Own, World};
 use crate::files::EnvFiles;
 use crate::firewall::obstacles::OnHost;
 use crate::kernel::{Event, Kernel, KernelError};
-use crate::model::kernel_state::{Found, Have};
+use crate::model::kernel_state::Found;
 use crate::model::lease_set::{Change, Moment};
 use crate::model::mirror::Noticed;
 use crate::model::plan::{Key, Plan, Step};
@@ -23,35 +23,7 @@ use crate::model::subnet::SubnetKey;
 use std::convert::Infallible;
 use std::net::Ipv4Addr;
 use std::rc::Rc;
-use std::time::Duration;
 use tokio::sync::{mpsc, watch};
-
-/// How long the kernel's state is trusted before it is read again in full, at least and at most. A reading may have
-/// taken long because the host was paused in the midst of it.
-const FULL_READ_EVERY: Duration = Duration::from_secs(60);
-const FULL_READ_AT_LATEST: Duration = Duration::from_secs(600);
-
-/// A full read may take this share of the time.
-const FULL_READ_SHARE: u32 = 1000;
-
-/// In a lasting storm of changes a full read may take a tenth of the time, and follows at most so often. No repair waits
-/// for longer than this because of it.
-const STORM_READ_EVERY: Duration = Duration::from_millis(50);
-const STORM_READ_AT_LATEST: Duration = Duration::from_millis(500);
-const STORM_READ_SHARE: u32 = 10;
-
-/// How soon the host's interfaces are looked at again after one that is not ours changed. Containers come and go in
-/// bursts.
-const HOST_READ_AFTER: Duration = Duration::from_millis(100);
-
-/// How often the loop turns when nothing happens: for the watchdog and `/healthz`.
-const TURN_EVERY: Duration = Duration::from_secs(5);
-
-/// The pause before more is done of what one turn did not finish, because somebody keeps changing the device.
-const BREATH: Duration = Duration::from_millis(10);
-
-/// How long the service manager is kept waiting for the first list of peers.
-const PATIENCE_FOR_PEERS: Duration = Duration::from_secs(30);
 
 /// Turns facts into kernel state.
 pub struct Reconciler<K> {
@@ -77,67 +49,13 @@ pub struct Reconciler<K> {
     pub on_host: watch::Sender<Vec<OnHost>>,
 }
 
-/// What the loop remembers from turn to turn.
-struct Progress {
-    have: Have,
-    /// What may differ because the facts changed.
-    news: Dirty,
-    /// What may differ because somebody changed the kernel, and since when that is known.
-    damage: Dirty,
-    damaged_at: Moment,
-    retries: Retries,
-    fights: Fights,
-    reads: Pace,
-    host_reads: Pace,
-    write_files_at: Moment,
-    unwritable: Backoff,
-    read_at: Moment,
-    read_host_at: Option<Moment>,
-    /// While the external interface is gone nothing can be right, and nothing is touched.
-    nic_is_gone: bool,
-    unreadable: Backoff,
-    give_up_on_peers_at: Moment,
-}
-
-impl Progress {
-    /// Something has happened that only a full read tells.
-    fn read_soon(&mut self, now: Moment) {
-        let allowed = self.reads.allowed_at(STORM_READ_EVERY).min(now + STORM_READ_AT_LATEST);
-        self.read_at = self.read_at.min(allowed.max(now));
-    }
-
-    /// The host's interfaces are to be looked at, at this moment.
-    fn read_host_soon(&mut self, at: Moment) {
-        let allowed = self.host_reads.allowed_at(STORM_READ_EVERY).min(at + STORM_READ_AT_LATEST);
-        let at = at.max(allowed);
-        self.read_host_at = Some(self.read_host_at.map_or(at, |known| known.min(at)));
-    }
-}
-
 impl<K: Kernel> Reconciler<K> {
     /// Runs for ever.
     pub async fn run(mut self, mut news: mpsc::Receiver<News>) -> Infallible {
-        let now = self.env.now();
-        let mut progress = Progress {
-            have: Have::default(),
-            news: Dirty::All,
-            damage: Dirty::default(),
-            damaged_at: now,
-            retries: Retries::default(),
-            fights: Fights::default(),
-            reads: Pace::default(),
-            host_reads: Pace::default(),
-            write_files_at: now,
-            unwritable: Backoff::new(Duration::from_millis(200), Duration::from_secs(5)),
-            read_at: now,
-            read_host_at: None,
-            nic_is_gone: false,
-            unreadable: Backoff::new(Duration::from_millis(100), Duration::from_secs(10)),
-            give_up_on_peers_at: now + PATIENCE_FOR_PEERS,
-        };
+        let mut progress = Progress::new(self.env.now());
         loop {
             self.turn(&mut progress).await;
-            let pause = self.pause(&progress);
+            let pause = progress.pause(self.env.now());
             tokio::select! {
                 biased;
                 Some(first) = news.recv() => {
@@ -150,19 +68,6 @@ impl<K: Kernel> Reconciler<K> {
                 () = tokio::time::sleep(pause) => {}
             }
         }
-    }
-
-    fn pause(&self, progress: &Progress) -> Duration {
-        let now = self.env.now();
-        let work = match progress.news.is_clean() && progress.damage.is_clean() {
-            _ if progress.nic_is_gone => None,
-            true => [progress.retries.next(), progress.fights.next()].into_iter().flatten().min(),
-            false => Some(now + BREATH),
-        };
-        let files = Some(progress.write_files_at).filter(|at| *at > now);
-        let due = [Some(progress.read_at), progress.read_host_at, work, files];
-        let next = due.into_iter().flatten().min().unwrap_or(progress.read_at);
-        next.saturating_sub(now).min(TURN_EVERY)
     }
 
     async fn turn(&mut self, progress: &mut Progress) {
@@ -259,7 +164,7 @@ impl<K: Kernel> Reconciler<K> {
                 Event::Host { index, name } if index == nic.index || name.as_ref() == Some(&nic.name) => {
                     progress.read_host_soon(now);
                 }
-                Event::Host { .. } => progress.read_host_soon(now + HOST_READ_AFTER),
+                Event::Host { .. } => progress.read_host_some_time(now),
                 Event::Overrun => {
                     tracing::info!("the kernel's reports came faster than they were read: reading everything");
                     self.board.update(|status| status.overruns += 1);
@@ -282,17 +187,7 @@ impl<K: Kernel> Reconciler<K> {
         let now = self.env.now();
         match have {
             Ok(have) => {
-                if progress.damage.is_clean() {
-                    progress.damaged_at = started;
-                }
-                (progress.have, progress.damage) = (have, Dirty::All);
-                let took = now.saturating_sub(started);
-                let pause = (took * STORM_READ_SHARE).clamp(STORM_READ_EVERY, STORM_READ_AT_LATEST);
-                progress.reads.spend(now, pause);
-                let rest = (took * FULL_READ_SHARE).clamp(FULL_READ_EVERY, FULL_READ_AT_LATEST);
-                let rest = self.env.jittered(rest);
-                progress.read_at = now + rest;
-                progress.unreadable.reset();
+                progress.was_read(have, started, now, &self.env);
                 self.board.update(|status| status.full_reads += 1);
                 true
             }
@@ -309,8 +204,7 @@ impl<K: Kernel> Reconciler<K> {
     async fn read_host(&mut self, progress: &mut Progress) -> Result<(), KernelError> {
         let host = self.kernel.host().await?;
         self.board.over(Topic::Host);
-        progress.host_reads.spend(self.env.now(), STORM_READ_EVERY);
-        progress.read_host_at = None;
+        progress.host_was_read(self.env.now());
         let own = self.world.own().clone();
         let Some(nic) = own.nic.follow(&host, self.public_ip) else {
             let name = &own.nic.name;
