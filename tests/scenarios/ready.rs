@@ -117,3 +117,12 @@ async fn the_watchdog_is_fed_while_the_loop_turns_and_only_then() {
     assert!(cluster[1].silent_for() > secs(110), "{:?}", cluster[1].silent_for());
     assert!(!cluster[1].board().is_alive() && cluster[2].board().is_alive());
 }
+
+#[tokio::test(start_paused = true)]
+async fn a_host_is_ready_as_soon_as_the_rules_of_its_firewall_stand_and_not_before() {
+    let mut cluster = Cluster::new(1);
+    cluster[1].firewall_takes = millis(3500);
+    cluster.start(1);
+    let took = cluster.until_ready().await;
+    assert!((millis(3500)..millis(3700)).contains(&took), "{took:?}");
+}

@@ -6,7 +6,9 @@ use flanneld::agent::firewall::FirewallSettings;
 use flanneld::agent::keeper::Terms;
 use flanneld::agent::status::Board;
 use flanneld::agent::{self, Settings};
-use flanneld::firewall::NoFirewall;
+use flanneld::firewall::obstacles::OnHost;
+use flanneld::firewall::tools::ToolError;
+use flanneld::firewall::{Firewall, Look, Mode, RuleSet};
 use flanneld::kernel::fake::FakeKernel;
 use flanneld::model::iface::{DefaultRoute, HostView, IfaceRules, Interface, InterfaceAddress};
 use flanneld::store::memory::MemoryStore;
@@ -50,6 +52,8 @@ pub struct Host {
     pub settings: Settings,
     /// The external interface as it is now.
     pub nic: Nic,
+    /// How long a look at its firewall takes.
+    pub firewall_takes: Duration,
     disk: TempDir,
     starts: u64,
     daemon: Option<Daemon>,
@@ -62,6 +66,24 @@ struct Daemon {
     heard: Rc<RefCell<Vec<Notice>>>,
     /// When it last told that it is alive.
     alive_at: Rc<Cell<Option<Instant>>>,
+}
+
+/// Nobody touches its rules.
+struct SlowFirewall(Duration);
+
+impl Firewall for SlowFirewall {
+    async fn ensure(&mut self, _: Mode, _: &[RuleSet], _: &[OnHost]) -> Result<Look, ToolError> {
+        tokio::time::sleep(self.0).await;
+        Ok(Look::default())
+    }
+
+    fn reports_changes(&self) -> bool {
+        true
+    }
+
+    async fn changed(&mut self) {
+        std::future::pending().await
+    }
 }
 
 impl Host {
@@ -90,7 +112,8 @@ impl Host {
             blackhole_route: false,
         };
         let (kernel, slept) = (FakeKernel::default(), Rc::default());
-        let host = Host { number, kernel, store, settings, nic, disk, starts: 0, daemon: None, slept };
+        let firewall_takes = Duration::ZERO;
+        let host = Host { number, kernel, store, settings, nic, firewall_takes, disk, starts: 0, daemon: None, slept };
         host.kernel.change_host(|view| *view = host.view());
         host
     }
@@ -112,7 +135,7 @@ impl Host {
         let task = tasks.spawn_local(agent::run(
             store,
             self.kernel.clone(),
-            NoFirewall,
+            SlowFirewall(self.firewall_takes),
             self.settings.clone(),
             env,
             board.clone(),
