@@ -16,6 +16,9 @@ use tokio::time::sleep;
 /// How often the rules are looked at where every change is reported, at least.
 const TO_BE_SURE: Duration = Duration::from_secs(60);
 
+/// Looks are at least so far apart, however often others change their rules.
+const BETWEEN_LOOKS: Duration = Duration::from_millis(500);
+
 /// How long after its last repair a firewall counts as peaceful again.
 const PEACE: Duration = Duration::from_secs(30);
 
@@ -67,6 +70,10 @@ pub struct Guard<F> {
     settings: FirewallSettings,
     env: Rc<Env>,
     board: Board,
+    /// Tells whether the rules have stood, as far as they are wanted and can be had.
+    stand: watch::Sender<bool>,
+    /// Whether they have been in place: what differs from then on is somebody else's doing.
+    stood: bool,
     /// What was last warned of without being a trouble of ours.
     warned: Vec<String>,
 }
@@ -80,8 +87,9 @@ impl<F: Firewall> Guard<F> {
         settings: FirewallSettings,
         env: Rc<Env>,
         board: Board,
+        stand: watch::Sender<bool>,
     ) -> Self {
-        Guard { firewall, mode, sets, settings, env, board, warned: Vec::new() }
+        Guard { firewall, mode, sets, settings, env, board, stand, stood: false, warned: Vec::new() }
     }
 
     /// Runs for ever; `on_host` are the networks on the host's interfaces.
@@ -92,24 +100,24 @@ impl<F: Firewall> Guard<F> {
         let mut repaired_at = Moment::ZERO;
         loop {
             let networks = on_host.borrow_and_update().clone();
-            let pause = match self.firewall.ensure(self.mode, &self.sets, &networks).await {
+            let (rest, pause) = match self.firewall.ensure(self.mode, &self.sets, &networks).await {
                 Ok(look) => {
                     failing.reset();
                     let (repaired, now) = (!look.changes.is_empty(), self.env.now());
                     self.tell(look);
                     if repaired {
                         repaired_at = now;
-                        sleep(restraint.pause(&self.env)).await;
                     } else if now.saturating_sub(repaired_at) > PEACE {
                         restraint.reset();
                     }
-                    self.period()
+                    (if repaired { restraint.pause(&self.env) } else { BETWEEN_LOOKS }, self.period())
                 }
                 Err(error) => {
                     self.tell_failure(&error);
-                    failing.pause(&self.env)
+                    (BETWEEN_LOOKS, failing.pause(&self.env))
                 }
             };
+            sleep(rest).await;
             tokio::select! {
                 biased;
                 () = self.firewall.changed() => {}
@@ -127,13 +135,12 @@ impl<F: Firewall> Guard<F> {
 
     fn tell(&mut self, look: Look) {
         self.board.over(Topic::Firewall);
-        let first = !self.board.read().rules_stand;
+        let first = !std::mem::replace(&mut self.stood, true);
         let kind = if first { "" } else { "repaired: " };
         look.changes.iter().for_each(|change| tracing::info!("{kind}firewall: {change}"));
-        self.board.update(|status| {
-            status.rules_stand = true;
-            status.rule_repairs += if first { 0 } else { look.changes.len() as u64 };
-        });
+        let repairs = if first { 0 } else { look.changes.len() as u64 };
+        self.board.update(|status| status.rule_repairs += repairs);
+        self.stand.send_if_modified(|stand| !std::mem::replace(stand, true));
         match look.obstacles.is_empty() {
             true => self.board.over(Topic::Obstacle),
             false => self.board.trouble(Topic::Obstacle, look.obstacles.join("; ")),
@@ -148,12 +155,16 @@ impl<F: Firewall> Guard<F> {
         self.warn(chains.collect());
     }
 
+    /// What is done by default holds up nobody: neither the start, nor, where its program is missing, readiness.
     fn tell_failure(&mut self, error: &ToolError) {
-        if self.settings.is_asked_for() || !matches!(error, ToolError::Missing { .. }) {
+        let asked = self.settings.is_asked_for();
+        if !asked {
+            self.stand.send_if_modified(|stand| !std::mem::replace(stand, true));
+        }
+        if asked || !matches!(error, ToolError::Missing { .. }) {
             self.board.trouble(Topic::Firewall, format!("the firewall's rules cannot be kept: {error}"));
             return;
         }
-        self.board.update(|status| status.rules_stand = true);
         self.warn(vec![format!(
             "no forward rules: {error}; where the FORWARD policy is DROP (Docker sets it) no container reaches another \
              host; --iptables-forward-rules=false silences this"

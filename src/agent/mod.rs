@@ -133,7 +133,9 @@ pub async fn run<S: Store, K: Kernel, F: Firewall>(
         world.hold(left_behind, until);
     }
     let rules = settings.firewall.rules(network.net.into(), held.subnet.into(), device, network_id);
-    let guard = Guard::new(firewall, network.mode, vec![rules], settings.firewall, env.clone(), board.clone());
+    let (tell_rules, rules_stand) = watch::channel(false);
+    let guard =
+        Guard::new(firewall, network.mode, vec![rules], settings.firewall, env.clone(), board.clone(), tell_rules);
     let (tell_on_host, on_host) = watch::channel(Vec::new());
     let (tell_sighting, sightings) = watch::channel(None);
     let (tell_horizon, horizons) = watch::channel(keeper.horizon);
@@ -150,6 +152,7 @@ pub async fn run<S: Store, K: Kernel, F: Firewall>(
         addresses: tell_address,
         horizons: tell_horizon,
         on_host: tell_on_host,
+        rules_stand,
     };
     // In this order, as are all choices of the daemon: the same seed gives the same run.
     tokio::select! {

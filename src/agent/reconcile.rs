@@ -47,6 +47,8 @@ pub struct Reconciler<K> {
     pub horizons: watch::Sender<Horizon>,
     /// Tells the guard of the firewall what networks are on the host's interfaces.
     pub on_host: watch::Sender<Vec<OnHost>>,
+    /// Hears from it whether the rules stand, without which the host is not ready.
+    pub rules_stand: watch::Receiver<bool>,
 }
 
 impl<K: Kernel> Reconciler<K> {
@@ -65,6 +67,7 @@ impl<K: Kernel> Reconciler<K> {
                     }
                 }
                 () = self.kernel.changed() => {}
+                Ok(()) = self.rules_stand.changed() => {}
                 () = tokio::time::sleep(pause) => {}
             }
         }
@@ -365,7 +368,7 @@ impl<K: Kernel> Reconciler<K> {
         let addresses: Vec<Key> = self.world.want().addresses.iter().copied().map(Key::Address).collect();
         let plan = Plan::at(&addresses, &progress.have, self.world.want(), &self.world.scope());
         let stands = !plan.touches_device() && !progress.nic_is_gone;
-        let rules_stand = self.board.read().rules_stand;
+        let rules_stand = *self.rules_stand.borrow();
         if listed && stands && rules_stand && self.files.are_written() {
             let (subnet, peers) = (self.world.own().subnet, self.world.tally().peers);
             tracing::info!(%subnet, peers, mtu = self.world.mtu(), "ready");

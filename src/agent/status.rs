@@ -64,8 +64,6 @@ pub struct Status {
     pub overruns: u64,
     /// Changes that the kernel refused since the start.
     pub kernel_failures: u64,
-    /// Whether the firewall's rules stand, as far as they are wanted and can be had.
-    pub rules_stand: bool,
     /// Rules and chains put right since the start because somebody else had changed them.
     pub rule_repairs: u64,
     /// When the main loop last turned.

@@ -16,6 +16,8 @@ const SETTLE: Duration = Duration::from_millis(100);
 pub struct RuleEvents {
     socket: TokioSocket,
     input: Vec<u8>,
+    /// A change was reported that nobody has looked at yet.
+    heard: bool,
 }
 
 impl RuleEvents {
@@ -27,26 +29,29 @@ impl RuleEvents {
         let mut socket = TokioSocket::new(NETLINK_NETFILTER)?;
         socket.socket_mut().bind_auto()?;
         socket.socket_mut().add_membership(GROUP)?;
-        Ok(RuleEvents { socket, input: Vec::with_capacity(64 << 10) })
+        Ok(RuleEvents { socket, input: Vec::with_capacity(64 << 10), heard: false })
     }
 
-    /// Waits for a change, and until the burst that it is part of is over. Cancel-safe.
+    /// Waits for a change, and until the burst that it is part of may be over. Cancel-safe.
     pub async fn changed(&mut self) {
-        self.input.clear();
-        // More than could be kept is a change too.
-        let _ = self.socket.recv(&mut self.input).await;
+        if !self.heard {
+            self.input.clear();
+            // More than could be kept is a change too.
+            let _ = self.socket.recv(&mut self.input).await;
+            self.heard = true;
+        }
         tokio::time::sleep(SETTLE).await;
-        self.drain();
     }
 
-    /// Forgets what was reported so far: it has been seen.
-    pub fn drain(&mut self) {
+    /// Forgets what was reported so far, which is about to be looked at; tells whether it was anything.
+    pub fn drain(&mut self) -> bool {
+        let mut heard = std::mem::take(&mut self.heard);
         loop {
             self.input.clear();
             match self.socket.socket_ref().recv(&mut self.input, libc::MSG_DONTWAIT) {
-                Ok(_) => {}
-                Err(error) if error.raw_os_error() == Some(libc::ENOBUFS) => {}
-                Err(_) => return,
+                Ok(_) => heard = true,
+                Err(error) if error.raw_os_error() == Some(libc::ENOBUFS) => heard = true,
+                Err(_) => return heard,
             }
         }
     }

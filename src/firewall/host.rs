@@ -101,31 +101,31 @@ impl HostFirewall {
             None => format!("table {table} was missing"),
         };
         run("nft", &["-f", "-"], &set.nft_script()).await?;
-        if let Some(printed) = list(&table).await? {
+        // Whoever has changed it again since has hardly left it with as many lines.
+        if let Some(printed) =
+            list(&table).await?.filter(|text| text.lines().count() == set.nft_listing().lines().count())
+        {
             self.printed.insert(table, printed);
         }
         Ok(Look { changes: vec![why], ..Look::default() })
     }
 
-    /// Removes what an earlier run in the other mode left. Not worth a failure: its program may not be there.
+    /// Removes what an earlier run in the other mode left, or one that wanted rules. Not worth a failure: the program may
+    /// not be there.
     async fn tidy(&mut self, sets: &[RuleSet]) -> Vec<String> {
         let mut removed = Vec::new();
         for set in sets {
-            match self.mode {
-                Mode::Iptables => {
-                    let table = set.nft_table();
-                    if let Ok(Some(_)) = list(&table).await
-                        && run("nft", &["-f", "-"], &set.nft_removal()).await.is_ok()
-                    {
-                        removed.push(format!("table {table} was left by an earlier run with nftables"));
-                    }
-                }
-                Mode::Nftables => {
-                    let nothing = RuleSet { forward: false, masquerade: None, docker_user: None, ..set.clone() };
-                    removed.extend(
-                        self.look_at_iptables(&nothing, &[]).await.map(|look| look.changes).unwrap_or_default(),
-                    );
-                }
+            let table = set.nft_table();
+            if (self.mode == Mode::Iptables || set.is_empty())
+                && let Ok(Some(_)) = list(&table).await
+                && run("nft", &["-f", "-"], &set.nft_removal()).await.is_ok()
+            {
+                removed.push(format!("table {table} was left by an earlier run with nftables"));
+            }
+            if self.mode == Mode::Nftables {
+                let nothing = RuleSet { forward: false, masquerade: None, docker_user: None, ..set.clone() };
+                let look = self.look_at_iptables(&nothing, &[]).await;
+                removed.extend(look.map(|look| look.changes).unwrap_or_default());
             }
         }
         removed
@@ -133,7 +133,7 @@ impl HostFirewall {
 
     async fn list_dropping_chains(&self, sets: &[RuleSet]) -> Vec<String> {
         let Ok(chains) = run("nft", &["-j", "list", "chains"], "").await else { return Vec::new() };
-        sets.iter().flat_map(|set| obstacles::dropping_chains(&chains, set)).collect()
+        sets.iter().flat_map(|set| obstacles::dropping_chains(&chains, set, self.mode)).collect()
     }
 }
 
@@ -146,7 +146,7 @@ impl Default for HostFirewall {
 impl Firewall for HostFirewall {
     async fn ensure(&mut self, mode: Mode, sets: &[RuleSet], on_host: &[OnHost]) -> Result<Look, ToolError> {
         if let Some(events) = &mut self.events {
-            events.drain();
+            self.chains_changed |= events.drain();
         }
         if self.mode != mode {
             (self.mode, self.tidied) = (mode, false);
@@ -156,7 +156,10 @@ impl Firewall for HostFirewall {
             let look = match mode {
                 Mode::Nftables if !set.is_empty() => self.look_at_nftables(set).await?,
                 Mode::Nftables => Look::default(),
-                Mode::Iptables => self.look_at_iptables(set, on_host).await?,
+                Mode::Iptables => match self.look_at_iptables(set, on_host).await {
+                    Err(ToolError::Missing { .. }) if set.is_empty() => Look::default(),
+                    look => look?,
+                },
             };
             all.changes.extend(look.changes);
             all.obstacles.extend(look.obstacles);
@@ -182,7 +185,6 @@ impl Firewall for HostFirewall {
             Some(events) => events.changed().await,
             None => pending().await,
         }
-        self.chains_changed = true;
     }
 }
 

@@ -1,8 +1,13 @@
 //! What the service manager is told, and when.
 
 use crate::lab::{Cluster, DEVICE, Peer, TTL, hours, millis, mins, secs};
+use flanneld::agent;
 use flanneld::agent::env::Notice;
+use flanneld::firewall::obstacles::OnHost;
+use flanneld::firewall::tools::ToolError;
+use flanneld::firewall::{Firewall, Look, Mode, RuleSet};
 use flanneld::store::StoreError;
+use std::rc::Rc;
 use std::time::Duration;
 
 /// A host that has its lease and has not got the list of its peers yet.
@@ -116,4 +121,33 @@ async fn the_watchdog_is_fed_while_the_loop_turns_and_only_then() {
     cluster.pass(mins(2)).await;
     assert!(cluster[1].silent_for() > secs(110), "{:?}", cluster[1].silent_for());
     assert!(!cluster[1].board().is_alive() && cluster[2].board().is_alive());
+}
+
+/// A look at it takes 3.5 s, and nobody touches its rules.
+struct SlowFirewall;
+
+impl Firewall for SlowFirewall {
+    async fn ensure(&mut self, _: Mode, _: &[RuleSet], _: &[OnHost]) -> Result<Look, ToolError> {
+        tokio::time::sleep(millis(3500)).await;
+        Ok(Look::default())
+    }
+
+    fn reports_changes(&self) -> bool {
+        true
+    }
+
+    async fn changed(&mut self) {
+        std::future::pending().await
+    }
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_host_is_ready_as_soon_as_the_rules_of_its_firewall_stand_and_not_before() {
+    let mut cluster = Cluster::new(1);
+    cluster[1].launch = |store, kernel, settings, env, board| {
+        Box::pin(agent::run(Rc::new(store), kernel, SlowFirewall, settings, env, board))
+    };
+    cluster.start(1);
+    let took = cluster.until_ready().await;
+    assert!((millis(3500)..millis(3700)).contains(&took), "{took:?}");
 }

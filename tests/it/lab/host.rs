@@ -19,7 +19,7 @@ use super::process::{Exit, Process, print_log_if_panicking};
 use super::state::State;
 use super::tables::{Device, FdbEntry, Neighbor, Route, Tables};
 use super::wait::{PATIENCE, eventually_eq, wait_until};
-use super::{Container, DEVICE, Etcd, PREFIX, Underlay};
+use super::{Container, DEVICE, Etcd, PREFIX, Tools, Underlay};
 
 /// The daemon under test.
 pub const FLANNELD: &str = env!("CARGO_BIN_EXE_flanneld");
@@ -31,7 +31,7 @@ pub struct Host {
     /// The last byte of its NIC's address.
     address: u8,
     dir: PathBuf,
-    netns: Netns,
+    netns: Arc<Netns>,
     underlay: Arc<Underlay>,
 }
 
@@ -42,7 +42,7 @@ struct Daemon {
 
 impl Host {
     pub(super) fn create(underlay: Arc<Underlay>, index: u8) -> Host {
-        let netns = Netns::create(format!("{}-h{index}", underlay.prefix));
+        let netns = Arc::new(Netns::create(format!("{}-h{index}", underlay.prefix)));
         let dir = underlay.dir.path().join(format!("h{index}"));
         fs::create_dir(&dir).expect("the host's directory");
         netns.enter(|| fs::write("/proc/sys/net/ipv4/ip_forward", "1")).expect("ip_forward");
@@ -50,6 +50,14 @@ impl Host {
         host.plug_in_nic();
         host.configure_nic();
         host
+    }
+
+    /// The same host once more, for a second daemon on it: with a run directory of its own.
+    pub fn again(&self) -> Host {
+        let dir = self.dir.join("again");
+        fs::create_dir(&dir).expect("the second daemon's directory");
+        let (netns, underlay) = (self.netns.clone(), self.underlay.clone());
+        Host { daemon: None, containers: 0, index: self.index, address: self.address, dir, netns, underlay }
     }
 
     /// The address of its NIC.
@@ -98,6 +106,12 @@ impl Host {
     /// Starts the daemon under test.
     pub fn start(&mut self, extra: &[&str]) {
         self.start_with(FLANNELD, &self.flags(extra));
+    }
+
+    /// Starts the daemon under test so that it finds programs in `tools` before the usual places.
+    pub fn start_with_tools(&mut self, tools: &Tools, extra: &[&str]) {
+        let words = tools.env().into_iter().chain([FLANNELD.to_owned()]).chain(self.flags(extra));
+        self.start_with("env", &words.collect::<Vec<_>>());
     }
 
     /// Starts any daemon, with exactly these flags.

@@ -26,6 +26,7 @@ mod process;
 mod state;
 mod tables;
 mod tests;
+mod tools;
 mod wait;
 
 pub use cluster::Cluster;
@@ -37,6 +38,7 @@ pub use host::{FLANNELD, Host};
 pub use overlay::{CONFIG, DEVICE, Lease, NETWORK, PREFIX};
 pub use state::State;
 pub use tables::{Device, Tables, Vxlan};
+pub use tools::Tools;
 pub use wait::{eventually, eventually_eq, wait_until};
 
 use std::collections::BTreeSet;
@@ -132,7 +134,7 @@ pub fn containers_on(hosts: &mut [Host]) -> Vec<Container> {
     hosts.iter_mut().map(|host| host.attach_container("c1")).collect()
 }
 
-const TOOLS: [&str; 9] = ["ip", "bridge", "ss", "nsenter", "nft", "ping", "etcd", "etcdctl", "strace"];
+const TOOLS: [&str; 10] = ["ip", "bridge", "ss", "nsenter", "nft", "iptables", "ping", "etcd", "etcdctl", "strace"];
 
 fn require() {
     let path = env::var_os("PATH").unwrap_or_default();
