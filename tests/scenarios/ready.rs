@@ -5,7 +5,7 @@ use flanneld::agent;
 use flanneld::agent::env::Notice;
 use flanneld::firewall::obstacles::OnHost;
 use flanneld::firewall::tools::ToolError;
-use flanneld::firewall::{Firewall, Look, Mode, RuleSet};
+use flanneld::firewall::{Firewall, Look, Masquerade, Mode, RuleSet};
 use flanneld::store::StoreError;
 use std::rc::Rc;
 use std::time::Duration;
@@ -150,4 +150,36 @@ async fn a_host_is_ready_as_soon_as_the_rules_of_its_firewall_stand_and_not_befo
     cluster.start(1);
     let took = cluster.until_ready().await;
     assert!((millis(3500)..millis(3700)).contains(&took), "{took:?}");
+}
+
+/// A kernel without what iptables needs.
+struct FailingFirewall;
+
+impl Firewall for FailingFirewall {
+    async fn ensure(&mut self, _: Mode, _: &[RuleSet], _: &[OnHost]) -> Result<Look, ToolError> {
+        Err(ToolError::Failed { program: "iptables-save", text: "the kernel has no tables".into() })
+    }
+
+    fn reports_changes(&self) -> bool {
+        true
+    }
+
+    async fn changed(&mut self) {
+        std::future::pending().await
+    }
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_firewall_that_fails_holds_up_the_start_only_where_something_was_asked_of_it() {
+    for asked in [false, true] {
+        let mut cluster = Cluster::new(1);
+        cluster[1].settings.firewall.masquerade = asked.then_some(Masquerade { random_fully: true });
+        cluster[1].launch = |store, kernel, settings, env, board| {
+            Box::pin(agent::run(Rc::new(store), kernel, FailingFirewall, settings, env, board))
+        };
+        cluster.start(1);
+        cluster.pass(mins(1)).await;
+        assert_eq!(cluster[1].is_ready(), !asked);
+        assert!(cluster[1].reasons().contains("iptables-save failed"), "{}", cluster[1].reasons());
+    }
 }
