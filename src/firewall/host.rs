@@ -107,25 +107,36 @@ impl HostFirewall {
         Ok(Look { changes: vec![why], ..Look::default() })
     }
 
-    /// Removes what an earlier run in the other mode left. Not worth a failure: its program may not be there.
+    /// Our table, and in iptables' tables what only they can hold: Docker's chain for users is there. Whatever else of ours
+    /// is in them was left by a run in the other mode, and goes.
+    async fn look_at_both(&mut self, set: &RuleSet, on_host: &[OnHost]) -> Result<Look, ToolError> {
+        let in_nftables = RuleSet { docker_user: None, ..set.clone() };
+        let mut look = match in_nftables.is_empty() {
+            true => Look::default(),
+            false => self.look_at_nftables(&in_nftables).await?,
+        };
+        let in_iptables = RuleSet { forward: false, masquerade: None, ..set.clone() };
+        match self.look_at_iptables(&in_iptables, on_host).await {
+            Ok(Look { changes, obstacles, .. }) => {
+                look.changes.extend(changes);
+                look.obstacles.extend(obstacles);
+            }
+            Err(error) if set.docker_user.is_some() => return Err(error),
+            // Its program may not be there.
+            Err(_) => {}
+        }
+        Ok(look)
+    }
+
+    /// Removes what an earlier run with nftables left. Not worth a failure: its program may not be there.
     async fn tidy(&mut self, sets: &[RuleSet]) -> Vec<String> {
         let mut removed = Vec::new();
-        for set in sets {
-            match self.mode {
-                Mode::Iptables => {
-                    let table = set.nft_table();
-                    if let Ok(Some(_)) = list(&table).await
-                        && run("nft", &["-f", "-"], &set.nft_removal()).await.is_ok()
-                    {
-                        removed.push(format!("table {table} was left by an earlier run with nftables"));
-                    }
-                }
-                Mode::Nftables => {
-                    let nothing = RuleSet { forward: false, masquerade: None, docker_user: None, ..set.clone() };
-                    removed.extend(
-                        self.look_at_iptables(&nothing, &[]).await.map(|look| look.changes).unwrap_or_default(),
-                    );
-                }
+        for set in sets.iter().filter(|_| self.mode == Mode::Iptables) {
+            let table = set.nft_table();
+            if let Ok(Some(_)) = list(&table).await
+                && run("nft", &["-f", "-"], &set.nft_removal()).await.is_ok()
+            {
+                removed.push(format!("table {table} was left by an earlier run with nftables"));
             }
         }
         removed
@@ -133,7 +144,7 @@ impl HostFirewall {
 
     async fn list_dropping_chains(&self, sets: &[RuleSet]) -> Vec<String> {
         let Ok(chains) = run("nft", &["-j", "list", "chains"], "").await else { return Vec::new() };
-        sets.iter().flat_map(|set| obstacles::dropping_chains(&chains, set)).collect()
+        sets.iter().flat_map(|set| obstacles::dropping_chains(&chains, set, self.mode)).collect()
     }
 }
 
@@ -154,8 +165,7 @@ impl Firewall for HostFirewall {
         let mut all = Look::default();
         for set in sets {
             let look = match mode {
-                Mode::Nftables if !set.is_empty() => self.look_at_nftables(set).await?,
-                Mode::Nftables => Look::default(),
+                Mode::Nftables => self.look_at_both(set, on_host).await?,
                 Mode::Iptables => self.look_at_iptables(set, on_host).await?,
             };
             all.changes.extend(look.changes);

@@ -1,7 +1,7 @@
 //! Rules of others that keep the overlay's packets from their containers, and what helps.
 
-use super::RuleSet;
 use super::saved::{Rule, Saved};
+use super::{Mode, RuleSet};
 use ipnet::IpNet;
 use serde_json::Value;
 use std::net::IpAddr;
@@ -55,16 +55,17 @@ fn parse(net: &str) -> Option<IpNet> {
 
 /// The chains in `nft -j list chains` that drop what is forwarded and not accepted there. No rule elsewhere can accept it
 /// for them.
-pub fn dropping_chains(json: &str, set: &RuleSet) -> Vec<String> {
+pub fn dropping_chains(json: &str, set: &RuleSet, mode: Mode) -> Vec<String> {
     let listing: Value = serde_json::from_str(json).unwrap_or_default();
     let text = |chain: &Value, member: &str| chain[member].as_str().unwrap_or_default().to_owned();
     let families = if set.network.addr().is_ipv6() { ["ip6", "inet"] } else { ["ip", "inet"] };
     let chains = listing["nftables"].as_array().into_iter().flatten().map(|object| &object["chain"]);
     let dropping = chains.filter(|chain| text(chain, "hook") == "forward" && text(chain, "policy") == "drop");
     let named = dropping.map(|chain| (text(chain, "family"), text(chain, "table"), text(chain, "name")));
-    // That one is iptables' own: there we put our rules.
     let foreign = |(family, table, name): &(String, String, String)| {
-        families.contains(&family.as_str()) && !(table == "filter" && name == "FORWARD")
+        // That one is iptables' own.
+        let has_our_rules = mode == Mode::Iptables && table == "filter" && name == "FORWARD";
+        families.contains(&family.as_str()) && !has_our_rules
     };
     named.filter(foreign).map(|(family, table, name)| format!("{family} {table} {name}")).collect()
 }
@@ -116,7 +117,9 @@ mod tests {
             chain("inet", "other", "forward", "accept"),
             chain("ip6", "six", "forward", "drop"),
         ]);
-        assert_eq!(dropping_chains(&text, &set(false)), ["inet mine FORWARD"]);
-        assert!(dropping_chains("nonsense", &set(false)).is_empty());
+        let named = |mode| dropping_chains(&text, &set(false), mode);
+        assert_eq!(named(Mode::Iptables), ["inet mine FORWARD"]);
+        assert_eq!(named(Mode::Nftables), ["ip filter FORWARD", "inet mine FORWARD"]);
+        assert!(dropping_chains("nonsense", &set(false), Mode::Iptables).is_empty());
     }
 }
