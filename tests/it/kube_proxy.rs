@@ -129,8 +129,10 @@ impl Cluster {
 
     /// All daemons again, with other flags.
     fn restart(&mut self, flags: &[&str]) {
-        self.hosts.iter_mut().for_each(|host| drop(host.stop()));
-        self.hosts.iter_mut().for_each(|host| host.start(flags));
+        for host in &mut self.hosts {
+            host.stop();
+            host.start(flags);
+        }
         self.hosts.iter().for_each(Host::wait_ready);
     }
 }

@@ -129,15 +129,22 @@ fn docker_user_rules_let_the_overlay_through_behind_the_users_own() {
     pair.others_do(DOCKER_28);
     pair.comes_to_reach();
     pair.becomes_ready();
-    // The user's own rule is asked first, though it came later.
-    let drop = format!("DOCKER-USER -s {} -j DROP", pair.containers[1].address());
-    pair.others_do(&format!("iptables -I {drop}"));
-    assert!(!pair.reaches(), "{:#?}", pair.chain("DOCKER-USER"));
-    // Docker up to 27 ends the chain with this.
-    pair.others_do(&format!("iptables -D {drop}; iptables -I DOCKER-USER -j RETURN"));
+    // Rules of the user's own are asked first, also when Docker ends the chain with this, as it did up to version 27.
+    let set_to = |drop: &str| {
+        pair.others_do(&format!(
+            "printf '*filter\n:DOCKER-USER -\n{drop}-A DOCKER-USER -j RETURN\nCOMMIT\n' | iptables-restore --noflush"
+        ));
+        eventually("the jump to our accept is back", || {
+            pair.chain("DOCKER-USER").iter().any(|rule| rule.ends_with("-j FLANNEL-DOCKER"))
+        });
+        pair.chain("DOCKER-USER")
+    };
+    let drop = format!("-A DOCKER-USER -s {}/32 -j DROP", pair.containers[1].address());
+    let users = set_to(&format!("{drop}\n"));
+    assert!(users.len() == 3 && users[0] == drop && users[2].ends_with("-j RETURN"), "{users:#?}");
+    assert!(!pair.reaches(), "{users:#?}");
+    set_to("");
     pair.comes_to_reach();
-    let users = pair.chain("DOCKER-USER");
-    assert!(users.len() == 2 && users[0].ends_with("-j FLANNEL-DOCKER"), "{users:#?}");
     // Only what comes through the overlay's device is accepted.
     assert_eq!(pair.chain("FLANNEL-DOCKER").len(), 1);
     assert!(
