@@ -58,6 +58,16 @@ END"#
     )
 }
 
+/// Counts the overlay's own packets that still bear the mark: they would be masqueraded as well.
+const PROBE: &str = "nft -f - <<'END'
+table ip probe {
+    chain out {
+        type filter hook output priority 0;
+        udp dport 8472 meta mark & 0x4000 == 0x4000 counter
+    }
+}
+END";
+
 /// kube-proxy and a pod on the first host, an endpoint on each of the others.
 struct Cluster {
     hosts: Vec<Host>,
@@ -78,6 +88,7 @@ impl Cluster {
         let pods = containers_on(&mut hosts);
         let endpoints = [1, 2].map(|index: usize| pods[index].serve(&format!("endpoint-{index}")));
         hosts[0].sh(&kube_proxy([pods[1].address(), pods[2].address()]));
+        hosts[0].sh(PROBE);
         hosts.iter().for_each(|host| host.follows(&etcd));
         Cluster { hosts, pods, _endpoints: endpoints.into(), lab, _etcd: etcd }
     }
@@ -112,6 +123,8 @@ impl Cluster {
             + self.both_answer("host to NodePort", &overlay, || host.ask(&node))
             + self.both_answer("outside to NodePort", &overlay, || self.lab.ask(&node));
         assert_eq!(masqueraded(), (before + marked, ours), "what kube-proxy marked is left to it");
+        let probe = host.sh("nft list table ip probe");
+        assert!(probe.contains("packets 0 bytes 0"), "the overlay's own packets bear the mark: {probe}");
     }
 
     /// How many connections the rules of a chain of iptables have masqueraded on the first host.
@@ -156,6 +169,10 @@ fn services_work_with_and_without_ip_masq() {
 fn services_work_where_our_rules_are_in_nftables() {
     let mut cluster = Cluster::new("nftservices", &CONFIG.replacen('{', r#"{ "EnableNFTables": true,"#, 1));
     let rules = cluster.kube_rules();
+    cluster.services_work();
+    // Of two chains with one priority the younger is asked first.
+    cluster.hosts[0].sh("nft delete table ip flannel-ipv4");
+    eventually("our table is back", || cluster.hosts[0].run(&["nft", "list", "table", "ip", "flannel-ipv4"]).is_ok());
     cluster.services_work();
     cluster.restart(&[]);
     cluster.services_work();

@@ -21,7 +21,7 @@ struct Pair {
     hosts: Vec<Host>,
     containers: Vec<Container>,
     etcd: Etcd,
-    _lab: Lab,
+    lab: Lab,
 }
 
 impl Pair {
@@ -39,7 +39,7 @@ impl Pair {
         hosts[1].start(&[]);
         hosts.iter().for_each(|host| host.wait_ready());
         let containers = containers_on(&mut hosts);
-        let pair = Pair { hosts, containers, etcd, _lab: lab };
+        let pair = Pair { hosts, containers, etcd, lab };
         pair.hosts.iter().for_each(|host| host.follows(&pair.etcd));
         pair
     }
@@ -110,6 +110,18 @@ fn a_host_firewalls_final_reject_does_not_end_the_overlay() {
     pair.others_do("iptables -I FORWARD -j REJECT --reject-with icmp-host-prohibited");
     pair.comes_to_reach();
     pair.logs("the jump to FLANNEL-FWD stood behind the end of FORWARD");
+}
+
+#[test]
+fn a_forward_policy_of_drop_keeps_nothing_from_the_overlay() {
+    let pair = Pair::new("policy", &[]);
+    pair.hosts.iter().for_each(|host| drop(host.sh("iptables -P FORWARD DROP")));
+    pair.comes_to_reach();
+    // Neither from outside of it to a container, nor back.
+    let _server = pair.containers[0].serve("container");
+    pair.lab.route_overlay_to(&pair.hosts[0]);
+    let answer = pair.lab.ask(&format!("{}:80", pair.containers[0].address())).expect("an answer");
+    assert_eq!((answer.server.as_str(), answer.client.as_str()), ("container", "172.31.0.254"));
 }
 
 #[test]

@@ -119,6 +119,11 @@ impl Lab {
         server::ask(&self.underlay.netns, address)
     }
 
+    /// Packets from outside to the overlay go to this host.
+    pub fn route_overlay_to(&self, host: &Host) {
+        self.underlay.netns.ip(&format!("route replace {NETWORK} via {}", host.public_ip()));
+    }
+
     /// Host number `index`: its address is 172.31.0.`index`.
     pub fn host(&self, index: u8) -> Host {
         Host::create(self.underlay.clone(), index)
