@@ -125,7 +125,8 @@ impl Docker {
     #[track_caller]
     pub fn run(&self, name: &str) -> Ipv4Addr {
         let serve = format!("echo {name} >/www/name; exec httpd -f -p 0.0.0.0:80 -h /www");
-        let run = ["run", "-d", "--name", name, "--cap-add", "NET_RAW", "lab:1", "/bin/sh", "-c", &serve];
+        // Process 1 of a container ignores SIGTERM unless it asks for it.
+        let run = ["run", "-d", "--name", name, "--stop-signal", "SIGKILL", "lab:1", "/bin/sh", "-c", &serve];
         self.docker(&run).unwrap_or_else(|error| panic!("docker run: {error}"));
         self.address(name)
     }
