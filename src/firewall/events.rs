@@ -16,6 +16,8 @@ const SETTLE: Duration = Duration::from_millis(100);
 pub struct RuleEvents {
     socket: TokioSocket,
     input: Vec<u8>,
+    /// Something was reported since [`RuleEvents::take`].
+    heard: bool,
 }
 
 impl RuleEvents {
@@ -27,7 +29,7 @@ impl RuleEvents {
         let mut socket = TokioSocket::new(NETLINK_NETFILTER)?;
         socket.socket_mut().bind_auto()?;
         socket.socket_mut().add_membership(GROUP)?;
-        Ok(RuleEvents { socket, input: Vec::with_capacity(64 << 10) })
+        Ok(RuleEvents { socket, input: Vec::with_capacity(64 << 10), heard: false })
     }
 
     /// Waits for a change, and until the burst that it is part of is over. Cancel-safe.
@@ -35,17 +37,23 @@ impl RuleEvents {
         self.input.clear();
         // More than could be kept is a change too.
         let _ = self.socket.recv(&mut self.input).await;
+        self.heard = true;
         tokio::time::sleep(SETTLE).await;
         self.drain();
     }
 
-    /// Forgets what was reported so far: it has been seen.
-    pub fn drain(&mut self) {
+    /// Forgets what was reported so far, because it is about to be seen; tells whether anything was since the last time.
+    pub fn take(&mut self) -> bool {
+        self.drain();
+        std::mem::take(&mut self.heard)
+    }
+
+    fn drain(&mut self) {
         loop {
             self.input.clear();
             match self.socket.socket_ref().recv(&mut self.input, libc::MSG_DONTWAIT) {
-                Ok(_) => {}
-                Err(error) if error.raw_os_error() == Some(libc::ENOBUFS) => {}
+                Ok(_) => self.heard = true,
+                Err(error) if error.raw_os_error() == Some(libc::ENOBUFS) => self.heard = true,
                 Err(_) => return,
             }
         }

@@ -156,11 +156,10 @@ impl Default for HostFirewall {
 
 impl Firewall for HostFirewall {
     async fn ensure(&mut self, mode: Mode, sets: &[RuleSet], on_host: &[OnHost]) -> Result<Look, ToolError> {
-        if let Some(events) = &mut self.events {
-            events.drain();
-        }
+        // Also where something else than a report was the reason to look.
+        self.chains_changed |= self.events.as_mut().is_some_and(RuleEvents::take);
         if self.mode != mode {
-            (self.mode, self.tidied) = (mode, false);
+            (self.mode, self.tidied, self.chains_changed) = (mode, false, true);
         }
         let mut all = Look::default();
         for set in sets {
@@ -192,7 +191,6 @@ impl Firewall for HostFirewall {
             Some(events) => events.changed().await,
             None => pending().await,
         }
-        self.chains_changed = true;
     }
 }
 
