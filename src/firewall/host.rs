@@ -110,22 +110,37 @@ impl HostFirewall {
         Ok(Look { changes: vec![why], ..Look::default() })
     }
 
-    /// Removes what an earlier run in the other mode left, or one that wanted rules. Not worth a failure: the program may
-    /// not be there.
+    /// Our table, and in iptables' tables what only they can hold: Docker's chain for users is there. Whatever else of ours
+    /// is in them was left by a run in the other mode, and goes.
+    async fn look_at_both(&mut self, set: &RuleSet, on_host: &[OnHost]) -> Result<Look, ToolError> {
+        let in_nftables = in_nftables(set);
+        let mut look = match in_nftables.is_empty() {
+            true => Look::default(),
+            false => self.look_at_nftables(&in_nftables).await?,
+        };
+        let in_iptables = RuleSet { forward: false, masquerade: None, ..set.clone() };
+        match self.look_at_iptables(&in_iptables, on_host).await {
+            Ok(Look { changes, obstacles, .. }) => {
+                look.changes.extend(changes);
+                look.obstacles.extend(obstacles);
+            }
+            Err(error) if set.docker_user.is_some() => return Err(error),
+            // Its program may not be there.
+            Err(_) => {}
+        }
+        Ok(look)
+    }
+
+    /// Removes what an earlier run with nftables left that is not wanted any more. Not worth a failure: its program may not
+    /// be there.
     async fn tidy(&mut self, sets: &[RuleSet]) -> Vec<String> {
         let mut removed = Vec::new();
-        for set in sets {
+        for set in sets.iter().filter(|set| self.mode == Mode::Iptables || in_nftables(set).is_empty()) {
             let table = set.nft_table();
-            if (self.mode == Mode::Iptables || set.is_empty())
-                && let Ok(Some(_)) = list(&table).await
+            if let Ok(Some(_)) = list(&table).await
                 && run("nft", &["-f", "-"], &set.nft_removal()).await.is_ok()
             {
                 removed.push(format!("table {table} was left by an earlier run with nftables"));
-            }
-            if self.mode == Mode::Nftables {
-                let nothing = RuleSet { forward: false, masquerade: None, docker_user: None, ..set.clone() };
-                let look = self.look_at_iptables(&nothing, &[]).await;
-                removed.extend(look.map(|look| look.changes).unwrap_or_default());
             }
         }
         removed
@@ -145,17 +160,15 @@ impl Default for HostFirewall {
 
 impl Firewall for HostFirewall {
     async fn ensure(&mut self, mode: Mode, sets: &[RuleSet], on_host: &[OnHost]) -> Result<Look, ToolError> {
-        if let Some(events) = &mut self.events {
-            self.chains_changed |= events.drain();
-        }
+        // Also where something else than a report was the reason to look.
+        self.chains_changed |= self.events.as_mut().is_some_and(RuleEvents::drain);
         if self.mode != mode {
-            (self.mode, self.tidied) = (mode, false);
+            (self.mode, self.tidied, self.chains_changed) = (mode, false, true);
         }
         let mut all = Look::default();
         for set in sets {
             let look = match mode {
-                Mode::Nftables if !set.is_empty() => self.look_at_nftables(set).await?,
-                Mode::Nftables => Look::default(),
+                Mode::Nftables => self.look_at_both(set, on_host).await?,
                 Mode::Iptables => match self.look_at_iptables(set, on_host).await {
                     Err(ToolError::Missing { .. }) if set.is_empty() => Look::default(),
                     look => look?,
@@ -186,6 +199,11 @@ impl Firewall for HostFirewall {
             None => pending().await,
         }
     }
+}
+
+/// What of the rules our own table can hold.
+fn in_nftables(set: &RuleSet) -> RuleSet {
+    RuleSet { docker_user: None, ..set.clone() }
 }
 
 fn programs(set: &RuleSet) -> (&'static str, &'static str) {

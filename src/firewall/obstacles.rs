@@ -62,9 +62,10 @@ pub fn dropping_chains(json: &str, set: &RuleSet, mode: Mode) -> Vec<String> {
     let chains = listing["nftables"].as_array().into_iter().flatten().map(|object| &object["chain"]);
     let dropping = chains.filter(|chain| text(chain, "hook") == "forward" && text(chain, "policy") == "drop");
     let named = dropping.map(|chain| (text(chain, "family"), text(chain, "table"), text(chain, "name")));
-    // That one is iptables' own, where our rules are.
     let foreign = |(family, table, name): &(String, String, String)| {
-        families.contains(&family.as_str()) && !(mode == Mode::Iptables && table == "filter" && name == "FORWARD")
+        // That one is iptables' own.
+        let has_our_rules = mode == Mode::Iptables && table == "filter" && name == "FORWARD";
+        families.contains(&family.as_str()) && !has_our_rules
     };
     named.filter(foreign).map(|(family, table, name)| format!("{family} {table} {name}")).collect()
 }
@@ -116,9 +117,9 @@ mod tests {
             chain("inet", "other", "forward", "accept"),
             chain("ip6", "six", "forward", "drop"),
         ]);
-        assert_eq!(dropping_chains(&text, &set(false), Mode::Iptables), ["inet mine FORWARD"]);
-        let with_nftables = dropping_chains(&text, &set(false), Mode::Nftables);
-        assert_eq!(with_nftables, ["ip filter FORWARD", "inet mine FORWARD"]);
+        let named = |mode| dropping_chains(&text, &set(false), mode);
+        assert_eq!(named(Mode::Iptables), ["inet mine FORWARD"]);
+        assert_eq!(named(Mode::Nftables), ["ip filter FORWARD", "inet mine FORWARD"]);
         assert!(dropping_chains("nonsense", &set(false), Mode::Iptables).is_empty());
     }
 }

@@ -215,9 +215,16 @@ fn what_others_drop_is_named() {
             iptables -t raw -A PREROUTING -d 10.5.72.2/32 ! -i docker0 -j DROP",
         );
         let on_host: [OnHost; 1] = [("docker0".into(), "10.5.72.1/24".parse().unwrap())];
-        let look = HostFirewall::new().ensure(Mode::Iptables, &[set()], &on_host).await.unwrap();
+        let mut firewall = HostFirewall::new();
+        let look = firewall.ensure(Mode::Iptables, &[set()], &on_host).await.unwrap();
         assert_eq!(look.dropping_chains, ["inet strict guard"]);
         assert_eq!(look.obstacles.len(), 2, "{look:?}");
+        // Looked at for another reason than a report of this change.
+        sh("nft delete table inet strict");
+        let look = firewall.ensure(Mode::Iptables, &[set()], &on_host).await.unwrap();
+        assert_eq!(look.dropping_chains, [""; 0]);
+        let look = ensure(&mut firewall, Mode::Nftables, &[set()]).await;
+        assert_eq!((look.dropping_chains, look.obstacles.len()), (vec!["ip filter FORWARD".to_owned()], 1), "raw only");
     });
 }
 

@@ -9,6 +9,7 @@ use nix::sys::signal::{Signal, kill};
 use nix::unistd::Pid;
 
 use super::netns::Netns;
+use super::server::{self, Answer, Server};
 
 pub struct Container {
     netns: Netns,
@@ -49,6 +50,16 @@ impl Container {
 
     pub fn address(&self) -> Ipv4Addr {
         self.address
+    }
+
+    /// A web server on port 80.
+    pub fn serve(&self, name: &str) -> Server {
+        Server::start(&self.netns, name)
+    }
+
+    /// Asks a server at `address:port`.
+    pub fn ask(&self, address: &str) -> Result<Answer, String> {
+        server::ask(&self.netns, address)
     }
 
     /// Ok if every packet was answered.

@@ -19,7 +19,7 @@ use super::process::{Exit, Process, print_log_if_panicking};
 use super::state::State;
 use super::tables::{Device, FdbEntry, Neighbor, Route, Tables};
 use super::wait::{PATIENCE, eventually_eq, wait_until};
-use super::{Container, DEVICE, Etcd, PREFIX, Tools, Underlay};
+use super::{Answer, Container, DEVICE, Docker, Etcd, PREFIX, Tools, Underlay};
 
 /// The daemon under test.
 pub const FLANNELD: &str = env!("CARGO_BIN_EXE_flanneld");
@@ -329,7 +329,22 @@ impl Host {
         Monitor::start(&self.netns, self.path("monitor"))
     }
 
+    /// Asks a server at `address:port`, from the host itself.
+    pub fn ask(&self, address: &str) -> Result<Answer, String> {
+        super::server::ask(&self.netns, address)
+    }
+
+    pub(super) fn netns_name(&self) -> &str {
+        self.netns.name()
+    }
+
     // Its containers
+
+    /// A real dockerd, started with what flanneld wrote for it. It makes docker0; the other containers here do not go
+    /// with it.
+    pub fn docker(&self) -> Docker {
+        Docker::start_on(self, self.underlay.clone())
+    }
 
     /// A container on docker0 as Docker would build it from subnet.env.
     pub fn attach_container(&mut self, name: &str) -> Container {

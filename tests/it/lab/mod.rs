@@ -15,6 +15,7 @@
 mod cluster;
 mod container;
 mod cost;
+mod docker;
 mod etcd;
 mod forwarder;
 mod host;
@@ -23,6 +24,7 @@ mod netns;
 mod notify;
 mod overlay;
 mod process;
+mod server;
 mod state;
 mod tables;
 mod tests;
@@ -32,10 +34,12 @@ mod wait;
 pub use cluster::Cluster;
 pub use container::Container;
 pub use cost::Calls;
+pub use docker::Docker;
 pub use etcd::Etcd;
 pub use forwarder::Forwarder;
 pub use host::{FLANNELD, Host};
 pub use overlay::{CONFIG, DEVICE, Lease, NETWORK, PREFIX};
+pub use server::{Answer, Server};
 pub use state::State;
 pub use tables::{Device, Tables, Vxlan};
 pub use tools::Tools;
@@ -107,6 +111,21 @@ impl Lab {
         cluster
     }
 
+    /// A web server on the underlay, outside of the overlay.
+    pub fn serve(&self, name: &str) -> Server {
+        Server::start(&self.underlay.netns, name)
+    }
+
+    /// Asks a server, from outside of the overlay.
+    pub fn ask(&self, address: &str) -> Result<Answer, String> {
+        server::ask(&self.underlay.netns, address)
+    }
+
+    /// Packets from outside to the overlay go to this host.
+    pub fn route_overlay_to(&self, host: &Host) {
+        self.underlay.netns.ip(&format!("route replace {NETWORK} via {}", host.public_ip()));
+    }
+
     /// Host number `index`: its address is 172.31.0.`index`.
     pub fn host(&self, index: u8) -> Host {
         Host::create(self.underlay.clone(), index)
@@ -134,7 +153,21 @@ pub fn containers_on(hosts: &mut [Host]) -> Vec<Container> {
     hosts.iter_mut().map(|host| host.attach_container("c1")).collect()
 }
 
-const TOOLS: [&str; 10] = ["ip", "bridge", "ss", "nsenter", "nft", "iptables", "ping", "etcd", "etcdctl", "strace"];
+const TOOLS: [&str; 13] = [
+    "ip",
+    "bridge",
+    "ss",
+    "nsenter",
+    "nft",
+    "ping",
+    "etcd",
+    "etcdctl",
+    "strace",
+    "iptables",
+    "busybox",
+    "dockerd",
+    docker::DOCKER,
+];
 
 fn require() {
     let path = env::var_os("PATH").unwrap_or_default();
@@ -165,6 +198,7 @@ fn sweep_once() {
         for name in names_in(Path::new("/run/netns")).into_iter().filter(|name| is_orphan(name)) {
             netns::delete(&name);
         }
+        docker::remove_cgroups(is_orphan);
         for name in names_in(&temporary).into_iter().filter(|name| is_orphan(name)) {
             let _ = fs::remove_dir_all(temporary.join(name));
         }

@@ -1,5 +1,6 @@
 //! The lab itself: what it builds is real, and nothing of it stays.
 
+use std::fs;
 use std::panic::{AssertUnwindSafe, catch_unwind};
 use std::path::Path;
 
@@ -25,6 +26,29 @@ fn nothing_stays_after_a_panic() {
     assert!(!names_in(Path::new("/run/netns")).iter().any(|name| name.starts_with(&prefix)));
     assert!(!dir.exists());
     assert!(!Path::new(&format!("/proc/{pid}")).exists());
+}
+
+#[test]
+fn nothing_of_docker_stays_after_a_panic() {
+    let mut seen = None;
+    let result = catch_unwind(AssertUnwindSafe(|| {
+        let lab = Lab::new("dockerpanic");
+        let host = lab.host(1);
+        fs::write(host.path("docker_opts.env"), "DOCKER_OPTS=\" --bip=172.30.1.1/24\"\n").expect("the file");
+        let docker = host.docker();
+        docker.run("web");
+        seen = Some((lab.underlay.prefix.clone(), lab.underlay.dir.path().to_owned()));
+        panic!("as a failing test would");
+    }));
+    assert!(result.is_err());
+    let (prefix, dir) = seen.expect("the lab was built");
+    assert!(!dir.exists(), "{dir:?}");
+    let named = |text: &str| text.contains(&format!("{prefix}-"));
+    let groups = names_in(Path::new("/sys/fs/cgroup/devices")).into_iter().chain(names_in(Path::new("/sys/fs/cgroup")));
+    assert_eq!(groups.filter(|name| named(name)).collect::<Vec<_>>(), [""; 0]);
+    let command = |pid: &String| fs::read_to_string(format!("/proc/{pid}/cmdline")).unwrap_or_default();
+    let processes = names_in(Path::new("/proc")).into_iter().filter(|pid| named(&command(pid)));
+    assert_eq!(processes.collect::<Vec<_>>(), [""; 0]);
 }
 
 #[test]
