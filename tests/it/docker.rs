@@ -2,7 +2,7 @@
 
 use std::net::Ipv4Addr;
 
-use crate::lab::{Docker, Etcd, Host, Lab, eventually};
+use crate::lab::{Docker, Etcd, Host, Lab, eventually, eventually_eq};
 
 /// Two hosts with a dockerd and a container each.
 struct Site {
@@ -82,14 +82,14 @@ fn docker_that_drops_what_is_forwarded_and_starts_again_does_not_part_containers
     site.dockers[0].restart();
     site.addresses[0] = site.dockers[0].start_container("web");
     site.containers_reach_each_other();
-    assert_eq!(site.forward(0), order);
+    eventually_eq("all stand in their order", &order, || site.forward(0));
     assert_eq!(site.hosts[0].sh("iptables -S DOCKER-USER"), users);
     assert_eq!(site.hosts[0].sh("iptables-save -t filter").matches("-A FLANNEL-FWD").count(), 2);
     // All rules go while both run.
     site.hosts[0]
         .sh("iptables -F FLANNEL-FWD; iptables -D FORWARD -m comment --comment 'flanneld forward' -j FLANNEL-FWD");
+    eventually_eq("they are back in their order", &order, || site.forward(0));
     site.containers_reach_each_other();
-    assert_eq!(site.forward(0), order);
     eventually("nothing to complain of", || site.hosts[0].http_get(8123, "/readyz").is_ok_and(|(code, _)| code == 200));
 }
 
