@@ -56,6 +56,18 @@ pub async fn a_kept_lease_stays_the_same(lab: &impl Lab) {
     assert_eq!(lost(store.write(subnet(2), &attrs(1), Guard::Absent, unknown).await.unwrap()), None);
 }
 
+pub async fn who_writes_the_same_too_late_has_not_written_it(lab: &impl Lab) {
+    let (store, copy) = (lab.client(), lab.client());
+    for life in [HOUR, Life::Forever] {
+        let first = done(store.write(subnet(1), &attrs(1), Guard::Absent, life).await.unwrap());
+        let (guard, life) = (Guard::Unchanged(first.modified), first.lease_id.map_or(Life::Forever, Life::Keep));
+        let second = done(copy.write(subnet(1), &attrs(1), guard, life).await.unwrap());
+        let late = store.write(subnet(1), &attrs(1), guard, life).await.unwrap();
+        assert_eq!(lost(late).map(|record| lease(&record).clone()), Some(second.clone()));
+        assert!(store.remove(subnet(1), second.modified).await.unwrap());
+    }
+}
+
 pub async fn a_reservation_needs_no_lease(lab: &impl Lab) {
     let store = lab.client();
     let made = done(store.write(subnet(1), &attrs(1), Guard::Absent, Life::Forever).await.unwrap());

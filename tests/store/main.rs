@@ -36,6 +36,7 @@ contracts! {
     of_two_that_create_one_wins
     an_overwrite_wants_the_revision_that_was_seen
     a_kept_lease_stays_the_same
+    who_writes_the_same_too_late_has_not_written_it
     a_reservation_needs_no_lease
     a_lease_lives_while_it_is_renewed_and_then_expires
     a_lease_that_is_given_back_takes_its_key_along

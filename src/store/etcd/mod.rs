@@ -121,7 +121,10 @@ impl EtcdStore {
         }
     }
 
-    /// Puts the value if the guard holds; either way the key as it stands then comes back.
+    /// Puts the value if the guard holds, and tells whether it did; either way the key as it stands then comes back.
+    ///
+    /// The guard of a second try does not hold if the first one, whose answer was lost, did the work. Only then is what
+    /// stands there taken for it: a copy of this host writes the very same.
     async fn put(
         &self,
         key: &[u8],
@@ -134,12 +137,18 @@ impl EtcdStore {
             .when([keys::guard(key, guard)])
             .and_then([TxnOp::put(key, value, Some(put)), TxnOp::get(key, None)])
             .or_else([TxnOp::get(key, None)]);
-        let done = self.pool.call(async |mut s| s.kv.txn(txn.clone()).await).await?;
+        let tries = Cell::new(0);
+        let ask = async |mut session: Session| {
+            tries.set(tries.get() + 1);
+            session.kv.txn(txn.clone()).await
+        };
+        let done = self.pool.call(ask).await?;
         let stored = done.op_responses().iter().find_map(|response| match response {
             TxnOpResponse::Get(get) => self.stored(get),
             _ => None,
         });
-        Ok((done.succeeded(), stored))
+        let is_ours = |stored: &Stored| tries.get() > 1 && stored.value == value && stored.lease == lease;
+        Ok((done.succeeded() || stored.as_ref().is_some_and(is_ours), stored))
     }
 
     async fn read(&self, key: &[u8]) -> Result<Option<Record>, StoreError> {
@@ -219,10 +228,7 @@ impl Store for EtcdStore {
             Err(error) => return Err(self.error(error)),
         };
         match stored {
-            // The guard of a repeated write does not hold if its first try, whose answer was lost, did the work.
-            Some(stored) if succeeded || (stored.value == value && stored.lease == lease) => {
-                Ok(Written::Done(stored.record))
-            }
+            Some(stored) if succeeded => Ok(Written::Done(stored.record)),
             stored => {
                 let holds_nothing = stored.as_ref().is_none_or(|stored| stored.lease != lease);
                 if let (Life::Grant(_), Some(id), true) = (life, lease, holds_nothing) {

@@ -371,14 +371,8 @@ fn write(data: &mut Data, now: Instant, name: &str, value: Vec<u8>, guard: Guard
         Life::Keep(id) => Some(id),
         Life::Grant(_) | Life::Forever => None,
     };
-    let is_granted = matches!(life, Life::Grant(_));
     if !holds {
-        let is_ours = !is_granted && entry.is_some_and(|entry| entry.value == value && entry.lease == kept);
-        let record = data.record(name);
-        return match record {
-            Some(record) if is_ours => Written::Done(record),
-            record => Written::Lost(record),
-        };
+        return Written::Lost(data.record(name));
     }
     if kept.is_some_and(|id| !data.has_lease(id)) {
         return Written::Lost(data.record(name));
