@@ -222,6 +222,25 @@ async fn a_reservation_stays_one() {
 }
 
 #[tokio::test(start_paused = true)]
+async fn a_reservation_that_somebody_overwrote_is_one_again() {
+    let mut cluster = Cluster::new(1);
+    cluster.store.put("10.5.77.0-24", r#"{"PublicIP":"192.168.0.1"}"#);
+    cluster.start(1);
+    cluster.until_ready().await;
+    cluster.settle().await;
+    let lease = cluster.lease(1).unwrap();
+    let adopted = Peer { mac: "0e:00:00:00:00:99".into(), ..lease.clone() };
+    cluster.store.put_for(&lease.key(), adopted.json(), TTL * 9);
+    cluster.pass(mins(2)).await;
+    assert_eq!((cluster.lease(1), lease_id(&cluster, 1)), (Some(lease.clone()), None), "taken back");
+    cluster.store.put(&lease.key(), "garbage");
+    cluster.pass(mins(2)).await;
+    assert_eq!((cluster.lease(1), lease_id(&cluster, 1)), (Some(lease), None), "mended");
+    cluster.pass(TTL * 10).await;
+    assert_eq!(cluster.store.leases(), 0);
+}
+
+#[tokio::test(start_paused = true)]
 async fn a_lost_answer_costs_neither_a_second_subnet_nor_a_lease() {
     let mut cluster = Cluster::new(1);
     cluster[1].store.lose_next_answer();

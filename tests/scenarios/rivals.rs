@@ -2,6 +2,7 @@
 //! an administrator must hear of it.
 
 use crate::lab::{CONFIG, Cluster, DEVICE, Peer, TTL, millis, mins, secs};
+use std::time::Duration;
 
 /// Host 2 gets the address of host 1.
 fn share_address(cluster: &mut Cluster) {
@@ -209,4 +210,104 @@ async fn a_wiped_store_makes_no_rivals() {
     cluster.pass(millis(10)).await;
     assert!(cluster.running().all(|host| host.reasons().is_empty()), "{}", cluster[1].reasons());
     assert!(cluster[1].kernel.have(DEVICE).device.is_some());
+}
+
+/// Two copies of one machine with nothing but its state file, which start in the same moment.
+#[tokio::test(start_paused = true)]
+async fn two_copies_that_boot_in_the_same_moment_become_two_hosts() {
+    for latencies in [[2, 2], [2, 3], [3, 2]] {
+        let mut cluster = Cluster::new(3);
+        share_address(&mut cluster);
+        cluster.start(1);
+        cluster.until_ready().await;
+        let state = cluster[1].state_file();
+        cluster[1].lose_power();
+        cluster[2].nic.mac = 1;
+        cluster[2].replug();
+        cluster[2].set_state_file(&state);
+        for (number, latency) in [1, 2].into_iter().zip(latencies) {
+            cluster[number].store.set_latency(millis(latency));
+        }
+        cluster.start_all();
+        cluster.until_ready().await;
+        cluster.settle().await;
+        let [first, second] = [1, 2].map(|number| cluster.lease(number).expect("it has a lease"));
+        assert!(first.first != second.first && first.mac != second.mac, "{first:?} {second:?}");
+    }
+}
+
+/// What is wrong between a newcomer and the store for ten seconds, beginning with its write to the lease of another.
+async fn newcomer_suffers(is_copy: bool, harm: impl Fn(&Cluster), at: Duration) {
+    let mut cluster = Cluster::new(3);
+    share_address(&mut cluster);
+    cluster.start(1);
+    cluster.start(3);
+    cluster.until_ready().await;
+    cluster.settle().await;
+    let (first, before) = (cluster.lease(1).expect("it has a lease"), cluster.store.snapshot().revision);
+    if is_copy {
+        let state = cluster[1].state_file();
+        cluster[2].nic.mac = 1;
+        cluster[2].replug();
+        cluster[2].set_state_file(&state);
+    }
+    cluster[1].kernel.take_log();
+    if at.is_zero() {
+        harm(&cluster);
+    }
+    cluster.start(2);
+    cluster.until(secs(5), "it writes", |cluster| cluster.store.snapshot().revision > before).await;
+    cluster.pass(at).await;
+    if !at.is_zero() {
+        harm(&cluster);
+    }
+    cluster.pass(secs(10)).await;
+    cluster[2].store.mend();
+    cluster.until_ready().await;
+    cluster.settle().await;
+    assert_told_apart(&cluster, &first);
+    cluster.pass(TTL * 2).await;
+    assert_told_apart(&cluster, &first);
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_newcomer_that_is_cut_off_while_it_waits_for_an_answer_takes_nothing() {
+    for is_copy in [false, true] {
+        for at in [1, 500, 1500] {
+            newcomer_suffers(is_copy, |cluster| cluster[2].store.go_down(), millis(at)).await;
+        }
+    }
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_newcomer_that_does_not_hear_that_it_has_written_takes_nothing() {
+    newcomer_suffers(false, |cluster| cluster[2].store.lose_next_answer(), Duration::ZERO).await;
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_newcomer_that_yields_and_finds_no_subnet_takes_nothing_after_a_restart_either() {
+    let mut cluster = Cluster::new(2);
+    share_address(&mut cluster);
+    cluster.store.set_config(r#"{"Network":"10.5.0.0/22","Backend":{"Type":"vxlan"}}"#);
+    cluster.start(1);
+    cluster.until_ready().await;
+    let first = cluster.lease(1).unwrap();
+    for guest in (1..=3).map(|third| format!("10.5.{third}.0-24")).filter(|name| *name != first.key()) {
+        cluster.store.put(&guest, r#"{"PublicIP":"192.168.0.9"}"#);
+    }
+    for is_copy in [false, true] {
+        cluster[2].lose_state();
+        if is_copy {
+            cluster[2].set_state_file(&cluster[1].state_file());
+        }
+        cluster.start(2);
+        for _ in 0..3 {
+            cluster.pass(mins(1)).await;
+            assert!(cluster[2].reasons().contains("out of subnets"), "{}", cluster[2].status());
+            assert_eq!(cluster.lease(1).as_ref(), Some(&first));
+            cluster.restart(2);
+        }
+        cluster.stop(2);
+        cluster.pass(TTL * 2).await;
+    }
 }

@@ -191,18 +191,11 @@ impl<S: Store> Keeper<S> {
         }
         let claim = self.me.claim(&snapshot.records, &self.on_host, &self.overlay, self.env.random());
         let mac = self.me.mac(&claim).unwrap_or_else(|| VtepMac::from_random(self.env.random_bytes()));
+        let reserved = before.is_some_and(|held| held.lease_id.is_none());
         match claim {
             Claim::Keep(lease) => self.keep(lease, mac, before).await,
-            Claim::Reclaim(lease) => self.take_back(lease, mac).await,
-            Claim::Adopt(lease) => {
-                tracing::warn!(
-                    lease = %lease.subnet, "taking over the lease with our public IP {}: nothing else proves it ours",
-                    lease.attrs.public_ip
-                );
-                let life = lease.lease_id.map_or(Life::Forever, |_| Life::Grant(self.terms.ttl));
-                let adopted = self.write(lease.subnet.v4, mac, Guard::Unchanged(lease.modified), life).await?;
-                Ok(adopted.on_trial())
-            }
+            Claim::Reclaim(lease) => self.take_back(lease, mac, reserved).await,
+            Claim::Adopt(lease) => self.adopt(lease, mac).await,
             Claim::Discard(lease) => {
                 tracing::warn!(lease = %lease.subnet, "deleting our lease: its subnet does not fit the network config");
                 self.store.remove(lease.subnet, lease.modified).await?;
@@ -210,7 +203,8 @@ impl<S: Store> Keeper<S> {
             }
             Claim::Mend(subnet, modified) => {
                 tracing::warn!(%subnet, "writing our lease again: what stands in its place is no lease");
-                self.write(subnet, mac, Guard::Unchanged(modified), Life::Grant(self.terms.ttl)).await
+                let life = if reserved { Life::Forever } else { Life::Grant(self.terms.ttl) };
+                self.write(subnet, mac, Guard::Unchanged(modified), life).await
             }
             Claim::Create(subnet) => self.write(subnet, mac, Guard::Absent, Life::Grant(self.terms.ttl)).await,
             Claim::Taken(record) => Ok(Attempt::Wait(taken(&record))),

@@ -7,7 +7,8 @@
 
 use super::{Attempt, Held, Keeper};
 use crate::agent::status::Topic;
-use crate::model::lease::Lease;
+use crate::model::identity::Claim;
+use crate::model::lease::{Lease, Revision};
 use crate::model::lease_set::Moment;
 use crate::model::mac::VtepMac;
 use crate::model::subnet::SubnetKey;
@@ -28,48 +29,82 @@ pub struct Contest {
     pub(super) over_at: Option<Moment>,
     /// A copy of this host is not answered again before this moment.
     silent_until: Moment,
+    /// The lease with our public IP that we have tried to take over, and when it had last been written before that.
+    wanted: Option<(SubnetKey, Revision)>,
 }
 
 impl<S: Store> Keeper<S> {
     /// One attempt, with a trial if the lease may be another host's.
     pub(super) async fn attempt_on_trial(&mut self) -> Result<Attempt, StoreError> {
         match self.attempt(None).await? {
-            Attempt::OnTrial(held) => self.trial(held).await,
+            Attempt::OnTrial(held) => Ok(self.trial(held).await),
             other => Ok(other),
         }
     }
 
-    /// Waits for another host to show that the lease is its own.
-    async fn trial(&mut self, held: Held) -> Result<Attempt, StoreError> {
-        tokio::time::sleep(TRIAL).await;
+    /// Takes over a lease with our public IP that nothing else proves ours. One that somebody has written since we first
+    /// tried to is lived on, whatever became of the attempt: what we write ourselves is ours beyond doubt.
+    pub(super) async fn adopt(&mut self, lease: Lease, mac: VtepMac) -> Result<Attempt, StoreError> {
+        let wanted = self.contest.wanted.replace((lease.subnet, lease.modified));
+        let is_rewritten = wanted.is_some_and(|(subnet, at)| subnet == lease.subnet && lease.modified > at);
+        if is_rewritten && lease.attrs.vtep_mac().is_some() {
+            return Ok(self.yield_to(&lease));
+        }
+        tracing::warn!(
+            lease = %lease.subnet, "taking over the lease with our public IP {}: nothing else proves it ours",
+            lease.attrs.public_ip
+        );
+        let life = lease.lease_id.map_or(Life::Forever, |_| Life::Grant(self.terms.ttl));
+        let adopted = self.write(lease.subnet.v4, mac, Guard::Unchanged(lease.modified), life).await?;
+        Ok(adopted.on_trial())
+    }
+
+    /// Waits for another host to show that the lease is its own. Whoever does so does it once, so an etcd that fails
+    /// meanwhile is waited for: to begin anew would be to overwrite the answer.
+    async fn trial(&mut self, held: Held) -> Attempt {
         let name = SubnetKey::v4(held.subnet).to_string();
-        let records = self.store.list().await?.records;
-        match records.into_iter().find(|record| record.name == name).map(|record| record.content) {
-            Some(Ok(lease)) if lease.modified == held.modified => Ok(Attempt::Held(held)),
-            Some(Ok(lease)) => {
-                tracing::warn!(
-                    lease = name,
-                    "another host lives on this lease: {}; this one takes a subnet of its own",
-                    lease.attrs
-                );
-                self.me.yield_to(&lease);
-                Ok(Attempt::Again)
+        let records = loop {
+            tokio::time::sleep(TRIAL).await;
+            match self.store.list().await {
+                Ok(snapshot) => break snapshot.records,
+                Err(error) => self.board.waiting(Topic::Lease, format!("no lease yet: {error}"), TRIAL),
             }
-            _ => Ok(Attempt::Again),
+        };
+        match records.into_iter().find(|record| record.name == name).map(|record| record.content) {
+            Some(Ok(lease)) if lease.modified == held.modified => Attempt::Held(held),
+            Some(Ok(lease)) => self.yield_to(&lease),
+            _ => Attempt::Again,
         }
     }
 
-    /// Takes our lease back from a host with our public IP that has adopted it.
-    pub(super) async fn take_back(&mut self, lease: Lease, mac: VtepMac) -> Result<Attempt, StoreError> {
+    /// Leaves a lease to the host that lives on it, and remembers that at once: nobody answers twice, not after a
+    /// restart either.
+    fn yield_to(&mut self, lease: &Lease) -> Attempt {
+        tracing::warn!(
+            lease = %lease.subnet, "another host lives on this lease: {}; this one takes a subnet of its own", lease.attrs
+        );
+        self.me.yield_to(lease);
+        let mac = self.me.mac(&Claim::OutOfSubnets).unwrap_or_else(|| VtepMac::from_random(self.env.random_bytes()));
+        self.remember(lease.subnet.v4, mac, None);
+        Attempt::Again
+    }
+
+    /// Takes our lease back from a host with our public IP that has adopted it; what was `reserved` for us is so again.
+    pub(super) async fn take_back(
+        &mut self,
+        lease: Lease,
+        mac: VtepMac,
+        reserved: bool,
+    ) -> Result<Attempt, StoreError> {
         self.me.rivals.extend(lease.attrs.vtep_mac());
         self.quarrel(format!(
             "another host has our public IP {} and took our lease {} ({}): it was taken back; give one of the two \
              another address or --public-ip",
             self.address.public_ip, lease.subnet, lease.attrs
         ));
-        let life = match (lease.lease_id, self.me.remembered_lease) {
-            (None, _) => Life::Forever,
-            (Some(_), Some(id)) if self.extend(id).await?.is_some() => Life::Keep(id),
+        let life = match self.me.remembered_lease {
+            _ if reserved || lease.lease_id.is_none() => Life::Forever,
+            Some(id) if self.extend(id).await?.is_some() => Life::Keep(id),
             _ => Life::Grant(self.terms.ttl),
         };
         self.write(lease.subnet.v4, mac, Guard::Unchanged(lease.modified), life).await
