@@ -98,7 +98,7 @@ impl<K: Kernel> Reconciler<K> {
             Some(text) => self.board.trouble(Topic::PublicIp, text),
             None => self.board.over(Topic::PublicIp),
         }
-        let (tally, held) = (self.world.tally(), self.world.leases().held().count());
+        let (tally, held) = (self.world.tally(), self.world.leases().held_count());
         self.board.update(|status| {
             (status.leases, status.held) = (tally, held);
             status.last_turn = Some(now);

@@ -8,6 +8,10 @@ use ipnet::{IpNet, Ipv4Net};
 use std::collections::BTreeSet;
 use std::net::Ipv4Addr;
 
+/// So many rivals are remembered at most: flannel's own has a new MAC for each new device, and nothing of it may grow for
+/// ever.
+const MOST_RIVALS: usize = 100;
+
 /// What a host knows of itself.
 #[derive(Debug, Clone, Default, PartialEq, Eq)]
 pub struct Me {
@@ -77,7 +81,7 @@ impl Me {
     /// copy of it, and nothing that we remember is true of us.
     pub fn yield_to(&mut self, lease: &Lease) {
         let mac = lease.attrs.vtep_mac();
-        self.rivals.extend(mac);
+        self.meet(lease);
         (self.remembered_lease, self.remembered_subnet, self.env_subnet) = (None, None, None);
         if mac.is_some() && mac == self.remembered_mac {
             self.remembered_mac = None;
@@ -85,6 +89,15 @@ impl Me {
         if mac.is_some() && mac == self.device_mac {
             self.device_mac = None;
         }
+    }
+
+    /// The host with this lease lives under our public IP.
+    pub fn meet(&mut self, rival: &Lease) {
+        let Some(mac) = rival.attrs.vtep_mac() else { return };
+        while self.rivals.len() >= MOST_RIVALS && !self.rivals.contains(&mac) {
+            self.rivals.pop_first();
+        }
+        self.rivals.insert(mac);
     }
 
     fn has_our_ip(&self, lease: &Lease) -> bool {
@@ -314,6 +327,17 @@ mod tests {
             assert_eq!(claim, Claim::Create(net("10.5.1.0/24")));
             assert_eq!(me.mac(&claim), keeps);
         }
+    }
+
+    #[test]
+    fn rivals_are_not_collected_without_end() {
+        let mut me = me();
+        for last in 0..=255 {
+            let mac = format!("0e:00:00:00:00:{last:02x}");
+            me.meet(&lease(&record("10.5.2.0-24", "192.168.0.1", &mac, 7)));
+            assert!(me.rivals.contains(&mac.parse().unwrap()) && me.rivals.len() <= MOST_RIVALS);
+        }
+        assert_eq!(me.rivals.len(), MOST_RIVALS);
     }
 
     #[test]

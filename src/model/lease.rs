@@ -75,6 +75,13 @@ impl Record {
         Record { name: name.to_owned(), content }
     }
 
+    /// A record of which only the subnet counts: nobody else may have it.
+    pub fn taken(&self) -> Record {
+        let reason = "it is held for a peer that has gone".to_owned();
+        let malformed = Malformed { reason, occupies: self.occupies(), modified: self.modified() };
+        Record { name: self.name.clone(), content: Err(malformed) }
+    }
+
     /// When the key was last written.
     pub fn modified(&self) -> Revision {
         match &self.content {

@@ -81,6 +81,11 @@ impl LeaseSet {
         self.held.keys().filter_map(|name| self.records.get(name))
     }
 
+    /// How many records are held.
+    pub fn held_count(&self) -> usize {
+        self.held.len()
+    }
+
     /// The next complete list is one of another history than ours (the store was wiped or restored), whatever its
     /// revision: it may be higher again by now.
     pub fn doubt_next_list(&mut self) {

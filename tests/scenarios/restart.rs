@@ -171,3 +171,53 @@ async fn the_lease_that_a_go_daemon_left_is_taken_up_without_a_write() {
     cluster.pass(TTL * 2).await;
     assert_eq!(cluster.lease(1), Some(lease), "its etcd lease is kept alive");
 }
+
+#[tokio::test(start_paused = true)]
+async fn the_state_file_is_written_a_few_times_a_minute_whatever_happens() {
+    let cluster = Cluster::joined(2).await;
+    let guests: Vec<Peer> = (100..=220).map(Peer::guest).collect();
+    guests.iter().for_each(|guest| drop(cluster.store.put(&guest.key(), guest.json())));
+    cluster.settle().await;
+    cluster.pass(mins(2)).await;
+    cluster.store.delete(&cluster.lease(1).unwrap().key());
+    let (mut writes, mut last) = (0, cluster[1].state_file());
+    for tick in 0..600 {
+        if tick % 4 == 0
+            && let Some(guest) = guests.get(tick / 4)
+        {
+            cluster.store.delete(&guest.key());
+        }
+        cluster.pass(millis(100)).await;
+        let now = cluster[1].state_file();
+        writes += usize::from(now != last);
+        last = now;
+    }
+    assert!(cluster[1].status().contains("held"), "{}", cluster[1].status());
+    assert!(cluster[1].state_file().contains("hold_until"), "a restart keeps the hold");
+    assert!(writes <= 6, "{writes} times in a minute");
+}
+
+#[tokio::test(start_paused = true)]
+async fn numbers_in_the_state_file_that_cannot_be_true_do_no_harm_and_are_put_right() {
+    for (revision, hold_until) in [("9223372036854775807", "18446744073709551615"), ("-9223372036854775808", "0")] {
+        let mut cluster = Cluster::joined(2).await;
+        let lease = cluster.lease(1);
+        cluster.stop(1);
+        let mut state: serde_json::Value = serde_json::from_str(&cluster[1].state_file()).unwrap();
+        state["revision"] = serde_json::from_str(revision).unwrap();
+        state["hold_until_uptime_s"] = serde_json::from_str(hold_until).unwrap();
+        cluster[1].set_state_file(&state.to_string());
+        for _ in 0..3 {
+            cluster.start(1);
+            cluster.until_ready().await;
+            cluster.settle().await;
+            cluster.pass(TTL + mins(2)).await;
+            assert_eq!((cluster.lease(1), cluster[1].reasons()), (lease.clone(), String::new()));
+            cluster.assert_settled();
+            let state: serde_json::Value = serde_json::from_str(&cluster[1].state_file()).unwrap();
+            assert!((1..1000).contains(&state["revision"].as_i64().unwrap()), "{state}");
+            assert!(state.get("hold_until_uptime_s").is_none_or(serde_json::Value::is_null), "{state}");
+            cluster.stop(1);
+        }
+    }
+}

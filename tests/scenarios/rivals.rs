@@ -311,3 +311,24 @@ async fn a_newcomer_that_yields_and_finds_no_subnet_takes_nothing_after_a_restar
         cluster.pass(TTL * 2).await;
     }
 }
+
+#[tokio::test(start_paused = true)]
+async fn a_peer_left_in_the_kernel_under_the_address_that_is_ours_now_is_not_taken_over() {
+    let mut cluster = Cluster::joined(3).await;
+    let [first, second] = [1, 2].map(|number| cluster.lease(number).unwrap());
+    cluster.stop(1);
+    cluster[2].lose_power();
+    cluster.store.wipe();
+    cluster.store.set_config(CONFIG);
+    cluster[1].nic.address = "192.168.0.2".into();
+    cluster[1].replug();
+    cluster.start(1);
+    cluster.until(secs(10), "it has a lease", |cluster| cluster.lease(1).is_some()).await;
+    let now = cluster.lease(1).unwrap();
+    assert_eq!((now.first, now.mac), (first.first, first.mac));
+    cluster[2].nic.address = "192.168.0.1".into();
+    cluster[2].replug();
+    cluster.start(2);
+    cluster.until(secs(10), "it has a lease", |cluster| cluster.lease(2).is_some()).await;
+    assert_eq!(cluster.lease(2).unwrap().first, second.first);
+}

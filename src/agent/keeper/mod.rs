@@ -187,7 +187,7 @@ impl<S: Store> Keeper<S> {
             self.set_back = Some(self.is_set_back(&snapshot));
         }
         if self.me.in_use.is_none() && self.hold_until().is_some() {
-            snapshot.records.extend(self.left_behind.iter().cloned());
+            snapshot.records.extend(self.left_behind.iter().map(Record::taken));
         }
         let claim = self.me.claim(&snapshot.records, &self.on_host, &self.overlay, self.env.random());
         let mac = self.me.mac(&claim).unwrap_or_else(|| VtepMac::from_random(self.env.random_bytes()));

@@ -96,7 +96,7 @@ impl<S: Store> Keeper<S> {
         mac: VtepMac,
         reserved: bool,
     ) -> Result<Attempt, StoreError> {
-        self.me.rivals.extend(lease.attrs.vtep_mac());
+        self.me.meet(&lease);
         self.quarrel(format!(
             "another host has our public IP {} and took our lease {} ({}): it was taken back; give one of the two \
              another address or --public-ip",

@@ -19,10 +19,15 @@ const LONGEST_PAUSE: Duration = Duration::from_secs(60);
 /// How often the newest revision is written to the state file at most.
 const REMEMBER_EVERY: Duration = Duration::from_secs(60);
 
+/// The same for the end of the holds: the first one at once, but peers may go one by one.
+const REMEMBER_HOLDS_EVERY: Duration = Duration::from_secs(10);
+
 /// How the lease is being looked after.
 struct Care {
     /// When what has been seen of the store is to be remembered.
     remember_at: Option<Moment>,
+    /// When it was remembered last.
+    remembered_at: Option<Moment>,
     /// Whether the key is, or may be, other than it should be.
     amiss: bool,
     /// What is seen of the key leads to no attempt before this moment: two hosts that claim one key must not race.
@@ -51,6 +56,7 @@ impl<S: Store> Keeper<S> {
     ) -> Infallible {
         let mut care = Care {
             remember_at: None,
+            remembered_at: None,
             amiss: false,
             earliest: Moment::ZERO,
             due: self.next_renewal(&held),
@@ -61,16 +67,16 @@ impl<S: Store> Keeper<S> {
                 biased;
                 () = sleep_until(&self.env, care.due) => self.attend(&mut held, &mut care).await,
                 () = sleep_until(&self.env, care.remember_at.unwrap_or(Moment::MAX)), if care.remember_at.is_some() => {
-                    care.remember_at = None;
+                    (care.remember_at, care.remembered_at) = (None, Some(self.env.now()));
                     self.remember(held.subnet, held.mac, held.lease_id);
                 }
                 Ok(()) = horizons.changed() => {
                     let old = std::mem::replace(&mut self.horizon, *horizons.borrow_and_update());
-                    let at = self.env.now() + REMEMBER_EVERY;
-                    care.remember_at = Some(match old.hold_until == self.horizon.hold_until {
-                        true => care.remember_at.map_or(at, |known| known.min(at)),
-                        false => Moment::ZERO,
-                    });
+                    let at = match old.hold_until == self.horizon.hold_until {
+                        true => self.env.now() + REMEMBER_EVERY,
+                        false => care.remembered_at.map_or(Moment::ZERO, |last| last + REMEMBER_HOLDS_EVERY),
+                    };
+                    care.remember_at = Some(care.remember_at.map_or(at, |known| known.min(at)));
                 }
                 Ok(()) = sightings.changed() => {
                     let sighting = sightings.borrow_and_update().clone();
