@@ -168,17 +168,18 @@ impl Memory {
 
     /// What is remembered of the host with this public IP, or of the one with this NIC when its address has changed.
     pub fn load(&mut self, public_ip: Ipv4Addr, nic_mac: Option<VtepMac>) -> Option<Remembered> {
-        self.stored = self.read(&self.path(public_ip)).or_else(|| self.by_nic(nic_mac?));
+        self.stored = self.read(&self.path(public_ip)).or_else(|| self.by_nic(nic_mac?, &self.path(public_ip)));
         self.stored.clone()
     }
 
-    fn by_nic(&self, nic_mac: VtepMac) -> Option<Remembered> {
+    /// From another file than the one at `but`.
+    fn by_nic(&self, nic_mac: VtepMac, but: &Path) -> Option<Remembered> {
         let start = state_file::file_name_start(&self.prefix, self.network_id);
         let mut paths: Vec<PathBuf> = fs::read_dir(&self.directory).ok()?.flatten().map(|entry| entry.path()).collect();
         paths.sort();
         let named = |path: &&PathBuf| {
             let name = path.file_name().and_then(|name| name.to_str()).unwrap_or_default();
-            name.starts_with(&start) && name.ends_with(".json")
+            name.starts_with(&start) && name.ends_with(".json") && path.as_path() != but
         };
         paths.iter().filter(named).filter_map(|path| self.read(path)).find(|state| state.nic_mac == Some(nic_mac))
     }
@@ -350,6 +351,7 @@ mod tests {
             revision: 7,
             hold_until: None,
             rivals: Default::default(),
+            trial: None,
         }
     }
 

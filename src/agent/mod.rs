@@ -28,6 +28,7 @@ use crate::model::config::{NetworkConfig, Overlay};
 use crate::model::identity::Me;
 use crate::model::iface::{self, ExternalInterface, HostView, IfaceRules};
 use crate::model::kernel_state::{Have, Scope};
+use crate::model::subnet::SubnetKey;
 use crate::store::Store;
 use env::{Backoff, Env};
 use firewall::{FirewallSettings, Guard};
@@ -98,6 +99,7 @@ pub async fn run<S: Store, K: Kernel, F: Firewall>(
     let horizon = remembered
         .as_ref()
         .map(|state| Horizon { revision: state.revision, hold_until: state.hold_until.map(Duration::from_secs) });
+    let on_trial = remembered.as_ref().and_then(|state| Some((SubnetKey::v4(state.subnet), state.trial?)));
     let mut keeper = Keeper {
         store: store.clone(),
         env: env.clone(),
@@ -116,7 +118,7 @@ pub async fn run<S: Store, K: Kernel, F: Firewall>(
         peer_hold: settings.peer_hold,
         gives_back: settings.gives_back,
         set_back: None,
-        contest: Contest::default(),
+        contest: Contest::new(on_trial),
     };
     let Some(held) = keeper.acquire().await else {
         // The network config has changed meanwhile.

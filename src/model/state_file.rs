@@ -27,6 +27,8 @@ pub struct Remembered {
     pub hold_until: Option<u64>,
     /// The MACs of other hosts that live under our public IP.
     pub rivals: BTreeSet<VtepMac>,
+    /// When we wrote the lease of our subnet to see whether it is another host's, if that is not known yet.
+    pub trial: Option<Revision>,
 }
 
 /// The file's form. All text but the version, so that a person can read and mend it.
@@ -46,6 +48,8 @@ struct File {
     hold_until_uptime_s: Option<u64>,
     #[serde(default, skip_serializing_if = "Vec::is_empty")]
     rivals: Vec<String>,
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    trial: Option<Revision>,
 }
 
 const VERSION: u32 = 1;
@@ -63,6 +67,7 @@ impl Remembered {
             revision: self.revision,
             hold_until_uptime_s: self.hold_until,
             rivals: self.rivals.iter().map(VtepMac::to_string).collect(),
+            trial: self.trial,
         };
         serde_json::to_string_pretty(&file).unwrap_or_default() + "\n"
     }
@@ -91,6 +96,7 @@ impl Remembered {
             revision: file.revision,
             hold_until: file.hold_until_uptime_s,
             rivals: file.rivals.iter().map(|text| mac(text)).collect::<Result<_, _>>()?,
+            trial: file.trial,
         })
     }
 }
@@ -122,6 +128,7 @@ mod tests {
             revision: 12,
             hold_until: None,
             rivals: BTreeSet::new(),
+            trial: None,
         }
     }
 
@@ -129,9 +136,9 @@ mod tests {
     fn what_is_rendered_is_read_back() {
         for lease_id in [None, LeaseId::new(1), LeaseId::new(i64::MAX), LeaseId::new(-2)] {
             let mac = lease_id.map(|_| remembered().mac);
-            let hold_until = mac.map(|_| 90);
-            let state =
-                Remembered { lease_id, nic_mac: mac, hold_until, rivals: mac.into_iter().collect(), ..remembered() };
+            let (hold_until, trial) = (mac.map(|_| 90), mac.map(|_| 12));
+            let rivals = mac.into_iter().collect();
+            let state = Remembered { lease_id, nic_mac: mac, hold_until, rivals, trial, ..remembered() };
             assert_eq!(Remembered::parse(&state.render()), Ok(state));
         }
     }

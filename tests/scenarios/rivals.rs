@@ -332,3 +332,55 @@ async fn a_peer_left_in_the_kernel_under_the_address_that_is_ours_now_is_not_tak
     cluster.until(secs(10), "it has a lease", |cluster| cluster.lease(2).is_some()).await;
     assert_eq!(cluster.lease(2).unwrap().first, second.first);
 }
+
+#[tokio::test(start_paused = true)]
+async fn a_newcomer_that_is_restarted_before_it_hears_the_answer_takes_nothing() {
+    for is_copy in [false, true] {
+        let mut cluster = Cluster::new(3);
+        share_address(&mut cluster);
+        cluster.start(1);
+        cluster.start(3);
+        cluster.until_ready().await;
+        cluster.settle().await;
+        let first = cluster.lease(1).expect("it has a lease");
+        if is_copy {
+            cluster[2].set_state_file(&cluster[1].state_file());
+        }
+        cluster[1].kernel.take_log();
+        cluster.start(2);
+        cluster.pass(secs(1)).await;
+        cluster.restart(2);
+        cluster.pass(millis(1500)).await;
+        cluster.restart(2);
+        cluster.until_ready().await;
+        cluster.settle().await;
+        assert_told_apart(&cluster, &first);
+        cluster.pass(TTL * 2).await;
+        assert_told_apart(&cluster, &first);
+    }
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_host_that_is_restarted_in_its_trial_keeps_its_lease_if_nobody_answers() {
+    let mut cluster = Cluster::joined(2).await;
+    let lease = cluster.lease(1).unwrap();
+    for loses_state in [false, true] {
+        cluster[1].lose_power();
+        if loses_state {
+            cluster[1].lose_state();
+        }
+        for times in 0..6 {
+            if times % 2 == 1 {
+                cluster[1].store.lose_next_answer();
+            }
+            cluster.start(1);
+            cluster.pass(millis(700)).await;
+            cluster.stop(1);
+        }
+        cluster.start(1);
+        cluster.until_ready().await;
+        cluster.settle().await;
+        assert_eq!(cluster.lease(1).unwrap().first, lease.first);
+        assert!(cluster.running().all(|host| host.reasons().is_empty()));
+    }
+}

@@ -256,6 +256,9 @@ impl<S: Store> Keeper<S> {
         };
         let attrs = self.backend.attrs(self.address.public_ip, mac);
         let booted = self.me.in_use.is_none() && self.me.device_mac != Some(mac);
+        if booted && self.is_answered(&lease) {
+            return Ok(self.yield_to(&lease));
+        }
         let rewritten = before.is_some_and(|held| !held.unsure && lease.modified > held.modified);
         if rewritten && let Some(reason) = self.contest_copy(&lease) {
             return Ok(Attempt::Wait(reason));
@@ -266,7 +269,7 @@ impl<S: Store> Keeper<S> {
             return Ok(Attempt::Held(self.held(lease, mac, write_in)));
         }
         let kept = self.write(lease.subnet.v4, mac, Guard::Unchanged(lease.modified), life).await?;
-        Ok(if booted { kept.on_trial() } else { kept })
+        Ok(if booted { self.put_on_trial(kept) } else { kept })
     }
 
     /// Extends our lease to its full time to live, which is returned; `None` when it no longer exists.
@@ -280,6 +283,7 @@ impl<S: Store> Keeper<S> {
     }
 
     async fn write(&mut self, subnet: Ipv4Net, mac: VtepMac, guard: Guard, life: Life) -> Result<Attempt, StoreError> {
+        self.contest.forget_trial();
         // Before the write, so that a crash right after it does not make us strangers to our own lease.
         let lease_id = match life {
             Life::Keep(id) => Some(id),
@@ -320,6 +324,7 @@ impl<S: Store> Keeper<S> {
 
     /// From now on this is our subnet.
     fn settle(&mut self, held: &Held) {
+        self.contest.end_trial();
         self.remember(held.subnet, held.mac, held.lease_id);
         if self.me.in_use.map(|in_use| in_use.subnet) != Some(held.subnet) {
             let lost_races = self.board.read().lost_races;
@@ -339,17 +344,18 @@ impl<S: Store> Keeper<S> {
         let Address { public_ip, nic_mac } = self.address;
         let Horizon { revision, hold_until } = self.horizon;
         let hold_until = hold_until.map(|until| until.as_secs());
-        let rivals = self.me.rivals.clone();
-        self.memory.save(&Remembered { mac, lease_id, subnet, public_ip, nic_mac, revision, hold_until, rivals });
-    }
-}
-
-impl Attempt {
-    fn on_trial(self) -> Self {
-        match self {
-            Attempt::Held(held) => Attempt::OnTrial(held),
-            other => other,
-        }
+        let (rivals, trial) = (self.me.rivals.clone(), self.contest.trial_of(subnet));
+        self.memory.save(&Remembered {
+            mac,
+            lease_id,
+            subnet,
+            public_ip,
+            nic_mac,
+            revision,
+            hold_until,
+            rivals,
+            trial,
+        });
     }
 }
 

@@ -13,6 +13,7 @@ use crate::model::lease_set::Moment;
 use crate::model::mac::VtepMac;
 use crate::model::subnet::SubnetKey;
 use crate::store::{Guard, Life, Store, StoreError};
+use ipnet::Ipv4Net;
 use std::time::Duration;
 
 /// How long the host that lives on a lease has to answer a newcomer's write. It is told by its watch.
@@ -31,6 +32,35 @@ pub struct Contest {
     silent_until: Moment,
     /// The lease with our public IP that we have tried to take over, and when it had last been written before that.
     wanted: Option<(SubnetKey, Revision)>,
+    /// The lease that we have written to see whether somebody answers, and when. Survives a restart.
+    on_trial: Option<(SubnetKey, Revision)>,
+}
+
+impl Contest {
+    /// With what an earlier run has written on trial, if it ended before the trial did.
+    pub fn new(on_trial: Option<(SubnetKey, Revision)>) -> Self {
+        Contest { on_trial, ..Contest::default() }
+    }
+
+    /// When our lease was written on trial, if the trial is not over.
+    pub(super) fn trial_of(&self, subnet: Ipv4Net) -> Option<Revision> {
+        self.on_trial.filter(|(key, _)| *key == SubnetKey::v4(subnet)).map(|(_, at)| at)
+    }
+
+    /// We are about to write again: if the answer to that is lost, the later write may be our own.
+    pub(super) fn forget_trial(&mut self) {
+        self.on_trial = None;
+    }
+
+    /// There is no lease left of which it is not known whose it is.
+    pub(super) fn end_trial(&mut self) {
+        (self.wanted, self.on_trial) = (None, None);
+    }
+}
+
+/// Whether somebody has written this lease after that.
+fn is_later(lease: &Lease, then: Option<(SubnetKey, Revision)>) -> bool {
+    then.is_some_and(|(subnet, at)| subnet == lease.subnet && lease.modified > at)
 }
 
 impl<S: Store> Keeper<S> {
@@ -46,8 +76,8 @@ impl<S: Store> Keeper<S> {
     /// tried to is lived on, whatever became of the attempt: what we write ourselves is ours beyond doubt.
     pub(super) async fn adopt(&mut self, lease: Lease, mac: VtepMac) -> Result<Attempt, StoreError> {
         let wanted = self.contest.wanted.replace((lease.subnet, lease.modified));
-        let is_rewritten = wanted.is_some_and(|(subnet, at)| subnet == lease.subnet && lease.modified > at);
-        if is_rewritten && lease.attrs.vtep_mac().is_some() {
+        let is_lived_on = is_later(&lease, wanted) || self.is_answered(&lease);
+        if is_lived_on && lease.attrs.vtep_mac().is_some() {
             return Ok(self.yield_to(&lease));
         }
         tracing::warn!(
@@ -56,7 +86,21 @@ impl<S: Store> Keeper<S> {
         );
         let life = lease.lease_id.map_or(Life::Forever, |_| Life::Grant(self.terms.ttl));
         let adopted = self.write(lease.subnet.v4, mac, Guard::Unchanged(lease.modified), life).await?;
-        Ok(adopted.on_trial())
+        Ok(self.put_on_trial(adopted))
+    }
+
+    /// Whether somebody has written this lease since we have, on trial.
+    pub(super) fn is_answered(&self, lease: &Lease) -> bool {
+        is_later(lease, self.contest.on_trial)
+    }
+
+    /// What was written may be another host's. Remembered at once: an answer that comes while we are restarted is the
+    /// only one.
+    pub(super) fn put_on_trial(&mut self, written: Attempt) -> Attempt {
+        let Attempt::Held(held) = written else { return written };
+        self.contest.on_trial = Some((SubnetKey::v4(held.subnet), held.modified));
+        self.remember(held.subnet, held.mac, held.lease_id);
+        Attempt::OnTrial(held)
     }
 
     /// Waits for another host to show that the lease is its own. Whoever does so does it once, so an etcd that fails
@@ -79,11 +123,12 @@ impl<S: Store> Keeper<S> {
 
     /// Leaves a lease to the host that lives on it, and remembers that at once: nobody answers twice, not after a
     /// restart either.
-    fn yield_to(&mut self, lease: &Lease) -> Attempt {
+    pub(super) fn yield_to(&mut self, lease: &Lease) -> Attempt {
         tracing::warn!(
             lease = %lease.subnet, "another host lives on this lease: {}; this one takes a subnet of its own", lease.attrs
         );
         self.me.yield_to(lease);
+        self.contest.end_trial();
         let mac = self.me.mac(&Claim::OutOfSubnets).unwrap_or_else(|| VtepMac::from_random(self.env.random_bytes()));
         self.remember(lease.subnet.v4, mac, None);
         Attempt::Again
