@@ -1,7 +1,7 @@
 //! Hosts that cannot be told apart: the same public IP, or copies of one machine. None may take another's subnet, and
 //! an administrator must hear of it.
 
-use crate::lab::{CONFIG, Cluster, DEVICE, Peer, TTL, millis, mins, secs};
+use crate::lab::{CONFIG, Cluster, DEVICE, Peer, RENEW_MARGIN, TTL, millis, mins, secs};
 use std::time::Duration;
 
 /// Host 2 gets the address of host 1.
@@ -383,4 +383,45 @@ async fn a_host_that_is_restarted_in_its_trial_keeps_its_lease_if_nobody_answers
         assert_eq!(cluster.lease(1).unwrap().first, lease.first);
         assert!(cluster.running().all(|host| host.reasons().is_empty()));
     }
+}
+
+/// A perfect copy of host 1 starts.
+async fn assert_copy_is_found_out(cluster: &mut Cluster) {
+    let (first, state) = (cluster.lease(1).expect("it has a lease"), cluster[1].state_file());
+    cluster[2].nic.mac = 1;
+    cluster[2].replug();
+    cluster[2].set_state_file(&state);
+    cluster[1].kernel.take_log();
+    cluster.start(2);
+    cluster.until_ready().await;
+    cluster.settle().await;
+    assert_told_apart(cluster, &first);
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_copy_is_found_out_also_after_renewals_have_failed() {
+    let mut cluster = Cluster::new(3);
+    share_address(&mut cluster);
+    cluster.start(1);
+    cluster.until_ready().await;
+    cluster[1].store.go_down();
+    cluster.until(TTL, "a renewal fails", |cluster| cluster[1].reasons().contains("cannot be renewed")).await;
+    cluster[1].store.come_back();
+    cluster.until(mins(3), "a renewal succeeds", |cluster| cluster[1].reasons().is_empty()).await;
+    assert_copy_is_found_out(&mut cluster).await;
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_copy_is_found_out_also_after_the_store_was_restored() {
+    let mut cluster = Cluster::new(3);
+    share_address(&mut cluster);
+    cluster.start(1);
+    cluster.until_ready().await;
+    let backup = cluster.store.backup();
+    (0..100).for_each(|n| drop(cluster.store.put("elsewhere", n.to_string())));
+    cluster.store.delete("elsewhere");
+    cluster.pass(TTL - RENEW_MARGIN + mins(1)).await;
+    cluster.store.restore(backup);
+    cluster.pass(mins(2)).await;
+    assert_copy_is_found_out(&mut cluster).await;
 }

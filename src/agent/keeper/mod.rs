@@ -50,7 +50,8 @@ pub struct Held {
     lease_id: Option<LeaseId>,
     created: Revision,
     modified: Revision,
-    /// The outcome of a write is not known: the key may have a later revision by our own hand.
+    /// The outcome of a write is not known: the key may have a later revision by our own hand. A renewal that failed is
+    /// none: who takes that for a write takes a copy's writes for its own.
     unsure: bool,
     attrs: LeaseAttrs,
     /// When the key is to be written again.

@@ -116,7 +116,6 @@ impl<S: Store> Keeper<S> {
                 later
             }
             Err(error) => {
-                held.unsure = true;
                 let subnet = held.subnet;
                 self.board.trouble(Topic::Lease, format!("the lease of {subnet} cannot be renewed: {error}"));
                 later
@@ -143,9 +142,12 @@ impl<S: Store> Keeper<S> {
         if self.env.now() < held.write_at {
             return Ok(true);
         }
-        let guard = Guard::Unchanged(held.modified);
-        match self.store.write(SubnetKey::v4(held.subnet), &held.attrs, guard, Life::Keep(id)).await? {
+        let (guard, was_unsure) = (Guard::Unchanged(held.modified), std::mem::replace(&mut held.unsure, true));
+        let written = self.store.write(SubnetKey::v4(held.subnet), &held.attrs, guard, Life::Keep(id)).await?;
+        held.unsure = was_unsure;
+        match written {
             Written::Done(record) => {
+                held.unsure = false;
                 held.write_at = self.env.now() + self.terms.until_write();
                 held.modified = record.content.map_or(held.modified, |lease| lease.modified);
                 Ok(true)
@@ -156,7 +158,11 @@ impl<S: Store> Keeper<S> {
 
     /// Gets the lease of the subnet in use back, or brings it in line with our address.
     async fn reclaim(&mut self, held: &mut Held) -> Result<bool, StoreError> {
-        match self.attempt(Some(held)).await? {
+        let before = held.clone();
+        held.unsure = true;
+        let attempt = self.attempt(Some(&before)).await?;
+        held.unsure = before.unsure;
+        match attempt {
             Attempt::Held(new) | Attempt::OnTrial(new) => {
                 self.settle(&new);
                 *held = new;
@@ -171,14 +177,14 @@ impl<S: Store> Keeper<S> {
     }
 }
 
-/// Whether a sighting of our key shows anything else than what we hold, or that somebody else wrote the same. A lower
-/// revision than ours says nothing: the store may have been wiped or restored. To look again at an old sighting costs a
-/// list and no write.
+/// Whether a sighting of our key shows anything else than what we hold, or that somebody else wrote the same. With a
+/// lower revision than ours the store may have been restored, and what it has now is what others will change. To look
+/// again at an old sighting costs a list and no write.
 fn is_news(held: &Held, sighting: &Sighting) -> bool {
     match &sighting.record {
         Some(Record { content: Ok(lease), .. }) => {
-            let rewritten = lease.modified > held.modified && !held.unsure;
-            lease.attrs != held.attrs || lease.lease_id != held.lease_id || rewritten
+            let other = lease.modified != held.modified && !held.unsure;
+            lease.attrs != held.attrs || lease.lease_id != held.lease_id || other
         }
         _ => true,
     }
