@@ -27,7 +27,8 @@ pub struct Me {
     pub env_subnet: Option<Ipv4Net>,
     /// The MAC of the VXLAN device, if it exists.
     pub device_mac: Option<VtepMac>,
-    /// The MACs of hosts that have shown that they live under our public IP: their leases are not ours to adopt.
+    /// The MACs of hosts that have shown that they live under our public IP: while there are any, no lease is ours to
+    /// adopt because of that address.
     pub rivals: BTreeSet<VtepMac>,
     /// What this process has given to containers already.
     pub in_use: Option<InUse>,
@@ -133,7 +134,8 @@ impl Me {
         if let Some(lease) = ours.first() {
             return Claim::Discard((*lease).clone());
         }
-        let adoptable = |lease: &&Lease| self.has_our_ip(lease) && !self.is_rival(lease);
+        // Where a rival has shown itself our public IP proves nothing: of those who share it each has a lease of its own.
+        let adoptable = |lease: &&Lease| self.has_our_ip(lease) && self.rivals.is_empty();
         if let Some(lease) = leases().filter(fits).find(adoptable) {
             return Claim::Adopt(lease.clone());
         }

@@ -235,9 +235,13 @@ async fn a_reservation_that_somebody_overwrote_is_one_again() {
     assert_eq!((cluster.lease(1), lease_id(&cluster, 1)), (Some(lease.clone()), None), "taken back");
     cluster.store.put(&lease.key(), "garbage");
     cluster.pass(mins(2)).await;
-    assert_eq!((cluster.lease(1), lease_id(&cluster, 1)), (Some(lease), None), "mended");
+    assert_eq!((cluster.lease(1), lease_id(&cluster, 1)), (Some(lease.clone()), None), "mended");
     cluster.pass(TTL * 10).await;
     assert_eq!(cluster.store.leases(), 0);
+    cluster.store.delete(&lease.key());
+    cluster.pass(mins(2)).await;
+    assert_eq!(cluster.lease(1), Some(lease));
+    assert!(lease_id(&cluster, 1).is_some(), "who deletes a reservation ends it");
 }
 
 #[tokio::test(start_paused = true)]

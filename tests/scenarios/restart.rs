@@ -176,7 +176,9 @@ async fn the_lease_that_a_go_daemon_left_is_taken_up_without_a_write() {
 async fn the_state_file_is_written_a_few_times_a_minute_whatever_happens() {
     let cluster = Cluster::joined(2).await;
     let guests: Vec<Peer> = (100..=220).map(Peer::guest).collect();
-    guests.iter().for_each(|guest| drop(cluster.store.put(&guest.key(), guest.json())));
+    for guest in &guests {
+        cluster.store.put(&guest.key(), guest.json());
+    }
     cluster.settle().await;
     cluster.pass(mins(2)).await;
     cluster.store.delete(&cluster.lease(1).unwrap().key());

@@ -1,7 +1,7 @@
 //! Hosts that cannot be told apart: the same public IP, or copies of one machine. None may take another's subnet, and
 //! an administrator must hear of it.
 
-use crate::lab::{CONFIG, Cluster, DEVICE, Peer, RENEW_MARGIN, TTL, millis, mins, secs};
+use crate::lab::{CONFIG, Cluster, DEVICE, Host, Peer, RENEW_MARGIN, TTL, millis, mins, secs};
 use std::time::Duration;
 
 /// Host 2 gets the address of host 1.
@@ -418,10 +418,39 @@ async fn a_copy_is_found_out_also_after_the_store_was_restored() {
     cluster.start(1);
     cluster.until_ready().await;
     let backup = cluster.store.backup();
-    (0..100).for_each(|n| drop(cluster.store.put("elsewhere", n.to_string())));
+    for n in 0..100 {
+        cluster.store.put("elsewhere", n.to_string());
+    }
     cluster.store.delete("elsewhere");
     cluster.pass(TTL - RENEW_MARGIN + mins(1)).await;
     cluster.store.restore(backup);
     cluster.pass(mins(2)).await;
     assert_copy_is_found_out(&mut cluster).await;
+}
+
+/// Vagrant gives every machine the same address.
+#[tokio::test(start_paused = true)]
+async fn many_hosts_with_one_public_ip_get_a_subnet_each_and_take_nothing() {
+    const HOSTS: u8 = 8;
+    for (seed, step) in [0, 3, 50, 400, 700, 1100, 2500].into_iter().enumerate() {
+        let mut cluster = Cluster::with_seed(HOSTS, 1 + seed as u64);
+        for number in 2..=HOSTS {
+            cluster[number].nic.address = "192.168.0.1".into();
+            cluster[number].replug();
+        }
+        cluster.start(1);
+        cluster.until_ready().await;
+        let first = cluster.lease(1).expect("it has a lease");
+        for number in 2..=HOSTS {
+            cluster.start(number);
+            cluster.pass(millis(step)).await;
+        }
+        cluster.until(mins(5), "all are ready", |cluster| cluster.running().all(Host::is_ready)).await;
+        cluster.pass(mins(5)).await;
+        assert_eq!(cluster.lease(1).as_ref(), Some(&first), "{step} ms");
+        let mut subnets: Vec<_> = (1..=HOSTS).map(|number| cluster.lease(number).map(|lease| lease.first)).collect();
+        subnets.sort();
+        subnets.dedup();
+        assert!(subnets.len() == usize::from(HOSTS) && subnets[0].is_some(), "{step} ms: {subnets:?}");
+    }
 }

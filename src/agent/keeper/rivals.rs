@@ -5,10 +5,10 @@
 //! answers with one of its own, and the newcomer yields. Nobody answers twice: two that are both sure of themselves
 //! would overwrite each other for ever.
 
-use super::{Attempt, Held, Keeper};
+use super::{Attempt, Held, Keeper, Sighting};
 use crate::agent::status::Topic;
 use crate::model::identity::Claim;
-use crate::model::lease::{Lease, Revision};
+use crate::model::lease::{Lease, Record, Revision};
 use crate::model::lease_set::Moment;
 use crate::model::mac::VtepMac;
 use crate::model::subnet::SubnetKey;
@@ -132,6 +132,18 @@ impl<S: Store> Keeper<S> {
         let mac = self.me.mac(&Claim::OutOfSubnets).unwrap_or_else(|| VtepMac::from_random(self.env.random_bytes()));
         self.remember(lease.subnet.v4, mac, None);
         Attempt::Again
+    }
+
+    /// Whether our key shows a host that waits for our answer, and not for long: one that has not had it yet.
+    pub(super) fn is_newcomer(&self, held: &Held, sighting: &Sighting) -> bool {
+        let Some(Record { content: Ok(lease), .. }) = &sighting.record else { return false };
+        let Some(mac) = lease.attrs.vtep_mac().filter(|_| lease.attrs.public_ip == self.address.public_ip) else {
+            return false;
+        };
+        match mac == held.mac {
+            true => !held.unsure && lease.modified > held.modified && self.env.now() >= self.contest.silent_until,
+            false => !self.me.rivals.contains(&mac),
+        }
     }
 
     /// Takes our lease back from a host with our public IP that has adopted it; what was `reserved` for us is so again.

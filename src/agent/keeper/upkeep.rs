@@ -80,8 +80,10 @@ impl<S: Store> Keeper<S> {
                 }
                 Ok(()) = sightings.changed() => {
                     let sighting = sightings.borrow_and_update().clone();
-                    if sighting.is_some_and(|sighting| is_news(&held, &sighting)) {
-                        care.doubt();
+                    match sighting {
+                        Some(sighting) if self.is_newcomer(&held, &sighting) => (care.amiss, care.due) = (true, Moment::ZERO),
+                        Some(sighting) if is_news(&held, &sighting) => care.doubt(),
+                        _ => {}
                     }
                 }
                 Ok(()) = addresses.changed() => {
