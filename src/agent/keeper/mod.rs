@@ -270,6 +270,9 @@ impl<S: Store> Keeper<S> {
             return Ok(Attempt::Held(self.held(lease, mac, write_in)));
         }
         let kept = self.write(lease.subnet.v4, mac, Guard::Unchanged(lease.modified), life).await?;
+        if rewritten && matches!(kept, Attempt::Held(_)) {
+            self.count_answer();
+        }
         Ok(if booted { self.put_on_trial(kept) } else { kept })
     }
 

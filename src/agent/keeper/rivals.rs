@@ -2,7 +2,7 @@
 //! host, which takes our lease for its own.
 //!
 //! Who starts on a lease that may be another's writes it and waits for a moment. Who lives on it sees the write and
-//! answers with one of its own, and the newcomer yields. Nobody answers twice: two that are both sure of themselves
+//! answers with one of its own, and the newcomer yields. Nobody goes on answering: two that are both sure of themselves
 //! would overwrite each other for ever.
 
 use super::{Attempt, Held, Keeper, Sighting};
@@ -19,6 +19,10 @@ use std::time::Duration;
 /// How long the host that lives on a lease has to answer a newcomer's write. It is told by its watch.
 const TRIAL: Duration = Duration::from_secs(2);
 
+/// So many copies of this host that boot within a TTL are answered. Another that is as sure of itself as we are cannot be
+/// told from them, and would answer back for ever.
+const ANSWERS: u32 = 5;
+
 /// For how long a quarrel is spoken of after the last that was heard of it. A rival that goes on under a lease of its
 /// own is complained of for as long as that lives, but one that does not yield (flannel's own) has none.
 const QUARREL: Duration = Duration::from_secs(600);
@@ -28,8 +32,10 @@ const QUARREL: Duration = Duration::from_secs(600);
 pub struct Contest {
     /// While nothing more is heard of the other host until then, it counts as over.
     pub(super) over_at: Option<Moment>,
-    /// A copy of this host is not answered again before this moment.
-    silent_until: Moment,
+    /// How often copies of this host were answered of late.
+    answers: u32,
+    /// When that no longer counts.
+    answers_count_until: Moment,
     /// The lease with our public IP that we have tried to take over, and when it had last been written before that.
     wanted: Option<(SubnetKey, Revision)>,
     /// The lease that we have written to see whether somebody answers, and when. Survives a restart.
@@ -50,6 +56,16 @@ impl Contest {
     /// We are about to write again: if the answer to that is lost, the later write may be our own.
     pub(super) fn forget_trial(&mut self) {
         self.on_trial = None;
+    }
+
+    /// Whether copies have had all the answers that they get for now.
+    fn is_silent(&self, now: Moment) -> bool {
+        self.answers >= ANSWERS && now < self.answers_count_until
+    }
+
+    fn count_answer(&mut self, now: Moment, until: Moment) {
+        self.answers = if now < self.answers_count_until { self.answers + 1 } else { 1 };
+        self.answers_count_until = until;
     }
 
     /// There is no lease left of which it is not known whose it is.
@@ -141,7 +157,7 @@ impl<S: Store> Keeper<S> {
             return false;
         };
         match mac == held.mac {
-            true => !held.unsure && lease.modified > held.modified && self.env.now() >= self.contest.silent_until,
+            true => !held.unsure && lease.modified > held.modified && !self.contest.is_silent(self.env.now()),
             false => !self.me.rivals.contains(&mac),
         }
     }
@@ -153,7 +169,6 @@ impl<S: Store> Keeper<S> {
         mac: VtepMac,
         reserved: bool,
     ) -> Result<Attempt, StoreError> {
-        self.me.meet(&lease);
         self.quarrel(format!(
             "another host has our public IP {} and took our lease {} ({}): it was taken back; give one of the two \
              another address or --public-ip",
@@ -164,23 +179,33 @@ impl<S: Store> Keeper<S> {
             Some(id) if self.extend(id).await?.is_some() => Life::Keep(id),
             _ => Life::Grant(self.terms.ttl),
         };
-        self.write(lease.subnet.v4, mac, Guard::Unchanged(lease.modified), life).await
+        let written = self.write(lease.subnet.v4, mac, Guard::Unchanged(lease.modified), life).await?;
+        if matches!(written, Attempt::Held(_)) {
+            // Only who has been answered has had the answer.
+            self.me.meet(&lease);
+        }
+        Ok(written)
     }
 
-    /// A host that takes itself for us has written our lease. Once we answer; if it goes on, this is why we do not.
+    /// A host that takes itself for us has written our lease. A few times we answer; if it goes on, this is why we do
+    /// not.
     pub(super) fn contest_copy(&mut self, lease: &Lease) -> Option<String> {
         let text = format!(
             "another host takes itself for this one and writes its lease {} ({}): is it a copy of this host? Delete the \
              files in --state-dir of one of the two, delete its VXLAN device and restart its flanneld",
             lease.subnet, lease.attrs
         );
-        let now = self.env.now();
-        if now < self.contest.silent_until {
+        if self.contest.is_silent(self.env.now()) {
             return Some(text);
         }
-        self.contest.silent_until = now + self.terms.ttl;
         self.quarrel(text);
         None
+    }
+
+    /// A copy has been answered.
+    pub(super) fn count_answer(&mut self) {
+        let now = self.env.now();
+        self.contest.count_answer(now, now + self.terms.ttl);
     }
 
     fn quarrel(&mut self, text: String) {
