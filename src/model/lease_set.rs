@@ -95,7 +95,7 @@ impl LeaseSet {
     /// Takes in a complete list; returns the names whose record changed.
     ///
     /// A peer that is absent from it goes at once, unless the store went back in time (wiped, restored) or our own
-    /// key, `own`, is missing too: then it is held until `now + hold`, or until its key is back.
+    /// key, `own`, is missing too or was made anew meanwhile: then it is held until `now + hold`, or until its key is back.
     pub fn replace(
         &mut self,
         revision: Revision,
@@ -105,7 +105,10 @@ impl LeaseSet {
         hold: Duration,
     ) -> BTreeSet<String> {
         let listed: BTreeMap<String, Record> = records.into_iter().map(|r| (r.name.clone(), r)).collect();
-        let lost_own = own.is_some_and(|own| self.records.contains_key(own) && !listed.contains_key(own));
+        let lost_own = own.is_some_and(|own| match (self.records.get(own), listed.get(own)) {
+            (Some(known), Some(now)) => is_another(known, now),
+            (known, _) => known.is_some(),
+        });
         let doubted = std::mem::take(&mut self.doubted);
         let doubtful = self.known && (doubted || revision < self.revision || lost_own);
         let mut changed: BTreeSet<String> = listed
@@ -154,7 +157,13 @@ impl LeaseSet {
         now: Moment,
         hold: Duration,
     ) -> BTreeSet<String> {
-        let is_loss = |event: &Change| matches!(event, Change::Delete { name, .. } if Some(&**name) == own);
+        // Its deletion itself may be what the watch did not tell.
+        let is_loss = |event: &Change| match event {
+            Change::Delete { name, .. } => Some(&**name) == own,
+            Change::Put(new) => {
+                Some(&*new.name) == own && self.records.get(&new.name).is_some_and(|known| is_another(known, new))
+            }
+        };
         if events.iter().any(is_loss) {
             self.own_lost = Some(now);
         }
@@ -224,6 +233,11 @@ impl LeaseSet {
     pub fn is_held(&self, name: &str) -> bool {
         self.held.contains_key(name)
     }
+}
+
+/// Whether a key was deleted and made anew between these two records.
+fn is_another(before: &Record, after: &Record) -> bool {
+    matches!((&before.content, &after.content), (Ok(before), Ok(after)) if before.created != after.created)
 }
 
 #[cfg(test)]
@@ -299,6 +313,17 @@ mod tests {
         set.expect_loss_of(OWN.unwrap(), at(200));
         set.apply(14, vec![delete(4, 14)], OWN, at(200), HOLD);
         assert_eq!(names(&set), "2 3", "it is gone, and that was long ago");
+    }
+
+    #[test]
+    fn who_sees_its_own_key_made_anew_holds_those_whose_keys_are_gone() {
+        let anew = || Record::decode("10.5.1.0-24", br#"{"PublicIP":"192.168.0.1"}"#, None, 9, 12);
+        let mut told = set(&[1, 2, 3]);
+        told.apply(12, vec![Change::Put(anew()), delete(2, 11)], OWN, at(1), HOLD);
+        assert_eq!((names(&told), told.held().count()), ("1 2 3".into(), 1));
+        let mut listed = set(&[1, 2, 3]);
+        listed.replace(12, vec![anew(), record(3)], OWN, at(1), HOLD);
+        assert_eq!((names(&listed), listed.held().count()), ("1 2 3".into(), 1));
     }
 
     #[test]
