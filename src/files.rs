@@ -1,6 +1,6 @@
 //! The files that flanneld reads and writes: each complete or not at all.
 
-use crate::model::env_files::{DockerOpts, SubnetEnv};
+use crate::model::env_files::{DockerLines, DockerOpts, SubnetEnv};
 use crate::model::mac::VtepMac;
 use crate::model::state_file::{self, Remembered};
 use ipnet::Ipv4Net;
@@ -120,7 +120,7 @@ impl EnvFiles {
         }
         put(&self.subnet_file, &env.render())?;
         if let Some(path) = &self.docker_opts_file {
-            put(path, &DockerOpts(&env).to_string())?;
+            put(path, &DockerOpts::from(&env).render(&DockerLines::default()))?;
         }
         self.doubted = false;
         if let Some(SubnetEnv { mtu: old, .. }) = self.written.replace(env).filter(|old| old.mtu != mtu) {

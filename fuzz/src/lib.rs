@@ -14,7 +14,7 @@ use flanneld::backend::vxlan::Vxlan;
 use flanneld::backend::{self, Backend};
 use flanneld::cli::args::{self, Invocation};
 use flanneld::model::config::{NetworkConfig, Overlay};
-use flanneld::model::env_files::{SubnetEnv, previous_subnet};
+use flanneld::model::env_files::{DockerLines, DockerOpts, SubnetEnv, previous_subnet};
 use flanneld::model::lease::{LeaseAttrs, LeaseId, Record, VxlanData};
 use flanneld::model::state_file::Remembered;
 use flanneld::model::subnet::SubnetKey;
@@ -88,7 +88,15 @@ pub fn lease(input: &[u8]) {
 
 /// The `subnet.env` of an earlier run.
 pub fn subnet_env(input: &[u8]) {
-    let Ok(Some(subnet)) = previous_subnet(&String::from_utf8_lossy(input)) else { return };
+    let text = String::from_utf8_lossy(input);
+    let docker = DockerOpts::parse(&text).map(|opts| opts.render(&DockerLines::default()));
+    let Ok(Some(subnet)) = previous_subnet(&text) else {
+        assert!(docker.is_err());
+        return;
+    };
+    if let Ok(docker) = docker {
+        assert!(docker.starts_with("DOCKER_OPT_BIP=\"--bip="));
+    }
     assert_eq!(subnet, subnet.trunc());
     // A longer one has no address for a gateway.
     if subnet.prefix_len() <= 31 {

@@ -1,6 +1,7 @@
 //! What an operator can ask for. The only place that names concrete stores and kernels.
 
 pub mod args;
+pub mod docker_opts;
 pub mod manager;
 pub mod run;
 
@@ -11,13 +12,18 @@ use std::fmt::Display;
 use std::io::Write;
 use std::process::ExitCode;
 
-/// Does what the command line and the environment ask for.
+/// Does what the command line and the environment ask for. A subcommand is the first word, or the program's name.
 pub fn main() -> ExitCode {
+    let mut words = std::env::args_os().peekable();
+    let program = words.next().unwrap_or_default();
+    if docker_opts::is_named(&program) || words.next_if(|word| word == docker_opts::NAME).is_some() {
+        return docker_opts::main(words);
+    }
     let env = match environment(std::env::vars_os()) {
         Ok(env) => env,
         Err(problem) => return refuse(&problem),
     };
-    match args::parse(std::env::args_os().skip(1), &env) {
+    match args::parse(words, &env) {
         Ok(Invocation::Run(options, warnings)) => run::run(*options, &warnings),
         Ok(Invocation::ShowHelp(text) | Invocation::ShowVersion(text)) => {
             // Not print!, which panics when nobody can read it.

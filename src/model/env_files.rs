@@ -2,7 +2,6 @@
 
 use super::go_json::shorten;
 use ipnet::{IpNet, Ipv4Net, Ipv6Net};
-use std::fmt;
 
 /// The contents of `subnet.env`.
 #[derive(Debug, Clone, Default, PartialEq, Eq)]
@@ -36,14 +35,18 @@ impl SubnetEnv {
 /// # Errors
 /// Names the value that is no subnet.
 pub fn previous_subnet(text: &str) -> Result<Option<Ipv4Net>, String> {
-    let Some(value) = text.lines().rev().find_map(|line| line.trim().strip_prefix("FLANNEL_SUBNET=")) else {
-        return Ok(None);
-    };
-    let value = value.trim_matches('"');
+    let Some(value) = assigned(text, "FLANNEL_SUBNET") else { return Ok(None) };
     match value.parse::<Ipv4Net>() {
         Ok(net) => Ok(Some(net.trunc())),
         Err(_) => Err(format!("FLANNEL_SUBNET is {:?}, not a subnet such as 10.5.72.1/24", shorten(value))),
     }
+}
+
+/// The value that a shell reading `text` would end up with for this variable, without its quotes.
+fn assigned<'a>(text: &'a str, name: &str) -> Option<&'a str> {
+    let of_line = |line: &'a str| line.trim().strip_prefix(name)?.strip_prefix('=');
+    let value = text.lines().rev().find_map(of_line)?;
+    Some(value.trim_matches(['"', '\'']))
 }
 
 /// The first usable address of a subnet with its length: what the bridge of the containers gets.
@@ -55,26 +58,111 @@ fn gateway(subnet: IpNet) -> String {
     }
 }
 
-/// Docker's options, in the form that flannel's `mk-docker-opts.sh` writes.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub struct DockerOpts<'a>(pub &'a SubnetEnv);
+/// What Docker is to be told about the overlay.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct DockerOpts {
+    /// The address of Docker's bridge, and the length of this host's subnet.
+    pub bridge: Option<Ipv4Net>,
+    /// Whether Docker masquerades what leaves the overlay.
+    pub ip_masq: Option<bool>,
+    /// Largest packet that containers may send, in bytes.
+    pub mtu: Option<u32>,
+}
 
-impl fmt::Display for DockerOpts<'_> {
-    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        let env = self.0;
-        let mut options = Vec::new();
-        if let Some((_, subnet)) = env.ipv4 {
-            options.push(("BIP", format!("--bip={}", gateway(subnet.into()))));
-        }
-        // Docker masquerades exactly when flanneld does not.
-        options.push(("IPMASQ", format!("--ip-masq={}", !env.ip_masq)));
-        options.push(("MTU", format!("--mtu={}", env.mtu)));
-        for (name, option) in &options {
-            writeln!(f, "DOCKER_OPT_{name}=\"{option}\"")?;
-        }
-        let combined: String = options.iter().map(|(_, option)| format!(" {option}")).collect();
-        writeln!(f, "DOCKER_OPTS=\"{combined}\"")
+/// Which of the lines of `docker_opts.env` are wanted, and what stands in the combined one.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct DockerLines<'a> {
+    /// A variable for each option, such as `DOCKER_OPT_MTU`.
+    pub individual: bool,
+    /// One variable with all options.
+    pub combined: bool,
+    /// The name of that variable.
+    pub key: &'a str,
+    /// Options that go before ours in it; may be empty.
+    pub before: &'a str,
+}
+
+impl Default for DockerLines<'_> {
+    fn default() -> Self {
+        DockerLines { individual: true, combined: true, key: "DOCKER_OPTS", before: "" }
     }
+}
+
+impl From<&SubnetEnv> for DockerOpts {
+    fn from(env: &SubnetEnv) -> Self {
+        let bridge = env.ipv4.and_then(|(_, subnet)| gateway(subnet.into()).parse().ok());
+        // Docker masquerades exactly when flanneld does not.
+        DockerOpts { bridge, ip_masq: Some(!env.ip_masq), mtu: Some(env.mtu) }
+    }
+}
+
+impl DockerOpts {
+    /// Reads a `subnet.env`. Without `FLANNEL_MTU` or `FLANNEL_IPMASQ` that option is left to Docker.
+    ///
+    /// # Errors
+    /// Names the variable that is missing or wrong, its value, and what would be right.
+    pub fn parse(text: &str) -> Result<Self, String> {
+        let value = |name| assigned(text, name).filter(|value| !value.is_empty());
+        let wrong = |name: &str, value: &str, right: &str| format!("{name} is {:?}, not {right}", shorten(value));
+        let bridge = value("FLANNEL_SUBNET").ok_or("FLANNEL_SUBNET is missing, such as FLANNEL_SUBNET=10.5.72.1/24")?;
+        let (mtu, ip_masq) = (value("FLANNEL_MTU"), value("FLANNEL_IPMASQ"));
+        let mtu = mtu.map(|mtu| {
+            const RIGHT: &str = "a number of bytes from 68 to 65535, such as 1450";
+            mtu.parse().ok().filter(|mtu| (68..=65535).contains(mtu)).ok_or_else(|| wrong("FLANNEL_MTU", mtu, RIGHT))
+        });
+        let ip_masq = ip_masq.map(|we_masquerade| match we_masquerade {
+            "true" => Ok(false),
+            "false" => Ok(true),
+            other => Err(wrong("FLANNEL_IPMASQ", other, "true or false")),
+        });
+        const RIGHT: &str = "the address of a bridge with the length of its subnet, such as 10.5.72.1/24";
+        let bridge = bridge_address(bridge).ok_or_else(|| wrong("FLANNEL_SUBNET", bridge, RIGHT))?;
+        Ok(DockerOpts { bridge: Some(bridge), ip_masq: ip_masq.transpose()?, mtu: mtu.transpose()? })
+    }
+
+    /// The file's text, in the form that flannel's `mk-docker-opts.sh` writes.
+    pub fn render(&self, lines: &DockerLines) -> String {
+        let options = [
+            ("BIP", self.bridge.map(|bridge| format!("--bip={bridge}"))),
+            ("IPMASQ", self.ip_masq.map(|docker_does| format!("--ip-masq={docker_does}"))),
+            ("MTU", self.mtu.map(|mtu| format!("--mtu={mtu}"))),
+        ];
+        let (mut text, mut combined) = (String::new(), quoted(lines.before));
+        if !lines.before.is_empty() {
+            combined.push(' ');
+        }
+        for (name, option) in options.iter().filter_map(|(name, option)| Some((name, option.as_ref()?))) {
+            if lines.individual {
+                text += &format!("DOCKER_OPT_{name}=\"{option}\"\n");
+            }
+            combined += &format!(" {option}");
+        }
+        if lines.combined {
+            text += &format!("{}=\"{combined}\"\n", lines.key);
+        }
+        text
+    }
+}
+
+/// An address that a bridge can have in a subnet in which there is room for a container.
+fn bridge_address(text: &str) -> Option<Ipv4Net> {
+    let net = text.parse::<Ipv4Net>().ok()?;
+    let address = net.addr();
+    let is_ones = address == net.network() || address == net.broadcast();
+    let is_odd = address.is_loopback() || address.is_multicast();
+    (1..=30).contains(&net.prefix_len()).then_some(net).filter(|_| !is_ones && !is_odd)
+}
+
+/// For between double quotes, where a shell and systemd's `EnvironmentFile=` read the same: each gets the value back.
+fn quoted(value: &str) -> String {
+    let mut text = String::with_capacity(value.len());
+    for letter in value.chars() {
+        if matches!(letter, '"' | '\\' | '$' | '`') {
+            text.push('\\');
+        }
+        text.push(letter);
+    }
+    text
 }
 
 #[cfg(test)]
@@ -103,13 +191,50 @@ mod tests {
         assert_eq!(dual, expected);
     }
 
+    fn opts() -> DockerOpts {
+        DockerOpts::from(&env())
+    }
+
     #[test]
     fn docker_opts_are_mk_docker_opts_byte_for_byte() {
         let expected = "DOCKER_OPT_BIP=\"--bip=10.5.72.1/24\"\nDOCKER_OPT_IPMASQ=\"--ip-masq=true\"\n\
             DOCKER_OPT_MTU=\"--mtu=1450\"\nDOCKER_OPTS=\" --bip=10.5.72.1/24 --ip-masq=true --mtu=1450\"\n";
-        assert_eq!(DockerOpts(&env()).to_string(), expected);
+        assert_eq!(opts().render(&DockerLines::default()), expected);
         let masq = SubnetEnv { ip_masq: true, ..env() };
-        assert!(DockerOpts(&masq).to_string().contains("--ip-masq=false"));
+        assert!(DockerOpts::from(&masq).render(&DockerLines::default()).contains("--ip-masq=false"));
+    }
+
+    #[test]
+    fn docker_opts_are_read_from_what_we_write_and_from_what_others_may_have_made_of_it() {
+        assert_eq!(DockerOpts::parse(&env().render()), Ok(opts()));
+        let bare = DockerOpts { bridge: "10.5.72.9/24".parse().ok(), ip_masq: None, mtu: None };
+        for text in [
+            "FLANNEL_SUBNET=10.5.72.9/24",
+            "  FLANNEL_SUBNET='10.5.72.9/24' \r\nFLANNEL_MTU=\nFLANNEL_IPMASQ=\"\"\n",
+            "FLANNEL_SUBNET=1.2.3.4/24\n#FLANNEL_MTU=9\n\nFLANNEL_SUBNET=\"10.5.72.9/24\"\nFLANNEL_SUBNETS=1\n",
+        ] {
+            assert_eq!(DockerOpts::parse(text).as_ref(), Ok(&bare), "{text}");
+        }
+    }
+
+    #[test]
+    fn nonsense_for_docker_is_named() {
+        for subnet in
+            ["10.5.72.0/24", "10.5.72.255/24", "10.5.72.1", "10.5.72.1/31", "1.2.3.4/0", "127.0.0.2/8", "fc00::1/64"]
+        {
+            let error = DockerOpts::parse(&format!("FLANNEL_SUBNET={subnet}\n")).unwrap_err();
+            assert!(
+                error.starts_with(&format!("FLANNEL_SUBNET is {subnet:?}, not the address of a bridge")),
+                "{error}"
+            );
+        }
+        for (name, value) in [("MTU", "67"), ("MTU", "65536"), ("MTU", "-1"), ("MTU", "1450 # x"), ("IPMASQ", "yes")] {
+            let error = DockerOpts::parse(&format!("FLANNEL_SUBNET=10.5.72.1/24\nFLANNEL_{name}={value}")).unwrap_err();
+            assert!(error.starts_with(&format!("FLANNEL_{name} is {value:?}, not ")), "{error}");
+        }
+        for text in ["", "FLANNEL_SUBNET=\n", "FLANNEL_IPV6_SUBNET=fc00::1/64\n"] {
+            assert!(DockerOpts::parse(text).unwrap_err().starts_with("FLANNEL_SUBNET is missing"), "{text}");
+        }
     }
 
     #[test]
@@ -126,6 +251,7 @@ mod tests {
         #[test]
         fn any_text_is_read(text: String) {
             let _ = previous_subnet(&text);
+            let _ = DockerOpts::parse(&text);
         }
 
         #[test]
@@ -133,6 +259,9 @@ mod tests {
             let subnet = Ipv4Net::new(ip.into(), len).unwrap().trunc();
             let text = SubnetEnv { ipv4: Some((subnet, subnet)), ..env() }.render();
             prop_assert_eq!(previous_subnet(&text), Ok(Some(subnet)));
+            let read = DockerOpts::parse(&text).ok();
+            let is_loopback = subnet.hosts().next().is_some_and(|first| first.is_loopback() || first.is_multicast());
+            prop_assert_eq!(read.and_then(|opts| opts.bridge).is_some(), !is_loopback);
         }
     }
 }

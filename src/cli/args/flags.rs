@@ -246,7 +246,7 @@ pub(super) fn command() -> Command {
     Command::new("flanneld")
         .version(env!("CARGO_PKG_VERSION"))
         .about(ABOUT)
-        .override_usage("flanneld [FLAG]...")
+        .override_usage("flanneld [FLAG]...\n       flanneld docker-opts [OPTION]...    (-h tells more)")
         .after_help(NOTES)
         .no_binary_name(true)
         .next_line_help(true)
