@@ -21,7 +21,8 @@ in front of them. Started under the name mk-docker-opts.sh, flanneld does the sa
 
 /// Write a file with Docker's options for the subnet that flanneld gave this host
 #[derive(Debug, Parser)]
-#[command(name = NAME, bin_name = "flanneld docker-opts", no_binary_name = true, args_override_self = true, after_help = NOTES)]
+#[command(name = NAME, bin_name = "flanneld docker-opts", after_help = NOTES)]
+#[command(no_binary_name = true, args_override_self = true)]
 struct Args {
     /// The file to read, which flanneld writes: its --subnet-file
     #[arg(short = 'f', value_name = "FILE", default_value = "/run/flannel/subnet.env", allow_hyphen_values = true)]

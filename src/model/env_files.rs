@@ -148,9 +148,9 @@ impl DockerOpts {
 fn bridge_address(text: &str) -> Option<Ipv4Net> {
     let net = text.parse::<Ipv4Net>().ok()?;
     let address = net.addr();
-    let is_ones = address == net.network() || address == net.broadcast();
+    let is_edge = address == net.network() || address == net.broadcast();
     let is_odd = address.is_loopback() || address.is_multicast();
-    (1..=30).contains(&net.prefix_len()).then_some(net).filter(|_| !is_ones && !is_odd)
+    (1..=30).contains(&net.prefix_len()).then_some(net).filter(|_| !is_edge && !is_odd)
 }
 
 /// For between double quotes, where a shell and systemd's `EnvironmentFile=` read the same: each gets the value back.
@@ -260,8 +260,8 @@ mod tests {
             let text = SubnetEnv { ipv4: Some((subnet, subnet)), ..env() }.render();
             prop_assert_eq!(previous_subnet(&text), Ok(Some(subnet)));
             let read = DockerOpts::parse(&text).ok();
-            let is_loopback = subnet.hosts().next().is_some_and(|first| first.is_loopback() || first.is_multicast());
-            prop_assert_eq!(read.and_then(|opts| opts.bridge).is_some(), !is_loopback);
+            let is_odd = subnet.hosts().next().is_some_and(|first| first.is_loopback() || first.is_multicast());
+            prop_assert_eq!(read.and_then(|opts| opts.bridge).is_some(), !is_odd);
         }
     }
 }
