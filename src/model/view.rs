@@ -10,7 +10,7 @@
 //! - An answer from before the question was asked is no view of anything, until several agree.
 //! - Only a list moves on the point up to which all is known. What a watch claims about its progress is not used.
 
-use super::lease::{Record, Revision};
+use super::lease::{LeaseId, Record, Revision};
 use super::lease_set::Change;
 use std::collections::{BTreeMap, HashMap};
 
@@ -46,8 +46,11 @@ pub enum Answer {
     Rewritten,
 }
 
-/// What is known of the keys in the store: of each the revision of its last change, which within one history stands
-/// for its whole content.
+/// What stands for the whole content of a key: within one history the revision of its last change, and in two that have
+/// the same revisions what keeps it alive.
+type Seen = (Revision, Option<LeaseId>);
+
+/// What is known of the keys in the store.
 #[derive(Debug, Default)]
 pub struct View {
     /// Whether it can be followed from here, or a complete list is needed first.
@@ -57,7 +60,7 @@ pub struct View {
     base: Revision,
     /// The last change that was heard of.
     highest: Revision,
-    present: HashMap<String, Revision>,
+    present: HashMap<String, Seen>,
     /// What was deleted after `base`, and when.
     gone: HashMap<String, Revision>,
     /// The last answer that was too old, and how many of them agree.
@@ -109,29 +112,35 @@ impl View {
             return false;
         }
         self.highest = self.highest.max(revision);
-        let (to, from) = match change {
-            Change::Put(_) => (&mut self.present, &mut self.gone),
-            Change::Delete { .. } => (&mut self.gone, &mut self.present),
-        };
-        from.remove(name);
-        to.insert(name.to_owned(), revision);
+        match change {
+            Change::Put(record) => {
+                self.gone.remove(name);
+                self.present.insert(name.to_owned(), seen(record));
+            }
+            Change::Delete { .. } => {
+                self.present.remove(name);
+                self.gone.insert(name.to_owned(), revision);
+            }
+        }
         true
     }
 
     fn last_change(&self, name: &str) -> Option<Revision> {
-        self.present.get(name).or_else(|| self.gone.get(name)).copied()
+        self.present.get(name).map(|(revision, _)| *revision).or_else(|| self.gone.get(name).copied())
     }
 
     /// What a list of this revision and history is worth that was asked for when `floor` was the highest revision.
     ///
     /// A store that was wiped and has come further than before since then is not found by its revision, and not always
-    /// by its history. But no key goes back to an earlier change within one history.
+    /// by its history. But within one history no key goes back to an earlier change, nor has one change two contents.
     pub fn weigh(&mut self, floor: Revision, revision: Revision, history: History, records: &[Record]) -> Answer {
         if revision >= floor {
             self.behind = None;
             let goes_back = |record: &Record| {
-                let known = self.present.get(&record.name).filter(|known| **known <= revision);
-                record.content.is_ok() && known.is_some_and(|known| record.modified() < *known)
+                let known = self.present.get(&record.name).filter(|(known, _)| *known <= revision);
+                let (now, life) = seen(record);
+                record.content.is_ok()
+                    && known.is_some_and(|(then, before)| now < *then || now == *then && life != *before)
             };
             let is_same = history.continues(self.history) && !records.iter().any(goes_back);
             return if is_same { Answer::Fresh } else { Answer::Rewritten };
@@ -154,7 +163,7 @@ impl View {
         let listed: BTreeMap<&str, &Record> = records.iter().map(|record| (record.name.as_str(), record)).collect();
         let is_later = |name: &str| self.last_change(name).is_some_and(|known| known > revision);
         let puts = listed.iter().filter(|(name, record)| {
-            !is_later(name) && self.present.get(**name).is_none_or(|known| *known != record.modified())
+            !is_later(name) && self.present.get(**name).is_none_or(|known| *known != seen(record))
         });
         let mut deleted: Vec<&String> =
             self.present.keys().filter(|name| !is_later(name) && !listed.contains_key(name.as_str())).collect();
@@ -169,17 +178,21 @@ impl View {
         if answer == Answer::Rewritten {
             *self = View::default();
         }
-        self.present.retain(|_, known| *known > revision);
+        self.present.retain(|_, (known, _)| *known > revision);
         self.gone.retain(|_, known| *known > revision);
         for record in records.iter().filter(|record| !self.gone.contains_key(&record.name)) {
             let known = self.present.entry(record.name.clone()).or_default();
-            if *known <= revision {
-                *known = record.modified();
+            if known.0 <= revision {
+                *known = seen(record);
             }
         }
         (self.complete, self.history, self.behind) = (true, history, None);
         (self.base, self.highest) = (revision, self.highest.max(revision));
     }
+}
+
+fn seen(record: &Record) -> Seen {
+    (record.modified(), record.content.as_ref().ok().and_then(|lease| lease.lease_id))
 }
 
 #[cfg(test)]

@@ -125,6 +125,15 @@ fn another_history_is_known_by_its_store_and_by_elections_that_start_again() {
 }
 
 #[test]
+fn one_change_with_two_contents_is_in_two_histories() {
+    let mut view = view();
+    let value = br#"{"PublicIP":"192.168.0.1"}"#;
+    let other = Record::decode(&name(1), value, crate::model::lease::LeaseId::new(7), 1, 8);
+    assert_eq!(view.weigh(10, 30, OLD, &[other, record(2, 9)]), Answer::Rewritten);
+    assert_eq!(view.weigh(10, 30, OLD, &[record(1, 8), record(2, 9)]), Answer::Fresh);
+}
+
+#[test]
 fn a_key_that_goes_back_is_in_another_history_however_high_the_revision() {
     let mut view = view();
     assert_eq!(view.weigh(10, 30, OLD, &[record(1, 7), record(2, 30)]), Answer::Rewritten);
