@@ -72,9 +72,10 @@ impl<S: Store> Keeper<S> {
                 }
                 Ok(()) = horizons.changed() => {
                     let old = std::mem::replace(&mut self.horizon, *horizons.borrow_and_update());
-                    let at = match old.hold_until == self.horizon.hold_until {
-                        true => self.env.now() + REMEMBER_EVERY,
-                        false => care.remembered_at.map_or(Moment::ZERO, |last| last + REMEMBER_HOLDS_EVERY),
+                    let at = match (old.hold_until, self.horizon.hold_until) {
+                        (before, now) if before == now => self.env.now() + REMEMBER_EVERY,
+                        (None, _) => Moment::ZERO,
+                        _ => care.remembered_at.map_or(Moment::ZERO, |last| last + REMEMBER_HOLDS_EVERY),
                     };
                     care.remember_at = Some(care.remember_at.map_or(at, |known| known.min(at)));
                 }
