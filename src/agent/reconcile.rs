@@ -94,10 +94,7 @@ impl<K: Kernel> Reconciler<K> {
         }
         self.write_files(progress, now);
         self.tell_horizon();
-        match self.world.double() {
-            Some(text) => self.board.trouble(Topic::PublicIp, text),
-            None => self.board.over(Topic::PublicIp),
-        }
+        self.board.say(Topic::PublicIp, self.world.double());
         let (tally, held) = (self.world.tally(), self.world.leases().held_count());
         self.board.update(|status| {
             (status.leases, status.held) = (tally, held);
@@ -228,6 +225,7 @@ impl<K: Kernel> Reconciler<K> {
         self.on_host.send_if_modified(|known| std::mem::replace(known, on_host.clone()) != on_host);
         let changed = self.world.set_host(Own { nic, ..own }, host);
         progress.news.merge(changed);
+        self.board.say(Topic::Docker, self.world.docker_complaint());
         Ok(())
     }
 
@@ -288,10 +286,8 @@ impl<K: Kernel> Reconciler<K> {
     }
 
     fn report_failures(&self, progress: &Progress) {
-        match progress.retries.describe().or_else(|| progress.fights.describe(self.env.now())) {
-            Some(failures) => self.board.trouble(Topic::Kernel, failures),
-            None => self.board.over(Topic::Kernel),
-        }
+        let failures = progress.retries.describe().or_else(|| progress.fights.describe(self.env.now()));
+        self.board.say(Topic::Kernel, failures);
     }
 
     /// Applies steps and keeps `have` in step with what was done.

@@ -2,6 +2,7 @@
 //! asks which objects may differ now.
 
 use crate::backend::{Backend, PeerEntries};
+use crate::model::docker;
 use crate::model::iface::{ExternalInterface, HostView};
 use crate::model::judge::{Facts, Peers, Tally, Verdict};
 use crate::model::kernel_state::{Route, Scope, Want};
@@ -172,6 +173,11 @@ impl World {
             0 => first.clone(),
             more => format!("{first} (and {more} more)"),
         })
+    }
+
+    /// What is wrong when Docker uses another subnet or MTU than was written for it.
+    pub fn docker_complaint(&self) -> Option<String> {
+        docker::complaint(&self.host, self.network, self.own.subnet, self.mtu())
     }
 
     /// Holds peers that an earlier run knew, although they may be gone from the store.

@@ -30,12 +30,14 @@ pub fn interface(message: &LinkMessage) -> Interface {
         mtu: 0,
         mac: None,
         up: message.header.flags.contains(LinkFlags::Up),
+        controller: None,
         addresses: Vec::new(),
     };
     for attribute in &message.attributes {
         match attribute {
             LinkAttribute::IfName(name) => interface.name.clone_from(name),
             LinkAttribute::Mtu(mtu) => interface.mtu = *mtu,
+            LinkAttribute::Controller(index) => interface.controller = Some(*index),
             LinkAttribute::Address(bytes) if message.header.link_layer_type == LinkLayerType::Ether => {
                 interface.mac = VtepMac::from_slice(bytes);
             }

@@ -280,6 +280,7 @@ fn our_interface(have: &Have) -> Option<Interface> {
         mtu: device.mtu,
         mac: Some(device.mac),
         up: device.up,
+        controller: None,
         addresses: have.addresses.iter().map(address).collect(),
     })
 }

@@ -97,6 +97,16 @@ impl From<&SubnetEnv> for DockerOpts {
 }
 
 impl DockerOpts {
+    /// What a Docker that was started with `before` does not know yet.
+    pub fn changes_since(&self, before: &DockerOpts) -> Vec<String> {
+        let bridge = self.bridge.zip(before.bridge).filter(|(now, before)| now != before);
+        let mtu = self.mtu.zip(before.mtu).filter(|(now, before)| now != before);
+        let bridge =
+            bridge.map(|(now, before)| format!("the address of Docker's bridge is now {now}, it was {before}"));
+        let mtu = mtu.map(|(now, before)| format!("the MTU for containers is now {now}, it was {before}"));
+        [bridge, mtu].into_iter().flatten().collect()
+    }
+
     /// Reads a `subnet.env`. Without `FLANNEL_MTU` or `FLANNEL_IPMASQ` that option is left to Docker.
     ///
     /// # Errors
@@ -215,6 +225,20 @@ mod tests {
         ] {
             assert_eq!(DockerOpts::parse(text).as_ref(), Ok(&bare), "{text}");
         }
+    }
+
+    #[test]
+    fn what_docker_does_not_know_yet_is_told() {
+        let opts = |text: &str| DockerOpts::parse(text).unwrap();
+        let now = opts("FLANNEL_SUBNET=10.5.72.1/24\nFLANNEL_MTU=1400\nFLANNEL_IPMASQ=true");
+        assert_eq!(now.changes_since(&opts("FLANNEL_SUBNET=10.5.72.1/24")), [""; 0]);
+        assert_eq!(
+            now.changes_since(&opts("FLANNEL_SUBNET=10.5.3.1/24\nFLANNEL_MTU=1450")),
+            [
+                "the address of Docker's bridge is now 10.5.72.1/24, it was 10.5.3.1/24",
+                "the MTU for containers is now 1400, it was 1450"
+            ]
+        );
     }
 
     #[test]

@@ -19,6 +19,8 @@ pub struct Interface {
     pub mac: Option<VtepMac>,
     /// Whether it is administratively up.
     pub up: bool,
+    /// Index of the bridge or bond that it is a port of.
+    pub controller: Option<u32>,
     /// Its addresses, in the kernel's order.
     pub addresses: Vec<InterfaceAddress>,
 }
@@ -280,7 +282,7 @@ mod tests {
 
     fn interface(index: u32, name: &str, addresses: &[&str]) -> Interface {
         let addresses = addresses.iter().map(|text| address(text)).collect();
-        Interface { index, name: name.into(), mtu: 1500, mac: None, up: true, addresses }
+        Interface { index, name: name.into(), mtu: 1500, mac: None, up: true, controller: None, addresses }
     }
 
     fn route(oif: u32) -> DefaultRoute {

@@ -1,6 +1,7 @@
 //! What flannel means, as pure values and functions: no I/O, no clock, no randomness of its own.
 
 pub mod config;
+pub mod docker;
 pub mod env_files;
 pub mod go_json;
 pub mod identity;

@@ -77,7 +77,15 @@ fn view(address: Ipv4Addr) -> HostView {
         let net: IpNet = net.parse().expect("an address with its length");
         let scope = if net.addr().is_loopback() { 254 } else { 0 };
         let address = InterfaceAddress { net, scope, permanent: true, deprecated: false, temporary: false };
-        Interface { index, name: name.into(), mtu: 1500, mac: None, up: true, addresses: vec![address] }
+        Interface {
+            index,
+            name: name.into(),
+            mtu: 1500,
+            mac: None,
+            up: true,
+            controller: None,
+            addresses: vec![address],
+        }
     };
     HostView {
         interfaces: vec![interface(1, "lo", "127.0.0.1/8".to_owned()), interface(2, "eth0", format!("{address}/16"))],

@@ -45,17 +45,15 @@ pub struct Docker {
     process: Option<Process>,
     dir: PathBuf,
     netns: String,
-    /// What flanneld wants of it.
-    options: Vec<String>,
+    /// What flanneld wrote for it.
+    options: PathBuf,
     _underlay: Arc<Underlay>,
 }
 
 impl Docker {
     /// Starts it with the host's `DOCKER_OPTS`, which must have been written.
     pub(super) fn start_on(host: &Host, underlay: Arc<Underlay>) -> Docker {
-        let file = host.path("docker_opts.env");
-        let options = host.sh(&format!(". '{}'; echo $DOCKER_OPTS", file.display()));
-        let options = options.split_whitespace().map(str::to_owned).collect();
+        let options = host.path("docker_opts.env");
         let dir = host.path("docker");
         fs::create_dir(&dir).expect("Docker's directory");
         let netns = host.netns_name().to_owned();
@@ -63,6 +61,13 @@ impl Docker {
         docker.start();
         docker.build_image();
         docker
+    }
+
+    /// The options that flanneld wants of it now.
+    fn options(&self) -> Vec<String> {
+        let script = format!(". '{}'; echo $DOCKER_OPTS", self.options.display());
+        let options = output(Command::new("sh").args(["-ec", &script])).expect("Docker's options");
+        options.split_whitespace().map(str::to_owned).collect()
     }
 
     /// After [`Docker::stop`]: again, on the same data.
@@ -87,7 +92,7 @@ impl Docker {
         ]);
         command.args(["--data-root", &path("data"), "--exec-root", &path("exec"), "--pidfile", &path("pid")]);
         command.args(["--config-file", &path("daemon.json"), "-H", &self.socket()]);
-        command.args(["--cgroup-parent", &format!("/{}", self.netns)]).args(&self.options);
+        command.args(["--cgroup-parent", &format!("/{}", self.netns)]).args(self.options());
         self.process = Some(Process::spawn(&mut command, &self.log()));
         let answers = wait_until(PATIENCE, || self.docker(&["version"]).is_ok());
         assert!(answers, "dockerd does not answer: {}", fs::read_to_string(self.log()).unwrap_or_default());

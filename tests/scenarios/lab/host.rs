@@ -301,5 +301,6 @@ fn interface(index: u32, name: &str, mtu: u32, nets: &[String]) -> Interface {
         let scope = if net.addr().is_loopback() { 254 } else { 0 };
         InterfaceAddress { net, scope, permanent: true, deprecated: false, temporary: false }
     };
-    Interface { index, name: name.into(), mtu, mac: None, up: true, addresses: nets.iter().map(address).collect() }
+    let addresses = nets.iter().map(address).collect();
+    Interface { index, name: name.into(), mtu, mac: None, up: true, controller: None, addresses }
 }

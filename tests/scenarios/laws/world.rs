@@ -72,7 +72,8 @@ fn interface(index: u32, name: &str, mtu: u32, nets: &[&str]) -> Interface {
         deprecated: false,
         temporary: false,
     };
-    Interface { index, name: name.into(), mtu, mac: None, up: true, addresses: nets.iter().map(address).collect() }
+    let addresses = nets.iter().map(address).collect();
+    Interface { index, name: name.into(), mtu, mac: None, up: true, controller: None, addresses }
 }
 
 /// A host with another address, another MTU, a bridge in a peer's place, or an address in one.
