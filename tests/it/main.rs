@@ -4,6 +4,8 @@
 
 mod field;
 mod lab;
+#[path = "lab/tests.rs"]
+mod lab_tests;
 #[path = "../store/pki.rs"]
 mod pki;
 

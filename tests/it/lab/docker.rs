@@ -18,8 +18,6 @@ use super::{Answer, Host, Underlay, names_in};
 /// Not whatever else the PATH has: its client must speak the daemon's API.
 pub const DOCKER: &str = "/usr/bin/docker";
 
-const CGROUPS: &str = "/sys/fs/cgroup";
-
 /// An image of nothing but busybox. Its wget needs files of the C library, so nc has to do.
 const IMAGE: &str = r#"
     mkdir -p image/bin image/www/cgi-bin
@@ -196,13 +194,18 @@ impl Drop for Docker {
 
 /// Removes the control groups with such names in every hierarchy; they must be empty of processes.
 pub fn remove_cgroups(wanted: impl Fn(&str) -> bool) {
-    let root = Path::new(CGROUPS);
-    let hierarchies = names_in(root).into_iter().map(|name| root.join(name)).chain([root.to_owned()]);
-    for hierarchy in hierarchies.collect::<Vec<_>>() {
+    for hierarchy in cgroup_hierarchies() {
         for name in names_in(&hierarchy).into_iter().filter(|name| wanted(name)) {
             remove_cgroup(&hierarchy.join(name));
         }
     }
+}
+
+/// Where the hierarchies of control groups are mounted.
+pub fn cgroup_hierarchies() -> Vec<PathBuf> {
+    let mounts = fs::read_to_string("/proc/mounts").expect("the mounts");
+    let mounts = mounts.lines().map(|line| line.split(' ').collect::<Vec<_>>());
+    mounts.filter(|mount| mount[2].starts_with("cgroup")).map(|mount| PathBuf::from(mount[1])).collect()
 }
 
 fn remove_cgroup(dir: &Path) {

@@ -334,7 +334,7 @@ impl Host {
         super::server::ask(&self.netns, address)
     }
 
-    pub(super) fn netns_name(&self) -> &str {
+    pub fn netns_name(&self) -> &str {
         self.netns.name()
     }
 

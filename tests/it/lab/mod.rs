@@ -15,21 +15,20 @@
 mod cluster;
 mod container;
 mod cost;
-mod docker;
+pub mod docker;
 mod etcd;
 mod forwarder;
 mod host;
 mod monitor;
-mod netns;
+pub mod netns;
 mod notify;
 mod overlay;
-mod process;
+pub mod process;
 mod server;
 mod state;
 mod tables;
-mod tests;
 mod tools;
-mod wait;
+pub mod wait;
 
 pub use cluster::Cluster;
 pub use container::Container;
@@ -80,6 +79,16 @@ impl Lab {
         netns.ip("addr add 172.31.0.254/24 dev br0");
         netns.ip("link set br0 up");
         Lab { underlay: Arc::new(Underlay { prefix, netns, dir }) }
+    }
+
+    /// Of the names of all that the lab makes.
+    pub fn prefix(&self) -> &str {
+        &self.underlay.prefix
+    }
+
+    /// Where its files are.
+    pub fn dir(&self) -> &Path {
+        self.underlay.dir.path()
     }
 
     /// A real etcd on the underlay's own address; one for each lab.
@@ -153,7 +162,7 @@ pub fn containers_on(hosts: &mut [Host]) -> Vec<Container> {
     hosts.iter_mut().map(|host| host.attach_container("c1")).collect()
 }
 
-const TOOLS: [&str; 13] = [
+const TOOLS: [&str; 14] = [
     "ip",
     "bridge",
     "ss",
@@ -166,6 +175,7 @@ const TOOLS: [&str; 13] = [
     "iptables",
     "busybox",
     "dockerd",
+    "systemd-nspawn",
     docker::DOCKER,
 ];
 
@@ -205,7 +215,8 @@ fn sweep_once() {
     });
 }
 
-fn names_in(dir: &Path) -> BTreeSet<String> {
+/// What a directory holds.
+pub fn names_in(dir: &Path) -> BTreeSet<String> {
     let entries = fs::read_dir(dir).into_iter().flatten().flatten();
     entries.filter_map(|entry| entry.file_name().into_string().ok()).collect()
 }
