@@ -70,16 +70,22 @@ impl Cadence {
 
 /// Lists, watches and audits for ever. A watch that breaks is taken up again where it ended; when the store no longer
 /// knows what happened since, it is listed anew. Failures never say anything about peers.
+///
+/// `listed` is a list that was just read; without it the first thing to do is to read one.
 pub async fn follow<S: Store>(
     store: Rc<S>,
     env: Rc<Env>,
     board: Board,
     news: mpsc::Sender<News>,
     cadence: Cadence,
+    listed: Option<Snapshot>,
 ) -> Infallible {
     let (view, audit_due) = (View::default(), Duration::ZERO);
     let backoff = Backoff::new(Duration::from_millis(200), Duration::from_secs(5));
     let mut follower = Follower { store, env, board, news, cadence, view, audit_due, backoff, just_listed: false };
+    if let Some(snapshot) = listed {
+        follower.begin(snapshot, Answer::Fresh).await;
+    }
     loop {
         match follower.follow_watch().await {
             Ok(()) => {}
@@ -137,10 +143,15 @@ impl<S: Store> Follower<S> {
     async fn list(&mut self) -> Result<i64, StoreError> {
         let (snapshot, answer) = self.read(None::<&mut S::Watch>).await??;
         let revision = snapshot.revision;
+        self.begin(snapshot, answer).await;
+        Ok(revision)
+    }
+
+    /// Takes in a list after which a watch begins.
+    async fn begin(&mut self, snapshot: Snapshot, answer: Answer) {
         self.take_whole(snapshot, answer).await;
         self.plan_audit();
         self.just_listed = true;
-        Ok(revision)
     }
 
     /// Compares with a complete list; tells whether the watch is worth following.

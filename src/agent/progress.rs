@@ -32,8 +32,8 @@ const TURN_EVERY: Duration = Duration::from_secs(5);
 /// The pause before more is done of what one turn did not finish, because somebody keeps changing the device.
 const BREATH: Duration = Duration::from_millis(10);
 
-/// How long the service manager is kept waiting for the first list of peers.
-pub(super) const PATIENCE_FOR_PEERS: Duration = Duration::from_secs(30);
+/// How much time the service manager is asked for by each turn before the host is ready.
+pub(super) const PATIENCE: Duration = Duration::from_secs(30);
 
 /// What the loop remembers from turn to turn.
 pub(super) struct Progress {
@@ -54,7 +54,6 @@ pub(super) struct Progress {
     /// While the external interface is gone nothing can be right, and nothing is touched.
     pub(super) nic_is_gone: bool,
     pub(super) unreadable: Backoff,
-    pub(super) give_up_on_peers_at: Moment,
 }
 
 impl Progress {
@@ -75,7 +74,6 @@ impl Progress {
             read_host_at: None,
             nic_is_gone: false,
             unreadable: Backoff::new(Duration::from_millis(100), Duration::from_secs(10)),
-            give_up_on_peers_at: now + PATIENCE_FOR_PEERS,
         }
     }
 

@@ -7,7 +7,7 @@
 use super::env::{Env, Notice};
 use super::keeper::{Address, Horizon, Sighting};
 use super::peers::News;
-use super::progress::{PATIENCE_FOR_PEERS, Progress};
+use super::progress::{PATIENCE, Progress};
 use super::report;
 use super::retries::Tried;
 use super::status::{Board, Topic};
@@ -360,7 +360,6 @@ impl<K: Kernel> Reconciler<K> {
             return;
         }
         let listed = self.world.leases().is_known() && progress.news.is_clean();
-        let listed = listed || self.env.now() >= progress.give_up_on_peers_at;
         let addresses: Vec<Key> = self.world.want().addresses.iter().copied().map(Key::Address).collect();
         let plan = Plan::at(&addresses, &progress.have, self.world.want(), &self.world.scope());
         let stands = !plan.touches_device() && !progress.nic_is_gone;
@@ -371,7 +370,7 @@ impl<K: Kernel> Reconciler<K> {
             self.board.update(|status| status.started = true);
             self.env.notify(Notice::Ready);
         } else {
-            self.env.notify(Notice::StillStarting(PATIENCE_FOR_PEERS));
+            self.env.notify(Notice::StillStarting(PATIENCE));
         }
     }
 }

@@ -134,6 +134,8 @@ pub struct Keeper<S> {
     pub set_back: Option<bool>,
     /// The quarrel over our key, if there is one.
     pub contest: Contest,
+    /// The list of all keys that the lease was found by: who follows the peers need not ask for another.
+    pub listed: Option<Snapshot>,
 }
 
 impl<S: Store> Keeper<S> {
@@ -187,10 +189,15 @@ impl<S: Store> Keeper<S> {
         if self.set_back.is_none() {
             self.set_back = Some(self.is_set_back(&snapshot));
         }
+        let listed = snapshot.records.len();
         if self.me.in_use.is_none() && self.hold_until().is_some() {
             snapshot.records.extend(self.left_behind.iter().map(Record::taken));
         }
         let claim = self.me.claim(&snapshot.records, &self.on_host, &self.overlay, self.env.random());
+        if self.me.in_use.is_none() {
+            snapshot.records.truncate(listed);
+            self.listed = Some(snapshot);
+        }
         let mac = self.me.mac(&claim).unwrap_or_else(|| VtepMac::from_random(self.env.random_bytes()));
         let reserved = before.is_some_and(|held| held.lease_id.is_none());
         match claim {
@@ -297,7 +304,10 @@ impl<S: Store> Keeper<S> {
         let attrs = self.backend.attrs(self.address.public_ip, mac);
         let asked = self.env.now();
         match self.store.write(SubnetKey::v4(subnet), &attrs, guard, life).await? {
-            Written::Done(Record { content: Ok(lease), .. }) => {
+            Written::Done(Record { content: Ok(lease), name }) => {
+                if let Some(listed) = &mut self.listed {
+                    listed.put(Record { content: Ok(lease.clone()), name });
+                }
                 if !matches!(life, Life::Keep(_)) {
                     let ends = lease.lease_id.map(|_| asked + self.terms.ttl);
                     self.board.update(|status| status.lease_ends = ends);
