@@ -8,7 +8,6 @@ use flanneld::firewall::tools::ToolError;
 use flanneld::firewall::{Firewall, Look, Masquerade, Mode, RuleSet};
 use flanneld::store::StoreError;
 use std::rc::Rc;
-use std::time::Duration;
 
 /// A host that has its lease, and does not watch its peers yet.
 async fn about_to_watch() -> Cluster {
