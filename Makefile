@@ -1,7 +1,7 @@
 # `make` lists what there is.
 
 .DEFAULT_GOAL := help
-.PHONY: help setup build test check bench-repair bench-allocate simulate fuzz manual demo demo-down ci
+.PHONY: help setup build test check bench-repair bench-allocate simulate fuzz install uninstall deb static manual demo demo-down ci
 
 profile := $(if $(RELEASE),release,debug)
 
@@ -32,6 +32,15 @@ simulate: setup ## Let SEEDS (300) clusters live through anything, from seed STA
 
 fuzz: setup ## Fuzz each reader of foreign data for FUZZ_SECONDS (20), or only TARGET
 	@fuzz/run $(TARGET)
+
+# Not as root, and not again: installing builds nothing.
+install: ## Install what was built below PREFIX (/usr/local), packages: DESTDIR=... PREFIX=/usr (more: packaging/install)
+	@packaging/install
+
+uninstall: ## Remove what `make install` has installed; the configuration stays
+	@packaging/install --remove
+
+export DESTDIR PREFIX CONFIG ZSHDIR BINARY
 
 manual: setup ## Write the manual pages and the completions anew, after a change of the command line
 	WRITE_MANUAL=1 cargo test --quiet --test install manual
