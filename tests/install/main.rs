@@ -2,5 +2,7 @@
 //! Debian package. Nothing here touches the machine outside of directories that the tests make.
 
 mod completions;
+mod deb;
 mod manual;
+mod package;
 mod tree;
