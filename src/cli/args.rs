@@ -145,6 +145,11 @@ pub fn parse(
     }
 }
 
+/// The definition of the command line, as far as `--help` shows it: for manuals and completions.
+pub fn command() -> clap::Command {
+    flags::visible()
+}
+
 /// Turns what clap reports instead of matches into a text to print or an error.
 fn not_matched(error: &clap::Error) -> Result<Invocation, ArgsError> {
     let text = |kind| match error.get(kind) {

@@ -1,7 +1,7 @@
 //! The flag set as one table, from which the parser, the help and the names in the environment are
 //! made.
 
-use clap::{Arg, ArgAction, Command};
+use clap::{Arg, ArgAction, Command, ValueHint};
 
 const ETCD: &str = "etcd";
 const INTERFACE: &str = "External interface";
@@ -84,13 +84,22 @@ impl Flag {
             _ => arg.long(self.name),
         };
         let arg = match self.arity {
-            Arity::Bool => arg.value_name("BOOL").num_args(0..=1).require_equals(true),
-            Arity::Value(value_name) => arg.value_name(value_name),
+            Arity::Bool => arg.value_name("BOOL").num_args(0..=1).require_equals(true).value_hint(ValueHint::Other),
+            Arity::Value(value_name) => arg.value_name(value_name).value_hint(hint(value_name)),
         };
         match self.repeatable {
             true => arg.action(ArgAction::Append),
             false => arg.action(ArgAction::Set).overrides_with(self.name),
         }
+    }
+}
+
+/// What a shell offers for such a value.
+fn hint(value_name: &str) -> ValueHint {
+    match value_name {
+        "FILE" => ValueHint::FilePath,
+        "DIR" => ValueHint::DirPath,
+        _ => ValueHint::Other,
     }
 }
 
@@ -243,6 +252,15 @@ effect.";
 
 /// The parser; it knows words that [`super::go_flags`] has brought into the long form.
 pub(super) fn command() -> Command {
+    definition(FLAGS.iter())
+}
+
+/// As [`command`], but only with the flags of the help.
+pub(super) fn visible() -> Command {
+    definition(FLAGS.iter().filter(|flag| flag.heading != HIDDEN))
+}
+
+fn definition(flags: impl Iterator<Item = &'static Flag>) -> Command {
     Command::new("flanneld")
         .version(env!("CARGO_PKG_VERSION"))
         .about(ABOUT)
@@ -252,7 +270,7 @@ pub(super) fn command() -> Command {
         .next_line_help(true)
         .disable_help_flag(true)
         .disable_version_flag(true)
-        .args(FLAGS.iter().map(Flag::to_arg))
+        .args(flags.map(Flag::to_arg))
         .arg(builtin("help", 'h', ArgAction::Help).help("Print this text"))
         .arg(builtin("version", 'V', ArgAction::Version).help("Print the version"))
 }
