@@ -2,6 +2,8 @@
 //!
 //! Everything here needs root and a few tools (`make setup`); what is missing is named, nothing is skipped.
 
+#[path = "../install/deb.rs"]
+mod deb;
 #[allow(dead_code, unused_imports, reason = "a lab for several test programs, none of which needs all of it")]
 #[path = "../it/lab/mod.rs"]
 mod lab;
@@ -9,3 +11,4 @@ mod lab;
 mod machine;
 #[path = "machine/tests.rs"]
 mod machine_tests;
+mod package;
