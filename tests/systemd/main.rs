@@ -11,4 +11,5 @@ mod lab;
 mod machine;
 #[path = "machine/tests.rs"]
 mod machine_tests;
+mod package;
 mod walkthrough;
