@@ -14,7 +14,7 @@ pub const FLANNELD: &str = env!("CARGO_BIN_EXE_flanneld");
 const BELOW_PREFIX: [(&str, &str); 12] = [
     ("bin/flanneld", "755"),
     ("bin/flanneld-start", "755"),
-    ("lib/systemd/system/docker.service.d/flannel.conf", "644"),
+    ("share/flanneld/docker-flannel.conf", "644"),
     ("lib/systemd/system/flanneld.service", "644"),
     ("lib/sysusers.d/flannel.conf", "644"),
     ("lib/tmpfiles.d/flannel.conf", "644"),

@@ -170,7 +170,7 @@ fn goes(machine: &Machine, container: &Container, address: Ipv4Addr) {
     }
     assert!(!left.contains("/usr/"), "{left}");
     dpkg(machine, "--purge flanneld");
-    let written = "/etc/systemd/system/docker.service.d/flannel.conf\n/etc/sysconfig/flanneld\n";
+    let written = "/etc/sysconfig/flanneld\n/etc/systemd/system/docker.service.d/flannel.conf\n";
     assert_eq!(traces(machine), written, "what the administrator wrote");
     assert_eq!(machine.sh("systemctl list-unit-files --no-legend '*flannel*' || true"), "");
     thread::sleep(Duration::from_millis(500));
