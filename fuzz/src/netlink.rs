@@ -13,7 +13,8 @@ use rtnetlink::packet_route::{AddressFamily, RouteNetlinkMessage as Message};
 pub fn netlink(input: &[u8]) {
     let Some((index, datagram)) = input.split_first() else { return };
     let index = u32::from(*index);
-    let scope = Scope { device: "flannel.1".to_owned(), networks: vec!["10.5.0.0/16".parse().expect("a network")] };
+    let scope =
+        Scope { device: "flannel.1".to_owned(), networks: vec!["10.5.0.0/16".parse().expect("a network")], nic: 2 };
     as_answers(datagram, &scope, index);
     as_reports(datagram, &scope, index);
 }
@@ -55,6 +56,7 @@ fn as_object(message: &Message, scope: &Scope, index: u32) {
         }
         Message::NewRoute(route) => {
             let _ = decode::way_out(route);
+            assert!(decode::link_route(route).is_none_or(|route| route.dest == route.dest.trunc()));
             for family in [AddressFamily::Inet, AddressFamily::Inet6] {
                 let found = decode::route(route, family, Some(index), scope);
                 assert!(found.is_none_or(|route| route.dest == route.dest.trunc()));

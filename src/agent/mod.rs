@@ -85,7 +85,7 @@ pub async fn run<S: Store, K: Kernel, F: Firewall>(
     let mut memory = Memory::new(settings.state_dir.clone(), &settings.prefix, network.backend.network_id());
     let remembered = memory.load(nic.public_ip, nic.mac);
     let address = Address { public_ip: nic.public_ip, nic_mac: nic.mac };
-    let left = left_behind(&mut kernel, &network, &env, &board).await;
+    let left = left_behind(&mut kernel, &network, nic.index, &env, &board).await;
     let me = Me {
         public_ip: Some(nic.public_ip),
         remembered_mac: remembered.as_ref().map(|state| state.mac),
@@ -195,7 +195,6 @@ async fn wait_for_config<S: Store>(store: &S, settings: &Settings, env: &Env, bo
                         network = %net, subnet_len = subnets.subnet_len(), backend = network.backend.kind(),
                         "network config read"
                     );
-                    network.backend.warnings().iter().for_each(|warning| tracing::warn!("{key}: {warning}"));
                     return network;
                 }
                 Err(problems) => format!("waiting for a valid network config: {key}: {problems}"),
@@ -256,8 +255,8 @@ async fn find_interface<K: Kernel>(
 }
 
 /// What an earlier run left in the kernel. It is part of the proof of who we are, so a failure to read it is waited out.
-async fn left_behind<K: Kernel>(kernel: &mut K, network: &Network, env: &Env, board: &Board) -> Have {
-    let scope = Scope { device: network.backend.device_name(), networks: vec![network.net.into()] };
+async fn left_behind<K: Kernel>(kernel: &mut K, network: &Network, nic: u32, env: &Env, board: &Board) -> Have {
+    let scope = Scope { device: network.backend.device_name(), networks: vec![network.net.into()], nic };
     let mut backoff = Backoff::new(Duration::from_millis(200), Duration::from_secs(2));
     loop {
         match kernel.observe(&scope).await {

@@ -163,7 +163,13 @@ impl<K: Kernel> Reconciler<K> {
                 Event::Device => progress.read_soon(now),
                 Event::Host { index, name } if index == nic.index || name.as_ref() == Some(&nic.name) => {
                     progress.read_host_soon(now);
+                    if self.world.routes_directly() {
+                        // Routes by an interface go with it without a word.
+                        progress.read_soon(now);
+                    }
                 }
+                Event::Underlay if self.world.routes_directly() => progress.read_host_some_time(now),
+                Event::Underlay => {}
                 Event::Host { .. } => progress.read_host_some_time(now),
                 Event::Overrun => {
                     tracing::info!("the kernel's reports came faster than they were read: reading everything");

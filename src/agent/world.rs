@@ -8,6 +8,7 @@ use crate::model::judge::{Facts, Peers, Tally, Verdict};
 use crate::model::kernel_state::{Route, Scope, Want};
 use crate::model::lease::{Record, Revision};
 use crate::model::lease_set::{Change, LeaseSet, Moment};
+use crate::model::links::Links;
 use crate::model::mac::VtepMac;
 use crate::model::plan::Key;
 use crate::model::subnet::SubnetKey;
@@ -76,6 +77,8 @@ pub struct World {
     endpoints: Vec<IpAddr>,
     own: Own,
     host: HostView,
+    /// Who is on the host's links, as far as that matters.
+    links: Links,
     leases: LeaseSet,
     peers: Peers,
     entries: BTreeMap<String, PeerEntries>,
@@ -104,6 +107,7 @@ impl World {
         hold: Duration,
     ) -> Self {
         let mut world = World {
+            links: host.links.outside(network),
             backend,
             network,
             endpoints,
@@ -138,7 +142,12 @@ impl World {
 
     /// What is ours in the kernel.
     pub fn scope(&self) -> Scope {
-        Scope { device: self.backend.device_name(), networks: vec![self.network.into()] }
+        Scope { device: self.backend.device_name(), networks: vec![self.network.into()], nic: self.own.nic.index }
+    }
+
+    /// Whether the host's other routes decide how peers are reached.
+    pub fn routes_directly(&self) -> bool {
+        self.backend.routes_directly()
     }
 
     /// What this host knows of itself.
@@ -188,8 +197,9 @@ impl World {
 
     /// The host's interfaces, or what it knows of itself, may have changed.
     pub fn set_host(&mut self, own: Own, host: HostView) -> Dirty {
-        let same_self = own == self.own;
-        (self.own, self.host) = (own, host);
+        let links = host.links.outside(self.network);
+        let same_self = own == self.own && (links == self.links || !self.routes_directly());
+        (self.own, self.host, self.links) = (own, host, links);
         if same_self && self.facts() == *self.peers.facts() {
             return Dirty::default();
         }
@@ -274,7 +284,10 @@ impl World {
         for name in names {
             self.tell(&name);
             let new = match (self.peers.verdict(&name), SubnetKey::parse(&name)) {
-                (Some(Verdict::Peer(endpoint)), Ok(key)) => Some(self.backend.peer_entries(key.v4, *endpoint)),
+                (Some(Verdict::Peer(endpoint)), Ok(key)) => {
+                    let link = self.links.of(endpoint.address).filter(|index| *index == self.own.nic.index);
+                    Some(self.backend.peer_entries(key.v4, *endpoint, link))
+                }
                 _ => None,
             };
             if self.entries.get(&name) == new.as_ref() {

@@ -5,6 +5,7 @@
 
 use crate::model::iface::{DefaultRoute, Interface, InterfaceAddress, WayOut};
 use crate::model::kernel_state::{Device, Found, Neighbor, Oif, Route, Scope, Vxlan};
+use crate::model::links::LinkRoute;
 use crate::model::mac::VtepMac;
 use ipnet::IpNet;
 use rtnetlink::packet_route::AddressFamily;
@@ -279,6 +280,18 @@ pub fn default_routes(message: &RouteMessage, family: AddressFamily) -> Vec<Defa
     let Some(route) = route else { return vec![] };
     let (metric, is_v6) = (route.metric, family == AddressFamily::Inet6);
     route.hops.iter().map(|hop| DefaultRoute { oif: hop.oif, gateway: hop.gateway, metric, is_v6 }).collect()
+}
+
+/// An IPv4 route, as far as it tells who is on a link. One with several next hops leads to no single one.
+pub fn link_route(message: &RouteMessage) -> Option<LinkRoute> {
+    let route = decode(message, AddressFamily::Inet)?;
+    let IpNet::V4(dest) = route.dest else { return None };
+    let leads_on = message.header.kind == RouteType::Unicast;
+    let link = match &route.hops[..] {
+        [Hop { oif, gateway: None }] if leads_on && *oif != 0 => Some(*oif),
+        _ => None,
+    };
+    Some(LinkRoute { dest, metric: route.metric, link })
 }
 
 /// The way by which a looked up route leaves; `None` for a blackhole and its like.

@@ -354,7 +354,7 @@ mod tests {
     use crate::model::mac::VtepMac;
 
     fn scope() -> Scope {
-        Scope { device: "flannel.1".to_owned(), networks: vec!["10.5.0.0/16".parse().unwrap()] }
+        Scope { device: "flannel.1".to_owned(), networks: vec!["10.5.0.0/16".parse().unwrap()], nic: 2 }
     }
 
     fn device() -> Device {

@@ -59,6 +59,8 @@ pub enum Event {
         /// Its name, when the change is one of the interface itself.
         name: Option<String>,
     },
+    /// A route of table main that is none of those.
+    Underlay,
     /// Reports were lost.
     Overrun,
 }

@@ -6,6 +6,7 @@ use super::wire::Refusal;
 use super::{Event, Kernel, KernelError, decode, encode, sysctl};
 use crate::model::iface::{HostView, InterfaceAddress, WayOut};
 use crate::model::kernel_state::{Device, Found, Have, Oif, Scope};
+use crate::model::links::Links;
 use crate::model::plan::Op;
 use nix::libc::{EACCES, EADDRNOTAVAIL, EHOSTUNREACH, EINVAL, ENETUNREACH, ENODEV, ENOENT, ESRCH};
 use rtnetlink::packet_route::{AddressFamily, RouteNetlinkMessage as Message};
@@ -184,14 +185,17 @@ impl Kernel for NetlinkKernel {
         for interface in &mut host.interfaces {
             interface.addresses = addresses.remove(&interface.index).unwrap_or_default();
         }
+        let mut link_routes = Vec::new();
         for family in [AddressFamily::Inet, AddressFamily::Inet6] {
             for message in self.routes(family).await? {
                 if let Message::NewRoute(route) = message {
                     host.default_routes.extend(decode::default_routes(&route, family));
+                    link_routes.extend(decode::link_route(&route));
                 }
             }
         }
         host.default_routes.sort_by_key(|route| route.metric);
+        host.links = Links::from_routes(&link_routes);
         Ok(host)
     }
 
