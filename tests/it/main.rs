@@ -11,6 +11,7 @@ mod pki;
 
 mod cluster;
 mod cost;
+mod direct;
 mod disaster;
 mod docker;
 mod endpoints;
