@@ -89,7 +89,14 @@ fn as_reports(datagram: &[u8], scope: &Scope, index: u32) {
 fn what_is_ours_can_be_cleared(mut have: Have, scope: &Scope, index: u32) {
     let vxlan =
         Vxlan { vni: 1, local: None, lower: 2, port: 0, learning: false, gbp: false, group: None, ttl: 0, ageing: 300 };
-    let device = Device { name: scope.device.clone(), mac: VtepMac([0x0e; 6]), mtu: 1450, up: true, vxlan };
+    let device = Device {
+        name: scope.device.clone(),
+        mac: VtepMac([0x0e; 6]),
+        mtu: 1450,
+        up: true,
+        tx_checksum_off: false,
+        vxlan,
+    };
     have.device = Some(Found::Vxlan(index, device.clone()));
     let want = Want { device: Some(device), peers_complete: true, ..Want::default() };
     for step in Plan::between(&have, &want, scope).steps {

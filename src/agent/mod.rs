@@ -64,6 +64,8 @@ pub struct Settings {
     pub firewall: FirewallSettings,
     /// Whether a blackhole route takes what is sent to addresses of our subnet that nobody has.
     pub blackhole_route: bool,
+    /// Whether packets get their checksums before they reach our device, for the sake of what is below it and spoils them.
+    pub tx_checksum_off: bool,
     /// Whether the lease is given back whenever the daemon stops (which is the caller's to do).
     pub gives_back: bool,
 }
@@ -130,6 +132,9 @@ pub async fn run<S: Store, K: Kernel, F: Firewall>(
     let mut world = World::new(network.backend, network.net, store.addresses(), own, host, settings.peer_hold);
     if settings.blackhole_route {
         world.add_blackhole();
+    }
+    if settings.tx_checksum_off {
+        world.set_tx_checksum_off();
     }
     let (left_behind, listed) = (std::mem::take(&mut keeper.left_behind), keeper.listed.take());
     if let Some(until) = keeper.hold_until() {

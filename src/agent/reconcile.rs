@@ -194,6 +194,7 @@ impl<K: Kernel> Reconciler<K> {
         match have {
             Ok(have) => {
                 progress.was_read(have, started, now, &self.env);
+                self.tell_of_offload(progress);
                 self.board.update(|status| status.full_reads += 1);
                 true
             }
@@ -204,6 +205,21 @@ impl<K: Kernel> Reconciler<K> {
                 false
             }
         }
+    }
+
+    /// Without the flag it is not known who had a reason to switch it off, perhaps an earlier run of ours: so it stays.
+    fn tell_of_offload(&self, progress: &mut Progress) {
+        let Some(Found::Vxlan(_, have)) = &progress.have.device else { return };
+        let wanted = self.world.want().device.as_ref().is_some_and(|want| want.tx_checksum_off);
+        let strange = have.tx_checksum_off && !wanted;
+        if strange && !progress.told_of_offload {
+            let name = &have.name;
+            tracing::info!(
+                "{name} has tx-checksum-ip-generic off, which costs most of its throughput: if nothing below it needs that, \
+                 do: ethtool -K {name} tx-checksum-ip-generic on"
+            );
+        }
+        progress.told_of_offload = strange;
     }
 
     /// Looks at the host's interfaces.

@@ -5,7 +5,7 @@ use crate::backend::{Backend, PeerEntries};
 use crate::model::docker;
 use crate::model::iface::{ExternalInterface, HostView};
 use crate::model::judge::{Facts, Peers, Tally, Verdict};
-use crate::model::kernel_state::{Route, Scope, Want};
+use crate::model::kernel_state::{Device, Route, Scope, Want};
 use crate::model::lease::{Record, Revision};
 use crate::model::lease_set::{Change, LeaseSet, Moment};
 use crate::model::links::Links;
@@ -93,6 +93,7 @@ pub struct World {
     want: Want,
     hold: Duration,
     blackhole: bool,
+    tx_checksum_off: bool,
 }
 
 impl World {
@@ -123,6 +124,7 @@ impl World {
             want: Want::default(),
             hold,
             blackhole: false,
+            tx_checksum_off: false,
         };
         world.rebuild();
         world
@@ -132,6 +134,12 @@ impl World {
     /// between this host and its gateway.
     pub fn add_blackhole(&mut self) {
         self.blackhole = true;
+        self.rebuild();
+    }
+
+    /// From now on packets get their checksums before they reach the device.
+    pub fn set_tx_checksum_off(&mut self) {
+        self.tx_checksum_off = true;
         self.rebuild();
     }
 
@@ -265,7 +273,7 @@ impl World {
         self.entries.clear();
         self.fdb_users.clear();
         self.want = Want {
-            device: Some(own.device),
+            device: Some(Device { tx_checksum_off: self.tx_checksum_off, ..own.device }),
             addresses: [own.address].into(),
             peers_complete: self.leases.is_known(),
             ..Want::default()

@@ -167,7 +167,14 @@ impl Backend for Vxlan {
             ageing: 300,
         };
         OwnEntries {
-            device: Device { name: self.device_name(), mac, mtu: self.mtu(nic), up: true, vxlan },
+            device: Device {
+                name: self.device_name(),
+                mac,
+                mtu: self.mtu(nic),
+                up: true,
+                tx_checksum_off: false,
+                vxlan,
+            },
             address: IpNet::V4(Ipv4Net::from(subnet.network())),
         }
     }

@@ -79,7 +79,7 @@ pub fn device_address(message: &AddressMessage, index: u32) -> Option<IpNet> {
     (on == index && !is_link_local).then_some(address.net)
 }
 
-/// What kind of device it is that has our name.
+/// What kind of device it is that has our name. Of its offloads the message says nothing.
 pub fn found(message: &LinkMessage) -> Found {
     let index = message.header.index;
     let info = message.attributes.iter().find_map(|attribute| match attribute {
@@ -99,7 +99,7 @@ pub fn found(message: &LinkMessage) -> Found {
         Some(vxlan) => {
             let Interface { name, mtu, mac, up, .. } = interface(message);
             let mac = mac.unwrap_or(VtepMac([0; 6]));
-            Found::Vxlan(index, Device { name, mac, mtu, up, vxlan })
+            Found::Vxlan(index, Device { name, mac, mtu, up, tx_checksum_off: false, vxlan })
         }
     }
 }

@@ -370,7 +370,7 @@ mod tests {
             ageing: 300,
         };
         let mac = VtepMac([2, 0, 0, 0, 0, 1]);
-        Device { name: "flannel.1".to_owned(), mac, mtu: 1450, up: true, vxlan }
+        Device { name: "flannel.1".to_owned(), mac, mtu: 1450, up: true, tx_checksum_off: false, vxlan }
     }
 
     fn route() -> Route {

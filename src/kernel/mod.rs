@@ -4,6 +4,7 @@ pub mod decode;
 mod encode;
 #[cfg(test)]
 mod encode_tests;
+mod ethtool;
 pub mod fake;
 pub mod listener;
 pub mod netlink;

@@ -19,6 +19,9 @@ pub struct Device {
     pub mtu: u32,
     /// Whether it is administratively up.
     pub up: bool,
+    /// Whether packets get their checksums before they reach it (`tx-checksum-ip-generic off`): slow, and needed where what is
+    /// below spoils them. If it is not wanted it is left as it is.
+    pub tx_checksum_off: bool,
     /// Tunnel parameters.
     pub vxlan: Vxlan,
 }

@@ -355,6 +355,9 @@ fn changeable_differences(have: &Device, want: &Device) -> String {
     found.note("learning", h.learning, w.learning);
     found.note("ttl", h.ttl, w.ttl);
     found.note("ageing", h.ageing, w.ageing);
+    if want.tx_checksum_off {
+        found.note("tx-checksum off", have.tx_checksum_off, true);
+    }
     found.0
 }
 

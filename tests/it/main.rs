@@ -26,6 +26,7 @@ mod join;
 mod kube_proxy;
 mod lease;
 mod neighbours;
+mod offload;
 mod outage;
 mod overrun;
 mod peers;

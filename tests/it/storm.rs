@@ -49,6 +49,7 @@ impl Agent {
             peer_hold: DAY,
             firewall: FirewallSettings::default(),
             blackhole_route: false,
+            tx_checksum_off: false,
             gives_back: false,
         };
         let kernel = FakeKernel::new(view(Ipv4Addr::from(0xac10_0000 + number)));

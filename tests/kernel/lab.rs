@@ -65,7 +65,7 @@ impl Lab {
             ageing: 300,
         };
         let mac = VtepMac([0x0e, 1, 2, 3, 4, 5]);
-        Device { name: self.scope.device.clone(), mac, mtu: 1450, up: true, vxlan }
+        Device { name: self.scope.device.clone(), mac, mtu: 1450, up: true, tx_checksum_off: false, vxlan }
     }
 
     /// Makes that device and gives its index.

@@ -177,9 +177,10 @@ pub fn containers_on(hosts: &mut [Host]) -> Vec<Container> {
     hosts.iter_mut().map(|host| host.attach_container("c1")).collect()
 }
 
-const TOOLS: [&str; 14] = [
+const TOOLS: [&str; 15] = [
     "ip",
     "bridge",
+    "ethtool",
     "ss",
     "nsenter",
     "nft",

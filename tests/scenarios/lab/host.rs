@@ -139,6 +139,7 @@ impl Host {
             gives_back: false,
             firewall: FirewallSettings::default(),
             blackhole_route: false,
+            tx_checksum_off: false,
         };
         let (kernel, slept) = (FakeKernel::default(), Rc::default());
         let launch: Launch = |store, kernel, settings, env, board| {

@@ -71,6 +71,7 @@ fn any_found() -> impl Strategy<Value = Option<Found>> {
         |d| d.mac = mac(9),
         |d| d.mtu = 1400,
         |d| d.up = false,
+        |d| d.tx_checksum_off = true,
         |d| d.vxlan.local = None,
         |d| d.vxlan.learning = true,
         |d| d.vxlan.ttl = 5,
@@ -129,8 +130,9 @@ fn any_want() -> impl Strategy<Value = Want> {
         prop::collection::btree_map(any_mac(), any_dst(), 0..4),
         prop::collection::btree_map(peers, prop::option::of(any_dst()), 0..4),
         any::<bool>(),
+        any::<bool>(),
     )
-        .prop_map(|(neighbors, fdb, dests, peers_complete)| {
+        .prop_map(|(neighbors, fdb, dests, peers_complete, tx_checksum_off)| {
             // Through the tunnel, or directly.
             let route = |dest: IpNet, address: Option<IpAddr>| {
                 let gateway = Some(address.unwrap_or(dest.network()));
@@ -139,7 +141,8 @@ fn any_want() -> impl Strategy<Value = Want> {
             };
             let routes = dests.into_iter().map(|(dest, address)| (dest, route(dest, address))).collect();
             let addresses = ["10.5.1.0/32".parse().unwrap()].into();
-            Want { device: Some(device()), addresses, neighbors, fdb, routes, peers_complete }
+            let device = Device { tx_checksum_off, ..device() };
+            Want { device: Some(device), addresses, neighbors, fdb, routes, peers_complete }
         })
 }
 
@@ -218,6 +221,19 @@ proptest! {
         let on_device = keeps_device(&have, &plan);
         let after = done(&have, &plan);
         prop_assert_eq!(foreign(&have, &want, on_device), foreign(&after, &want, on_device), "{:?}", ops(&plan));
+    }
+
+    #[test]
+    fn from_one_want_to_another_nothing_is_left_over_and_no_route_is_missing_meanwhile(one in any_want(), other in any_want()) {
+        let other = Want { peers_complete: true, ..other };
+        let mut have = as_wanted(&one);
+        for step in Plan::between(&have, &other, &scope()).steps {
+            have.apply(&step.op, 100);
+            let missing = one.routes.keys().find(|dest| other.routes.contains_key(*dest) && !have.routes.contains_key(*dest));
+            prop_assert_eq!(missing, None, "after {}", step.op);
+        }
+        let expected = as_wanted(&other);
+        prop_assert_eq!((have.routes, have.neighbors, have.fdb), (expected.routes, expected.neighbors, expected.fdb));
     }
 
     #[test]

@@ -45,7 +45,8 @@ enum Event {
 }
 
 fn any_value() -> impl Strategy<Value = String> {
-    let address = select(vec!["192.168.0.1", "192.168.0.2", "192.168.0.3", "10.5.2.9", "10.5.1.9", "127.0.0.1"]);
+    let addresses = ["192.168.0.1", "192.168.0.2", "192.168.0.3", "172.20.0.9", "10.5.2.9", "10.5.1.9", "127.0.0.1"];
+    let address = select(addresses.to_vec());
     let kind = prop_oneof![8 => Just("vxlan"), 1 => Just("host-gw")];
     let vni = prop_oneof![4 => Just("\"VNI\":1,"), 2 => Just(""), 1 => Just("\"VNI\":2,")];
     let good = (address, kind, vni, 1u8..5).prop_map(|(address, kind, vni, last)| {
@@ -79,7 +80,7 @@ fn interface(index: u32, name: &str, mtu: u32, nets: &[&str]) -> Interface {
 }
 
 /// A host with another address, another MTU, a bridge in a peer's place, or an address in one; or one whose neighbours are
-/// not on its link, or some behind a router.
+/// not on its link, or some behind a router and others on another link.
 fn host(variant: u8) -> (Own, HostView) {
     let (address, mtu) = match variant {
         1 => ("192.168.0.3", 1500),
@@ -98,7 +99,7 @@ fn host(variant: u8) -> (Own, HostView) {
     let route = |dest: &str, link| LinkRoute { dest: dest.parse().unwrap(), metric: 0, link };
     let links = match variant {
         5 => vec![],
-        6 => vec![route("192.168.0.0/24", Some(2)), route("192.168.0.3/32", None)],
+        6 => vec![route("192.168.0.0/24", Some(2)), route("192.168.0.3/32", None), route("172.20.0.0/24", Some(5))],
         _ => vec![route("192.168.0.0/24", Some(2))],
     };
     (own, HostView { interfaces, links: Links::from_routes(&links), ..HostView::default() })
