@@ -54,6 +54,8 @@ pub(super) struct Progress {
     /// While the external interface is gone nothing can be right, and nothing is touched.
     pub(super) nic_is_gone: bool,
     pub(super) unreadable: Backoff,
+    /// It was said what it means that the device has an offload off without our doing.
+    pub(super) told_of_offload: bool,
 }
 
 impl Progress {
@@ -74,6 +76,7 @@ impl Progress {
             read_host_at: None,
             nic_is_gone: false,
             unreadable: Backoff::new(Duration::from_millis(100), Duration::from_secs(10)),
+            told_of_offload: false,
         }
     }
 

@@ -163,7 +163,13 @@ impl<K: Kernel> Reconciler<K> {
                 Event::Device => progress.read_soon(now),
                 Event::Host { index, name } if index == nic.index || name.as_ref() == Some(&nic.name) => {
                     progress.read_host_soon(now);
+                    if self.world.routes_directly() {
+                        // Routes by an interface go with it without a word.
+                        progress.read_soon(now);
+                    }
                 }
+                Event::Underlay if self.world.routes_directly() => progress.read_host_some_time(now),
+                Event::Underlay => {}
                 Event::Host { .. } => progress.read_host_some_time(now),
                 Event::Overrun => {
                     tracing::info!("the kernel's reports came faster than they were read: reading everything");
@@ -188,6 +194,7 @@ impl<K: Kernel> Reconciler<K> {
         match have {
             Ok(have) => {
                 progress.was_read(have, started, now, &self.env);
+                self.tell_of_offload(progress);
                 self.board.update(|status| status.full_reads += 1);
                 true
             }
@@ -198,6 +205,21 @@ impl<K: Kernel> Reconciler<K> {
                 false
             }
         }
+    }
+
+    /// Without the flag it is not known who had a reason to switch it off, perhaps an earlier run of ours: so it stays.
+    fn tell_of_offload(&self, progress: &mut Progress) {
+        let Some(Found::Vxlan(_, have)) = &progress.have.device else { return };
+        let wanted = self.world.want().device.as_ref().is_some_and(|want| want.tx_checksum_off);
+        let strange = have.tx_checksum_off && !wanted;
+        if strange && !progress.told_of_offload {
+            let name = &have.name;
+            tracing::info!(
+                "{name} has tx-checksum-ip-generic off, which costs most of its throughput: if nothing below it needs that, \
+                 do: ethtool -K {name} tx-checksum-ip-generic on"
+            );
+        }
+        progress.told_of_offload = strange;
     }
 
     /// Looks at the host's interfaces.

@@ -5,9 +5,10 @@ use crate::backend::{Backend, PeerEntries};
 use crate::model::docker;
 use crate::model::iface::{ExternalInterface, HostView};
 use crate::model::judge::{Facts, Peers, Tally, Verdict};
-use crate::model::kernel_state::{Route, Scope, Want};
+use crate::model::kernel_state::{Device, Route, Scope, Want};
 use crate::model::lease::{Record, Revision};
 use crate::model::lease_set::{Change, LeaseSet, Moment};
+use crate::model::links::Links;
 use crate::model::mac::VtepMac;
 use crate::model::plan::Key;
 use crate::model::subnet::SubnetKey;
@@ -76,6 +77,8 @@ pub struct World {
     endpoints: Vec<IpAddr>,
     own: Own,
     host: HostView,
+    /// Who is on the host's links, as far as that matters.
+    links: Links,
     leases: LeaseSet,
     peers: Peers,
     entries: BTreeMap<String, PeerEntries>,
@@ -90,6 +93,7 @@ pub struct World {
     want: Want,
     hold: Duration,
     blackhole: bool,
+    tx_checksum_off: bool,
 }
 
 impl World {
@@ -104,6 +108,7 @@ impl World {
         hold: Duration,
     ) -> Self {
         let mut world = World {
+            links: host.links.outside(network),
             backend,
             network,
             endpoints,
@@ -119,6 +124,7 @@ impl World {
             want: Want::default(),
             hold,
             blackhole: false,
+            tx_checksum_off: false,
         };
         world.rebuild();
         world
@@ -131,6 +137,12 @@ impl World {
         self.rebuild();
     }
 
+    /// From now on packets get their checksums before they reach the device.
+    pub fn set_tx_checksum_off(&mut self) {
+        self.tx_checksum_off = true;
+        self.rebuild();
+    }
+
     /// What the kernel should hold.
     pub fn want(&self) -> &Want {
         &self.want
@@ -138,7 +150,12 @@ impl World {
 
     /// What is ours in the kernel.
     pub fn scope(&self) -> Scope {
-        Scope { device: self.backend.device_name(), networks: vec![self.network.into()] }
+        Scope { device: self.backend.device_name(), networks: vec![self.network.into()], nic: self.own.nic.index }
+    }
+
+    /// Whether the host's other routes decide how peers are reached.
+    pub fn routes_directly(&self) -> bool {
+        self.backend.routes_directly()
     }
 
     /// What this host knows of itself.
@@ -188,8 +205,9 @@ impl World {
 
     /// The host's interfaces, or what it knows of itself, may have changed.
     pub fn set_host(&mut self, own: Own, host: HostView) -> Dirty {
-        let same_self = own == self.own;
-        (self.own, self.host) = (own, host);
+        let links = host.links.outside(self.network);
+        let same_self = own == self.own && (links == self.links || !self.routes_directly());
+        (self.own, self.host, self.links) = (own, host, links);
         if same_self && self.facts() == *self.peers.facts() {
             return Dirty::default();
         }
@@ -255,7 +273,7 @@ impl World {
         self.entries.clear();
         self.fdb_users.clear();
         self.want = Want {
-            device: Some(own.device),
+            device: Some(Device { tx_checksum_off: self.tx_checksum_off, ..own.device }),
             addresses: [own.address].into(),
             peers_complete: self.leases.is_known(),
             ..Want::default()
@@ -274,7 +292,10 @@ impl World {
         for name in names {
             self.tell(&name);
             let new = match (self.peers.verdict(&name), SubnetKey::parse(&name)) {
-                (Some(Verdict::Peer(endpoint)), Ok(key)) => Some(self.backend.peer_entries(key.v4, *endpoint)),
+                (Some(Verdict::Peer(endpoint)), Ok(key)) => {
+                    let link = self.links.of(endpoint.address).filter(|index| *index == self.own.nic.index);
+                    Some(self.backend.peer_entries(key.v4, *endpoint, link))
+                }
                 _ => None,
             };
             if self.entries.get(&name) == new.as_ref() {

@@ -5,6 +5,7 @@
 
 use crate::model::iface::{DefaultRoute, Interface, InterfaceAddress, WayOut};
 use crate::model::kernel_state::{Device, Found, Neighbor, Oif, Route, Scope, Vxlan};
+use crate::model::links::LinkRoute;
 use crate::model::mac::VtepMac;
 use ipnet::IpNet;
 use rtnetlink::packet_route::AddressFamily;
@@ -78,7 +79,7 @@ pub fn device_address(message: &AddressMessage, index: u32) -> Option<IpNet> {
     (on == index && !is_link_local).then_some(address.net)
 }
 
-/// What kind of device it is that has our name.
+/// What kind of device it is that has our name. Of its offloads the message says nothing.
 pub fn found(message: &LinkMessage) -> Found {
     let index = message.header.index;
     let info = message.attributes.iter().find_map(|attribute| match attribute {
@@ -98,7 +99,7 @@ pub fn found(message: &LinkMessage) -> Found {
         Some(vxlan) => {
             let Interface { name, mtu, mac, up, .. } = interface(message);
             let mac = mac.unwrap_or(VtepMac([0; 6]));
-            Found::Vxlan(index, Device { name, mac, mtu, up, vxlan })
+            Found::Vxlan(index, Device { name, mac, mtu, up, tx_checksum_off: false, vxlan })
         }
     }
 }
@@ -279,6 +280,18 @@ pub fn default_routes(message: &RouteMessage, family: AddressFamily) -> Vec<Defa
     let Some(route) = route else { return vec![] };
     let (metric, is_v6) = (route.metric, family == AddressFamily::Inet6);
     route.hops.iter().map(|hop| DefaultRoute { oif: hop.oif, gateway: hop.gateway, metric, is_v6 }).collect()
+}
+
+/// An IPv4 route, as far as it tells who is on a link. One with several next hops leads to no single one.
+pub fn link_route(message: &RouteMessage) -> Option<LinkRoute> {
+    let route = decode(message, AddressFamily::Inet)?;
+    let IpNet::V4(dest) = route.dest else { return None };
+    let leads_on = message.header.kind == RouteType::Unicast;
+    let link = match &route.hops[..] {
+        [Hop { oif, gateway: None }] if leads_on && *oif != 0 => Some(*oif),
+        _ => None,
+    };
+    Some(LinkRoute { dest, metric: route.metric, link })
 }
 
 /// The way by which a looked up route leaves; `None` for a blackhole and its like.

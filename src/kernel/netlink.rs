@@ -3,9 +3,10 @@
 use super::listener::Listener;
 use super::socket::NetlinkSocket;
 use super::wire::Refusal;
-use super::{Event, Kernel, KernelError, decode, encode, sysctl};
+use super::{Event, Kernel, KernelError, decode, encode, ethtool, sysctl};
 use crate::model::iface::{HostView, InterfaceAddress, WayOut};
 use crate::model::kernel_state::{Device, Found, Have, Oif, Scope};
+use crate::model::links::Links;
 use crate::model::plan::Op;
 use nix::libc::{EACCES, EADDRNOTAVAIL, EHOSTUNREACH, EINVAL, ENETUNREACH, ENODEV, ENOENT, ESRCH};
 use rtnetlink::packet_route::{AddressFamily, RouteNetlinkMessage as Message};
@@ -32,7 +33,7 @@ impl NetlinkKernel {
     /// The device with this name, if there is one.
     async fn device(&mut self, name: &str) -> Result<Option<Found>, KernelError> {
         match self.socket.get(&format!("get device {name}"), encode::get_link(name)).await {
-            Ok(Some(Message::NewLink(link))) => Ok(Some(decode::found(&link))),
+            Ok(Some(Message::NewLink(link))) => Ok(Some(with_offloads(decode::found(&link)))),
             Ok(_) => {
                 let reason = "the kernel's answer cannot be decoded".to_owned();
                 Err(KernelError { what: format!("get device {name}"), errno: 0, reason })
@@ -98,7 +99,10 @@ impl NetlinkKernel {
             Op::DeleteDevice(index) => self.socket.change(encode::delete_device(*index)).await,
             Op::CreateDevice(device) => match self.socket.change(encode::create_device(device)).await {
                 Ok(()) => match self.device(&device.name).await? {
-                    Some(Found::Vxlan(index, _)) => self.bring_up(index, device).await,
+                    Some(Found::Vxlan(index, have)) => {
+                        let offloads = set_offloads(&have, device);
+                        self.bring_up(index, device).await.and(offloads)
+                    }
                     _ => Err(Refusal::new(ENODEV)),
                 },
                 refused => refused,
@@ -124,6 +128,7 @@ impl NetlinkKernel {
         if have.mac != want.mac {
             first_refusal = first_refusal.and(self.socket.change(encode::set_mac(index, want.mac)).await);
         }
+        first_refusal = first_refusal.and(set_offloads(have, want));
         if !have.up {
             first_refusal = first_refusal.and(self.bring_up(index, want).await);
         }
@@ -184,14 +189,17 @@ impl Kernel for NetlinkKernel {
         for interface in &mut host.interfaces {
             interface.addresses = addresses.remove(&interface.index).unwrap_or_default();
         }
+        let mut link_routes = Vec::new();
         for family in [AddressFamily::Inet, AddressFamily::Inet6] {
             for message in self.routes(family).await? {
                 if let Message::NewRoute(route) = message {
                     host.default_routes.extend(decode::default_routes(&route, family));
+                    link_routes.extend(decode::link_route(&route));
                 }
             }
         }
         host.default_routes.sort_by_key(|route| route.metric);
+        host.links = Links::from_routes(&link_routes);
         Ok(host)
     }
 
@@ -249,6 +257,24 @@ impl Kernel for NetlinkKernel {
     fn take_changes(&mut self, scope: &Scope) -> Vec<Event> {
         self.listener.take(scope, self.index)
     }
+}
+
+/// The device with what only ethtool tells of it.
+fn with_offloads(found: Found) -> Found {
+    match found {
+        Found::Vxlan(index, mut device) => {
+            device.tx_checksum_off = ethtool::tx_checksum(&device.name) == Ok(false);
+            Found::Vxlan(index, device)
+        }
+        other => other,
+    }
+}
+
+fn set_offloads(have: &Device, want: &Device) -> Result<(), Refusal> {
+    if have.tx_checksum_off || !want.tx_checksum_off {
+        return Ok(());
+    }
+    ethtool::set_tx_checksum(&want.name, false).map_err(|errno| Refusal::new(errno as i32))
 }
 
 fn is_about_device(op: &Op) -> bool {

@@ -58,7 +58,7 @@ mod tests {
 
     /// What is said of these in 10.5.0.0/16, of which we have 10.5.7.0/24, with an MTU of 1450.
     fn said(interfaces: &[Interface]) -> Option<String> {
-        let host = HostView { interfaces: interfaces.to_vec(), default_routes: Vec::new() };
+        let host = HostView { interfaces: interfaces.to_vec(), ..HostView::default() };
         complaint(&host, "10.5.0.0/16".parse().unwrap(), "10.5.7.0/24".parse().unwrap(), 1450)
     }
 

@@ -1,5 +1,6 @@
 //! The external interface: the one that carries tunnel packets, and the address others reach this host at.
 
+use super::links::Links;
 use super::mac::VtepMac;
 use ipnet::{IpNet, Ipv4Net};
 use regex::Regex;
@@ -69,6 +70,8 @@ pub struct HostView {
     pub interfaces: Vec<Interface>,
     /// The default routes of table main, one entry a next hop, best metric first.
     pub default_routes: Vec<DefaultRoute>,
+    /// Who is on their links.
+    pub links: Links,
 }
 
 impl HostView {
@@ -299,6 +302,7 @@ mod tests {
                 interface(5, "flannel.1", &["10.5.1.0/32"]),
             ],
             default_routes: vec![DefaultRoute { is_v6: true, ..route(3) }, route(4), route(2), route(3)],
+            links: Links::default(),
         }
     }
 

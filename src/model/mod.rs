@@ -10,6 +10,7 @@ pub mod judge;
 pub mod kernel_state;
 pub mod lease;
 pub mod lease_set;
+pub mod links;
 pub mod mac;
 pub mod mirror;
 pub mod plan;

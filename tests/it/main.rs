@@ -11,6 +11,7 @@ mod pki;
 
 mod cluster;
 mod cost;
+mod direct;
 mod disaster;
 mod docker;
 mod endpoints;
@@ -25,6 +26,7 @@ mod join;
 mod kube_proxy;
 mod lease;
 mod neighbours;
+mod offload;
 mod outage;
 mod overrun;
 mod peers;

@@ -8,6 +8,7 @@ const INTERFACE: &str = "External interface";
 const LEASE: &str = "Lease";
 const FILES: &str = "Files";
 const FIREWALL: &str = "Firewall and routes";
+const DEVICE: &str = "VXLAN device";
 const HEALTH: &str = "Health";
 const LOGGING: &str = "Logging";
 const OTHER: &str = "Other";
@@ -188,6 +189,12 @@ pub(super) static FLAGS: &[Flag] = &[
         FIREWALL,
         "Drop packets to addresses of this host's subnet that nobody has, by a blackhole route\n\
          behind all others",
+    ),
+    switch("vxlan-tx-checksum-off", "false").help(
+        DEVICE,
+        "Let the CPU compute the checksums of packets before they reach the VXLAN device (ethtool's\n\
+         tx-checksum-ip-generic off): a workaround for NICs, drivers and hypervisors that send wrong\n\
+         ones, at the price of most of the throughput",
     ),
     value("public-ipv6", "IPV6", "").role(Role::Later("run the overlay over IPv4 and drop the flag")),
     switch("kube-subnet-mgr", "false").role(Role::Kubernetes),
