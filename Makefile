@@ -36,6 +36,11 @@ fuzz: setup ## Fuzz each reader of foreign data for FUZZ_SECONDS (20), or only T
 deb: setup cargo-deb ## Make a Debian package of an optimised build, in target/debian
 	cargo deb --locked
 
+# The flag is for the program alone: what it is linked with is the same as for the other build, and is not built again.
+static: setup ## Build a flanneld that needs no libc of the host: target/static/release/flanneld (PROFILE=dev: unoptimised)
+	CARGO_BUILD_BUILD_DIR=$(CURDIR)/target cargo rustc --locked --bin flanneld --profile $(or $(PROFILE),release) \
+	  --target-dir target/static -- -C target-feature=+crt-static
+
 # As cheap as it can be had, and only where a package is made.
 cargo-deb:
 	@cargo deb --version >/dev/null 2>&1 || cargo install cargo-deb@3.8.0 --locked --debug --no-default-features

@@ -8,6 +8,9 @@ use std::process::Command;
 /// Makes a package of this version in a directory. The program in it is like no other version's, byte for byte.
 #[track_caller]
 pub fn build(directory: &Path, version: &str) -> PathBuf {
+    let has_deb =
+        Command::new(env!("CARGO")).args(["deb", "--version"]).output().is_ok_and(|output| output.status.success());
+    assert!(has_deb, "cargo deb is missing: make cargo-deb");
     let target = directory.join(version);
     let binary = target.join("release/flanneld");
     fs::create_dir_all(target.join("release")).expect("a directory");

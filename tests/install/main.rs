@@ -3,6 +3,12 @@
 
 mod completions;
 mod deb;
+#[allow(dead_code, unused_imports, reason = "a lab for several test programs, none of which needs all of it")]
+#[path = "../it/lab/mod.rs"]
+mod lab;
 mod manual;
 mod package;
+#[path = "../store/pki.rs"]
+mod pki;
+mod static_build;
 mod tree;
