@@ -55,7 +55,7 @@ uninstall: ## Remove what `make install` has installed; the configuration stays
 export DESTDIR PREFIX CONFIG ZSHDIR BINARY
 
 manual: setup ## Write the manual pages and the completions anew, after a change of the command line
-	WRITE_MANUAL=1 cargo test --quiet --test install manual
+	WRITE_MANUAL=1 cargo test --quiet --test install the_manual_and_the_completions
 
 demo: build ## Show three hosts join one overlay (KEEP=1: leave it standing)
 	@FLANNELD=$${FLANNELD:-target/$(profile)/flanneld} examples/demo/demo.sh

@@ -1,6 +1,6 @@
 # Print an optspec for argparse to handle cmd's options that are independent of any subcommand.
 function __fish_flanneld_global_optspecs
-    string join \n etcd-endpoints= etcd-prefix= etcd-cafile= etcd-certfile= etcd-keyfile= etcd-username= etcd-password-file= etcd-password= iface= iface-regex= iface-can-reach= public-ip= subnet-lease-ttl= subnet-lease-renew-margin= release-lease-on-exit= peer-hold= subnet-file= docker-opts-file= state-dir= healthz-ip= healthz-port= v= ip-masq= ip-masq-fully-random-disable= iptables-forward-rules= iptables-docker-user-rules= iptables-resync= ip-blackhole-route= h/help V/version
+    string join \n etcd-endpoints= etcd-prefix= etcd-cafile= etcd-certfile= etcd-keyfile= etcd-username= etcd-password-file= etcd-password= iface= iface-regex= iface-can-reach= public-ip= subnet-lease-ttl= subnet-lease-renew-margin= release-lease-on-exit= peer-hold= subnet-file= docker-opts-file= state-dir= healthz-ip= healthz-port= v= ip-masq= ip-masq-fully-random-disable= iptables-forward-rules= iptables-docker-user-rules= iptables-resync= ip-blackhole-route= vxlan-tx-checksum-off= h/help V/version
 end
 
 function __fish_flanneld_needs_command
@@ -52,6 +52,7 @@ complete -c flanneld -n "__fish_flanneld_needs_command" -l iptables-forward-rule
 complete -c flanneld -n "__fish_flanneld_needs_command" -l iptables-docker-user-rules -d 'Accept packets from other hosts to this host\'s containers in Docker\'s chain DOCKER-USER, behind your own rules there: Docker 28 and later drop them otherwise where a port is not published [default: false]' -r -f
 complete -c flanneld -n "__fish_flanneld_needs_command" -l iptables-resync -d 'How often to look at the rules, where the kernel does not report changes of them [default: 5]' -r -f
 complete -c flanneld -n "__fish_flanneld_needs_command" -l ip-blackhole-route -d 'Drop packets to addresses of this host\'s subnet that nobody has, by a blackhole route behind all others [default: false]' -r -f
+complete -c flanneld -n "__fish_flanneld_needs_command" -l vxlan-tx-checksum-off -d 'Let the CPU compute the checksums of packets before they reach the VXLAN device (ethtool\'s tx-checksum-ip-generic off): a workaround for NICs, drivers and hypervisors that send wrong ones, at the price of most of the throughput [default: false]' -r -f
 complete -c flanneld -n "__fish_flanneld_needs_command" -s h -l help -d 'Print this text'
 complete -c flanneld -n "__fish_flanneld_needs_command" -s V -l version -d 'Print the version'
 complete -c flanneld -n "__fish_flanneld_needs_command" -f -a "docker-opts" -d 'Write a file with Docker\'s options for the subnet that flanneld gave this host'
