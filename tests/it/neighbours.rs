@@ -173,6 +173,19 @@ fn docker_user_rules_let_the_overlay_through_behind_the_users_own() {
 }
 
 #[test]
+fn docker_user_rules_let_through_what_comes_directly_too_and_no_more() {
+    let config = CONFIG.replacen(r#""Type""#, r#""DirectRouting": true, "Type""#, 1);
+    let pair = Pair::with_config("directuser", &config, &["--iptables-docker-user-rules"]);
+    pair.others_do(DOCKER_28);
+    pair.comes_to_reach();
+    pair.becomes_ready();
+    assert_eq!(pair.chain("FLANNEL-DOCKER").len(), 2);
+    // The other host itself has an address that is none of the overlay's there.
+    let words = ["ping", "-c1", "-W1", &pair.containers[0].address().to_string()];
+    assert!(pair.hosts[1].run(&words).is_err());
+}
+
+#[test]
 fn docker_user_rules_stand_in_iptables_also_where_ours_are_in_nftables() {
     let config = CONFIG.replacen('{', r#"{ "EnableNFTables": true,"#, 1);
     let pair = Pair::with_config("nftuser", &config, &["--iptables-docker-user-rules"]);
