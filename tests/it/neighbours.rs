@@ -40,7 +40,9 @@ impl Pair {
         hosts.iter().for_each(|host| host.wait_ready());
         let containers = containers_on(&mut hosts);
         let pair = Pair { hosts, containers, etcd, lab };
-        pair.hosts.iter().for_each(|host| host.follows(&pair.etcd));
+        if !config.contains("DirectRouting") {
+            pair.hosts.iter().for_each(|host| host.follows(&pair.etcd));
+        }
         pair
     }
 

@@ -269,6 +269,7 @@ impl Host {
     }
 
     /// A command that will run inside.
+    #[allow(dead_code, reason = "a bench uses it")]
     pub fn command(&self, program: &str) -> Command {
         self.netns.command(program)
     }

@@ -132,6 +132,7 @@ impl Lab {
     }
 
     /// Largest packet, in bytes, that the underlay carries between hosts that are plugged in.
+    #[allow(dead_code, reason = "a bench uses it")]
     pub fn set_underlay_mtu(&self, mtu: u32) {
         let ports = self.underlay.netns.ip_json("link show");
         let names = ports.as_array().into_iter().flatten().filter_map(|port| port["ifname"].as_str());
