@@ -203,9 +203,11 @@ impl Contest {
         let ratios: Vec<f64> = a.iter().zip(b).map(|(a, b)| a / b).collect();
         let digits = |value: f64| if metric.is_rate() { format!("{value:.2}") } else { format!("{value:.0}") };
         let ratio = median(&ratios);
-        let reached = if metric.is_rate() { ratio >= AIM } else { ratio <= 1.0 / AIM };
+        let reached = ratio >= AIM;
         let aim = match self.name.starts_with(OURS) {
-            true if metric.is_rate() => format!(">= {AIM} {}", if reached { "reached" } else { "MISSED" }),
+            true if [Metric::Tcp, Metric::Udp].contains(&metric) => {
+                format!(">= {AIM} {}", if reached { "reached" } else { "MISSED" })
+            }
             _ => String::new(),
         };
         let least = ratios.iter().copied().fold(f64::INFINITY, f64::min);

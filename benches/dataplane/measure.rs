@@ -12,8 +12,12 @@ use crate::pair::End;
 pub enum Metric {
     /// One stream, in Gbit/s.
     Tcp,
+    /// The same by the time that it took on processors, in Gbit/s: what other work on the machine spoils least.
+    TcpWork,
     /// What arrives of datagrams sent as fast as can be, in Gbit/s.
     Udp,
+    /// The same by the time that it took on processors.
+    UdpWork,
     /// Round trips, one after the other, in microseconds: the median.
     Half,
     /// The same: the 99th percentile.
@@ -24,7 +28,9 @@ impl Metric {
     pub fn name(self) -> &'static str {
         match self {
             Metric::Tcp => "TCP Gbit/s",
+            Metric::TcpWork => "TCP Gbit per CPU second",
             Metric::Udp => "UDP Gbit/s",
+            Metric::UdpWork => "UDP Gbit per CPU second",
             Metric::Half => "ping p50 us",
             Metric::Most => "ping p99 us",
         }
@@ -32,7 +38,7 @@ impl Metric {
 
     /// Whether more is better.
     pub fn is_rate(self) -> bool {
-        matches!(self, Metric::Tcp | Metric::Udp)
+        !matches!(self, Metric::Half | Metric::Most)
     }
 }
 
@@ -44,14 +50,20 @@ pub fn measure([from, to]: &[End; 2], metrics: &[Metric], time: Duration) -> Vec
     let mut found = Vec::new();
     for metric in metrics {
         match metric {
-            Metric::Tcp => found.push((Metric::Tcp, iperf(from, to, &["-C", "cubic", "-O", "0.5"], time))),
-            Metric::Udp => found.push((Metric::Udp, iperf(from, to, &["-u", "-b", "0", "-l", "1372"], time))),
+            Metric::Tcp => {
+                let (rate, work) = iperf(from, to, &["-C", "cubic", "-O", "0.5"], time);
+                found.extend([(Metric::Tcp, rate), (Metric::TcpWork, work)]);
+            }
+            Metric::Udp => {
+                let (rate, work) = iperf(from, to, &["-u", "-b", "0", "-l", "1372"], time);
+                found.extend([(Metric::Udp, rate), (Metric::UdpWork, work)]);
+            }
             Metric::Half => {
                 let times = pings(from, to);
                 found.push((Metric::Half, times[times.len() / 2]));
                 found.push((Metric::Most, times[times.len() * 99 / 100]));
             }
-            Metric::Most => {}
+            Metric::TcpWork | Metric::UdpWork | Metric::Most => {}
         }
     }
     found
@@ -74,8 +86,8 @@ impl Drop for Server {
     }
 }
 
-/// What arrived, in Gbit/s.
-fn iperf(from: &End, to: &End, flags: &[&str], time: Duration) -> f64 {
+/// What arrived, in Gbit/s, and by the processors' time that client and server took.
+fn iperf(from: &End, to: &End, flags: &[&str], time: Duration) -> (f64, f64) {
     const ATTEMPTS: usize = 20;
     let (address, seconds) = (to.address().to_string(), time.as_secs().max(1).to_string());
     let mut reason = Value::Null;
@@ -89,7 +101,7 @@ fn iperf(from: &End, to: &End, flags: &[&str], time: Duration) -> f64 {
         let output = client.args(flags).output().expect("iperf3");
         let report: Value = serde_json::from_slice(&output.stdout).unwrap_or_default();
         match received(&report["end"]) {
-            Some(rate) if report["error"].is_null() => return rate / 1e9,
+            Some(rate) if report["error"].is_null() => return (rate / 1e9, rate / 1e9 / processors(&report["end"])),
             _ => reason = report["error"].clone(),
         }
     }
@@ -102,6 +114,12 @@ fn received(end: &Value) -> Option<f64> {
         Some(lost) => Some(end["sum"]["bits_per_second"].as_f64()? * (1.0 - lost / 100.0).max(0.0)),
         None => end["sum_received"]["bits_per_second"].as_f64(),
     }
+}
+
+/// How many processors client and server kept busy.
+fn processors(end: &Value) -> f64 {
+    let percent = |side: &str| end["cpu_utilization_percent"][side].as_f64().unwrap_or(f64::NAN);
+    (percent("host_total") + percent("remote_total")) / 100.0
 }
 
 /// Sorted round trips in microseconds.
