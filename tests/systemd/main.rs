@@ -7,9 +7,11 @@ mod deb;
 #[allow(dead_code, unused_imports, reason = "a lab for several test programs, none of which needs all of it")]
 #[path = "../it/lab/mod.rs"]
 mod lab;
+mod life;
 #[allow(dead_code, unused_imports, reason = "the same")]
 mod machine;
 #[path = "machine/tests.rs"]
 mod machine_tests;
 mod package;
+mod site;
 mod walkthrough;
