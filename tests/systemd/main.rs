@@ -2,6 +2,7 @@
 //!
 //! Everything here needs root and a few tools (`make setup`); what is missing is named, nothing is skipped.
 
+mod centos;
 #[path = "../install/deb.rs"]
 mod deb;
 #[allow(dead_code, unused_imports, reason = "a lab for several test programs, none of which needs all of it")]
@@ -12,6 +13,7 @@ mod life;
 mod machine;
 #[path = "machine/tests.rs"]
 mod machine_tests;
+mod order;
 mod package;
 mod site;
 mod walkthrough;
