@@ -2,18 +2,22 @@
 //!
 //! Everything here needs root and a few tools (`make setup`); what is missing is named, nothing is skipped.
 
-mod centos;
 #[path = "../install/deb.rs"]
 mod deb;
 #[allow(dead_code, unused_imports, reason = "a lab for several test programs, none of which needs all of it")]
 #[path = "../it/lab/mod.rs"]
 mod lab;
-mod life;
 #[allow(dead_code, unused_imports, reason = "the same")]
 mod machine;
 #[path = "machine/tests.rs"]
 mod machine_tests;
+#[path = "../store/pki.rs"]
+mod pki;
+mod site;
+
+mod centos;
+mod hardened;
+mod life;
 mod order;
 mod package;
-mod site;
 mod walkthrough;

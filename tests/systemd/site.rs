@@ -20,6 +20,7 @@ pub fn install(root: &Root) {
     root.write("/usr/lib/systemd/system/flanneld.service", &shipped("flanneld.service"));
     root.write("/usr/lib/sysusers.d/flannel.conf", &shipped("flannel.sysusers.conf"));
     root.write("/usr/lib/tmpfiles.d/flannel.conf", &shipped("flannel.tmpfiles.conf"));
+    root.write("/usr/lib/systemd/network/10-flannel.network", &shipped("flannel.network"));
     configure(root, "");
 }
 
