@@ -1,7 +1,7 @@
 //! A host that was set up for flannel 0.7 from CentOS's package: its unit and drop-in work as they are, and from there to
 //! the unit of this project and back.
 
-use crate::lab::{FLANNELD, Host, Lab, Tables};
+use crate::lab::{FLANNELD, Host, Lab, PREFIX, Tables};
 use crate::machine::{Machine, Root};
 use crate::site::{self, pid_of, subnet_env};
 
@@ -31,11 +31,18 @@ const DOCKER: &str = "[Service]\nEnvironmentFile=-/run/flannel/docker\n";
 /// As CentOS's docker.service starts it.
 const DOCKERD: &str = "[Service]\nExecStart=\nExecStart=dockerd -H fd:// $OPTIONS $DOCKER_NETWORK_OPTIONS\n";
 
+fn sysconfig() -> String {
+    format!(
+        "FLANNEL_ETCD_ENDPOINTS=\"http://172.31.0.254:2379\"\nFLANNEL_ETCD_PREFIX=\"{PREFIX}\"\n\
+         FLANNEL_OPTIONS=\"--logtostderr=false --log_dir=/var/log/k8s/flannel/ --iface=eth0\"\n"
+    )
+}
+
 fn install(root: &Root) {
     root.install_program("/usr/bin/flanneld", FLANNELD);
     root.link("/usr/libexec/flannel/mk-docker-opts.sh", "/usr/bin/flanneld");
     root.install("/usr/bin/flanneld-start", site::shipped("flanneld-start"), 0o755);
-    site::configure(root, "FLANNEL_OPTIONS=\"--logtostderr=false --log_dir=/var/log/k8s/flannel/ --iface=eth0\"");
+    root.write("/etc/sysconfig/flanneld", &sysconfig());
     root.write("/usr/lib/systemd/system/flanneld.service", UNIT);
     root.write("/usr/lib/systemd/system/docker.service.d/flannel.conf", DOCKER);
     root.unit("docker.service.d/centos.conf", DOCKERD);
@@ -109,7 +116,7 @@ fn centos_units_work_as_they_are_and_ours_takes_over_from_them_and_gives_back() 
 
     machine.systemctl(&["disable", "flanneld"]);
     install(&machine.root());
-    machine.sh("systemctl daemon-reload; systemctl enable flanneld; systemctl restart flanneld docker");
+    machine.sh("systemctl daemon-reload; systemctl enable flanneld; timeout 60 systemctl restart flanneld docker");
     unchanged(&host, &machine, &before);
     assert_eq!(user(&machine), "root");
     docker0_is_ours(&machine);

@@ -2,8 +2,8 @@
 
 use std::fs;
 
-use crate::lab::{CONFIG, DEVICE, Etcd, Lab, PREFIX, eventually};
-use crate::machine::{Machine, Root};
+use crate::lab::{CONFIG, DEVICE, Etcd, Lab, PREFIX};
+use crate::machine::{Machine, Root, in_time};
 use crate::pki::{Authority, Role};
 use crate::site::{self, pid_of, status};
 
@@ -71,7 +71,7 @@ fn keeps_its_rules(machine: &Machine, list: &str, flush: &str) {
     assert!(rules.contains("172.30.0.0/16") && rules.to_lowercase().contains("masquerade"), "{rules}");
     machine.sh(flush);
     assert_ne!(machine.sh(list), rules);
-    eventually("the rules are back", || machine.sh(list) == rules);
+    in_time("the rules are back", || machine.sh(list) == rules);
 }
 
 fn config_with(more: &str) -> String {
@@ -94,15 +94,16 @@ fn with_each_firewall(machine: &Machine, etcd: &Etcd) {
     let programs = "iptables iptables-save iptables-restore ip6tables ip6tables-save ip6tables-restore";
     machine.sh(&format!("for name in {programs}; do ln -sf /usr/sbin/xtables-legacy-multi /usr/sbin/$name; done"));
     machine.systemctl(&["restart", "--no-block", "flanneld"]);
-    eventually("it says that it may not", || status(machine).contains("the firewall's rules cannot be kept: "));
+    in_time("it says that it may not", || status(machine).contains("the firewall's rules cannot be kept: "));
     machine.root().unit("flanneld.service.d/legacy.conf", &site::shipped("flanneld-iptables-legacy.conf"));
-    machine.sh("systemctl daemon-reload; systemctl restart flanneld");
+    machine.sh("systemctl daemon-reload; timeout 60 systemctl restart flanneld");
     keeps_its_rules(machine, SAVED, flush);
     assert_eq!(privileges(machine), ("flannel".into(), vec![CAP_NET_ADMIN | CAP_NET_RAW; 3]));
 }
 
 /// systemd's own judgement of the unit.
 fn is_sound(machine: &Machine) {
+    assert_eq!(machine.show("flanneld", "WatchdogUSec"), "1min");
     assert_eq!(machine.sh("systemd-analyze verify flanneld.service 2>&1"), "");
     let security = "systemd-analyze security --no-pager --offline=true --threshold=20 flanneld.service";
     let judgement = machine.sh(security);
@@ -119,7 +120,7 @@ fn networkd_leaves_the_device_alone(machine: &Machine) {
     );
     machine.systemctl(&["start", "systemd-networkd"]);
     let state = |device: &str| machine.sh(&format!("networkctl --no-pager --no-legend list {device}"));
-    eventually("it knows the others", || state("eth0").contains("configured"));
+    in_time("it knows the others", || state("eth0").contains("configured"));
     assert!(state(DEVICE).contains("unmanaged"), "{}", state(DEVICE));
     assert_eq!(machine.sh(link), before);
 }
@@ -141,7 +142,7 @@ fn under_its_unit_it_may_do_what_it_must_and_little_else() {
     with_each_firewall(&machine, &etcd);
     site::configure(
         &machine.root(),
-        &format!("FLANNEL_ETCD_ENDPOINTS=https://172.31.0.254:2389\nFLANNEL_OPTIONS=--release-lease-on-exit"),
+        "FLANNEL_ETCD_ENDPOINTS=https://172.31.0.254:2389\nFLANNEL_OPTIONS=--release-lease-on-exit",
     );
     machine.systemctl(&["restart", "flanneld"]);
     machine.systemctl(&["stop", "flanneld"]);

@@ -1,7 +1,7 @@
 //! Docker behind flanneld: a real dockerd, started by its real unit.
 
-use crate::lab::{CONFIG, Etcd, Host, Lab, PREFIX, eventually};
-use crate::machine::Machine;
+use crate::lab::{CONFIG, Etcd, Host, Lab, PREFIX};
+use crate::machine::{Machine, in_time};
 use crate::site::{self, pid_of, status, subnet_env};
 
 /// Of nothing but busybox.
@@ -46,7 +46,7 @@ fn docker_and_container(machine: &Machine) -> (String, String) {
 }
 
 fn docker_waits_until_flanneld_is_ready(machine: &Machine, etcd: &Etcd) {
-    eventually("flanneld waits", || status(machine).contains("there is no key"));
+    in_time("flanneld waits", || status(machine).contains("there is no key"));
     docker_does_not_run(machine);
     let jobs = machine.sh("systemctl list-jobs --no-pager");
     assert!(jobs.lines().any(|job| job.contains("docker.service") && job.contains("waiting")), "{jobs}");
@@ -59,13 +59,13 @@ fn docker_waits_until_flanneld_is_ready(machine: &Machine, etcd: &Etcd) {
 
 fn flanneld_comes_and_goes_without_docker(machine: &Machine) {
     machine.sh(IMAGE);
-    machine.sh("docker run -d --restart=always --name c1 lab:1 /bin/busybox sleep 1000000");
+    machine.sh("docker run -d --restart=always --stop-signal=KILL --name c1 lab:1 /bin/busybox sleep 1000000");
     let before = docker_and_container(machine);
     machine.systemctl(&["restart", "flanneld"]);
     assert_eq!(docker_and_container(machine), before);
     let pid = pid_of(machine, "flanneld");
     machine.systemctl(&["kill", "-s", "KILL", "flanneld"]);
-    eventually("it is started again", || ![pid.as_str(), "0"].contains(&pid_of(machine, "flanneld").as_str()));
+    in_time("it is started again", || ![pid.as_str(), "0"].contains(&pid_of(machine, "flanneld").as_str()));
     machine.eventually_shows("flanneld", "ActiveState", "active");
     assert_eq!(docker_and_container(machine), before);
     machine.systemctl(&["stop", "flanneld"]);
@@ -84,8 +84,8 @@ fn where_flanneld_fails_docker_waits_and_comes_by_itself(machine: &mut Machine, 
     // A new kernel.
     host.sh("ip link del flannel.1; ip link del docker0");
     machine.power_on();
-    eventually("flanneld fails", || machine.journal("flanneld").contains("unknown flag --bogus"));
-    eventually("Docker says what it waits for", || {
+    in_time("flanneld fails", || machine.journal("flanneld").contains("unknown flag --bogus"));
+    in_time("Docker says what it waits for", || {
         machine.journal("docker").contains("waiting until flanneld has written")
     });
     docker_does_not_run(machine);
@@ -93,7 +93,7 @@ fn where_flanneld_fails_docker_waits_and_comes_by_itself(machine: &mut Machine, 
     machine.wait_running();
     docker_runs_as_flanneld_wants(machine);
     assert_eq!(subnet_env(machine, "FLANNEL_SUBNET"), subnet);
-    eventually("the container is back", || docker_and_container(machine).1.starts_with("true "));
+    in_time("the container is back", || docker_and_container(machine).1.starts_with("true "));
 }
 
 /// As the journal of the boot before tells: containers had their network until they were gone.

@@ -24,10 +24,11 @@ pub fn install(root: &Root) {
     configure(root, "");
 }
 
-/// What the administrator writes: the lab's etcd, and `more` lines.
+/// What the administrator writes, part of it in each of the two files: the lab's etcd, and `more` lines.
 pub fn configure(root: &Root, more: &str) {
     let endpoints = "FLANNEL_ETCD_ENDPOINTS=\"http://172.31.0.254:2379\"";
-    root.write("/etc/sysconfig/flanneld", &format!("{endpoints}\nFLANNEL_ETCD_PREFIX=\"{PREFIX}\"\n{more}\n"));
+    root.write("/etc/sysconfig/flanneld", &format!("{endpoints}\n{more}\n"));
+    root.write("/etc/default/flanneld", &format!("FLANNEL_ETCD_PREFIX=\"{PREFIX}\"\n"));
 }
 
 /// A value of the machine's `subnet.env`.
