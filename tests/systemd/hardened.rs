@@ -125,6 +125,19 @@ fn networkd_leaves_the_device_alone(machine: &Machine) {
     assert_eq!(machine.sh(link), before);
 }
 
+/// As after an upgrade from a flanneld that ran as root: the message tells what to mend.
+fn a_key_that_only_root_may_read_is_named(machine: &Machine) {
+    site::configure(
+        &machine.root(),
+        "FLANNELD_ETCD_CERTFILE=/etc/flannel/client.crt\nFLANNELD_ETCD_KEYFILE=/etc/flannel/client.key",
+    );
+    machine.root().remove("/etc/systemd/system/flanneld.service.d/credentials.conf");
+    machine.sh("chmod 644 /etc/flannel/client.crt; systemctl daemon-reload; ! timeout 60 systemctl restart flanneld");
+    let told = "--etcd-keyfile=/etc/flannel/client.key: it cannot be read by the user that flanneld runs as (id ";
+    assert!(machine.journal("flanneld").contains(told), "{}", machine.journal("flanneld"));
+    machine.systemctl(&["stop", "flanneld"]);
+}
+
 #[test]
 fn under_its_unit_it_may_do_what_it_must_and_little_else() {
     let lab = Lab::new("hardened");
@@ -147,4 +160,5 @@ fn under_its_unit_it_may_do_what_it_must_and_little_else() {
     machine.systemctl(&["restart", "flanneld"]);
     machine.systemctl(&["stop", "flanneld"]);
     assert_eq!(etcd.leases(), [], "{}", machine.journal("flanneld"));
+    a_key_that_only_root_may_read_is_named(&machine);
 }
