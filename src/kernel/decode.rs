@@ -3,6 +3,7 @@
 //! Old kernels ignore the filters of a dump, and a family that is switched off is answered with all families, so
 //! everything that was asked for is checked again here.
 
+use super::wire::Frame;
 use crate::model::iface::{DefaultRoute, Interface, InterfaceAddress, WayOut};
 use crate::model::kernel_state::{Device, Found, Neighbor, Oif, Route, Scope, Vxlan};
 use crate::model::mac::VtepMac;
@@ -268,6 +269,11 @@ fn is_kernels_own(dest: IpNet) -> bool {
         IpAddr::V4(_) => false,
         IpAddr::V6(ip) => ip.is_unicast_link_local() || ip.is_multicast(),
     }
+}
+
+/// Whether a message is about a default route, if it is about a route: the length of the destination comes second.
+pub fn leads_anywhere(frame: &Frame) -> bool {
+    frame.body().get(1) == Some(&0)
 }
 
 /// The next hops of a default route; nothing for other routes.
