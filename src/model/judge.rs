@@ -100,9 +100,14 @@ pub struct Peers {
     tally: Tally,
     /// The leases that pass alone, and so take part in conflicts.
     fit: BTreeMap<SubnetKey, Fit>,
-    by_mac: BTreeMap<VtepMac, BTreeSet<SubnetKey>>,
-    by_address: BTreeMap<Ipv4Addr, BTreeSet<SubnetKey>>,
+    by_mac: BTreeSet<(VtepMac, SubnetKey)>,
+    by_address: BTreeSet<(Ipv4Addr, SubnetKey)>,
+    /// How many of them have a prefix of this length: of hardly any length are there some.
+    lengths: BTreeMap<u8, usize>,
 }
+
+/// The least of all keys.
+const FIRST: SubnetKey = SubnetKey { v4: Ipv4Net::new_assert(Ipv4Addr::UNSPECIFIED, 0), v6: None };
 
 #[derive(Debug, Clone, Copy)]
 struct Fit {
@@ -222,22 +227,23 @@ impl Peers {
     /// The leases that cannot be programmed beside a lease with this subnet and endpoint: those with its MAC and
     /// another address, those whose subnet overlaps, those of which one's subnet holds the other's address.
     fn rivals(&self, key: &SubnetKey, endpoint: Endpoint) -> BTreeSet<SubnetKey> {
-        let mut rivals = BTreeSet::new();
-        let same_mac = endpoint.mac.and_then(|mac| self.by_mac.get(&mac)).into_iter().flatten();
-        let elsewhere =
-            |other: &&SubnetKey| self.fit.get(*other).is_some_and(|f| f.endpoint.address != endpoint.address);
-        rivals.extend(same_mac.filter(elsewhere));
-        rivals.extend(self.within(key.v4));
-        for length in 0..=key.v4.prefix_len() {
-            rivals.extend(self.with_net(key.v4.addr(), length));
-        }
-        for length in 0..=32 {
-            rivals.extend(self.with_net(endpoint.address, length));
-        }
-        let addressed = self.by_address.range(key.v4.network()..=key.v4.broadcast());
-        rivals.extend(addressed.flat_map(|(_, keys)| keys));
-        rivals.remove(key);
-        rivals
+        let elsewhere = |other: &SubnetKey| self.fit.get(other).is_some_and(|f| f.endpoint.address != endpoint.address);
+        let same_mac = endpoint.mac.into_iter().flat_map(|mac| self.with_mac(mac)).filter(elsewhere);
+        let around = self.lengths.keys().filter(|length| **length <= key.v4.prefix_len());
+        let around = around.flat_map(|length| self.with_net(key.v4.addr(), *length));
+        let at_home = self.lengths.keys().flat_map(|length| self.with_net(endpoint.address, *length));
+        let rivals = same_mac.chain(self.within(key.v4)).chain(around).chain(at_home).chain(self.addressed(key.v4));
+        rivals.filter(|rival| rival != key).collect()
+    }
+
+    fn with_mac(&self, mac: VtepMac) -> impl Iterator<Item = SubnetKey> + '_ {
+        self.by_mac.range((mac, FIRST)..).take_while(move |(other, _)| *other == mac).map(|(_, key)| *key)
+    }
+
+    /// Those whose address lies in this network.
+    fn addressed(&self, net: Ipv4Net) -> impl Iterator<Item = SubnetKey> + '_ {
+        let from = (net.network(), FIRST);
+        self.by_address.range(from..).take_while(move |(address, _)| *address <= net.broadcast()).map(|(_, key)| *key)
     }
 
     fn within(&self, net: Ipv4Net) -> impl Iterator<Item = SubnetKey> + '_ {
@@ -267,29 +273,25 @@ impl Peers {
     }
 
     fn insert(&mut self, key: SubnetKey, fit: Fit) {
+        *self.lengths.entry(key.v4.prefix_len()).or_default() += 1;
+        self.by_address.insert((fit.endpoint.address, key));
+        self.by_mac.extend(fit.endpoint.mac.map(|mac| (mac, key)));
         self.fit.insert(key, fit);
-        self.by_address.entry(fit.endpoint.address).or_default().insert(key);
-        if let Some(mac) = fit.endpoint.mac {
-            self.by_mac.entry(mac).or_default().insert(key);
-        }
     }
 
     fn remove(&mut self, key: &SubnetKey) -> Option<Fit> {
         let fit = self.fit.remove(key)?;
-        forget(&mut self.by_address, &fit.endpoint.address, key);
+        self.by_address.remove(&(fit.endpoint.address, *key));
         if let Some(mac) = fit.endpoint.mac {
-            forget(&mut self.by_mac, &mac, key);
+            self.by_mac.remove(&(mac, *key));
+        }
+        let length = key.v4.prefix_len();
+        let others = self.lengths.get(&length).map_or(0, |count| count.saturating_sub(1));
+        match others {
+            0 => drop(self.lengths.remove(&length)),
+            others => drop(self.lengths.insert(length, others)),
         }
         Some(fit)
-    }
-}
-
-fn forget<K: Ord>(index: &mut BTreeMap<K, BTreeSet<SubnetKey>>, at: &K, key: &SubnetKey) {
-    if let Some(keys) = index.get_mut(at) {
-        keys.remove(key);
-        if keys.is_empty() {
-            index.remove(at);
-        }
     }
 }
 
