@@ -114,7 +114,7 @@ impl<K: Kernel> Reconciler<K> {
         match news {
             News::OtherHistory => self.world.doubt_next_list(),
             News::All(snapshot) => {
-                let record = snapshot.records.iter().find(|record| record.name == own).cloned();
+                let record = snapshot.records.iter().find(|record| *record.name == own).cloned();
                 self.sightings.send_replace(Some(Sighting { revision: snapshot.revision, record }));
                 tracing::info!(leases = snapshot.records.len(), revision = snapshot.revision, "leases listed");
                 dirty.merge(self.world.set_leases(snapshot.revision, snapshot.records, now));
@@ -125,11 +125,11 @@ impl<K: Kernel> Reconciler<K> {
                 }
                 for change in &changes.changes {
                     match change {
-                        Change::Put(record) if record.name == own => {
+                        Change::Put(record) if *record.name == own => {
                             let sighting = Sighting { revision: changes.revision, record: Some(record.clone()) };
                             self.sightings.send_replace(Some(sighting));
                         }
-                        Change::Delete { name, revision } if *name == own => {
+                        Change::Delete { name, revision } if **name == own => {
                             self.sightings.send_replace(Some(Sighting { revision: *revision, record: None }));
                         }
                         _ => {}

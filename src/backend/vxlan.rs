@@ -152,7 +152,7 @@ impl Backend for Vxlan {
             let IpAddr::V4(address) = *have.fdb.get(&mac)?.first()? else { return None };
             let (subnet, attrs) = (SubnetKey::v4(subnet), self.attrs(address, mac));
             let content = Ok(Lease { subnet, attrs, lease_id: None, created: Revision::MAX, modified: 0 });
-            Some(Record { name: subnet.to_string(), content })
+            Some(Record { name: subnet.to_string().into(), content })
         };
         routes.filter_map(lease).collect()
     }

@@ -7,6 +7,7 @@ use ipnet::Ipv4Net;
 use std::fmt;
 use std::net::{Ipv4Addr, Ipv6Addr};
 use std::num::NonZeroI64;
+use std::sync::Arc;
 
 /// A store's revision: grows with each change (etcd's `mod_revision` and `create_revision`).
 pub type Revision = i64;
@@ -43,11 +44,14 @@ pub struct Lease {
     pub modified: Revision,
 }
 
+/// The last segment of a key under `subnets/`, shared by all who know it.
+pub type Name = Arc<str>;
+
 /// A key under `subnets/` as it was read: a lease, or something that is none.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Record {
     /// The last segment of the key.
-    pub name: String,
+    pub name: Name,
     /// The lease, or why it is none.
     pub content: Result<Lease, Malformed>,
 }
@@ -72,7 +76,7 @@ impl Record {
             let attrs = LeaseAttrs::from_json(value).map_err(|reason| malformed(reason, Some(subnet.v4)))?;
             Ok(Lease { subnet, attrs, lease_id, created, modified })
         });
-        Record { name: name.to_owned(), content }
+        Record { name: name.into(), content }
     }
 
     /// A record of which only the subnet counts: nobody else may have it.

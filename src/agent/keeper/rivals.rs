@@ -130,7 +130,7 @@ impl<S: Store> Keeper<S> {
                 Err(error) => self.board.waiting(Topic::Lease, format!("no lease yet: {error}"), TRIAL),
             }
         };
-        match records.into_iter().find(|record| record.name == name).map(|record| record.content) {
+        match records.into_iter().find(|record| *record.name == name).map(|record| record.content) {
             Some(Ok(lease)) if lease.modified == held.modified => Attempt::Held(held),
             Some(Ok(lease)) => self.yield_to(&lease),
             _ => Attempt::Again,
