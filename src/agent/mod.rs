@@ -119,6 +119,7 @@ pub async fn run<S: Store, K: Kernel, F: Firewall>(
         gives_back: settings.gives_back,
         set_back: None,
         contest: Contest::new(on_trial),
+        listed: None,
     };
     let Some(held) = keeper.acquire().await else {
         // The network config has changed meanwhile.
@@ -130,7 +131,7 @@ pub async fn run<S: Store, K: Kernel, F: Firewall>(
     if settings.blackhole_route {
         world.add_blackhole();
     }
-    let left_behind = std::mem::take(&mut keeper.left_behind);
+    let (left_behind, listed) = (std::mem::take(&mut keeper.left_behind), keeper.listed.take());
     if let Some(until) = keeper.hold_until() {
         world.hold(left_behind, until);
     }
@@ -162,7 +163,7 @@ pub async fn run<S: Store, K: Kernel, F: Firewall>(
         never = reconciler.run(news) => never,
         never = guard.run(on_host) => never,
         never = keeper.maintain(held, sightings, addresses, horizons) => never,
-        never = peers::follow(store, env, board, tell_news, peers::Cadence::default()) => never,
+        never = peers::follow(store, env, board, tell_news, peers::Cadence::default(), listed) => never,
     }
 }
 

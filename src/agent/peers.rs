@@ -3,6 +3,7 @@
 
 use super::env::{Backoff, Env};
 use super::status::{Board, Topic};
+use crate::heap;
 use crate::model::view::{Answer, View};
 use crate::store::{Change, Changes, Snapshot, Store, StoreError, Watch};
 use std::convert::Infallible;
@@ -68,7 +69,7 @@ impl Cadence {
     }
 }
 
-/// Lists, watches and audits for ever. A watch that breaks is taken up again where it ended; when the store no longer
+/// Lists, watches and audits for ever; the first list may be given by who has just made one. A watch that breaks is taken up again where it ended; when the store no longer
 /// knows what happened since, it is listed anew. Failures never say anything about peers.
 pub async fn follow<S: Store>(
     store: Rc<S>,
@@ -76,10 +77,12 @@ pub async fn follow<S: Store>(
     board: Board,
     news: mpsc::Sender<News>,
     cadence: Cadence,
+    listed: Option<Snapshot>,
 ) -> Infallible {
     let (view, audit_due) = (View::default(), Duration::ZERO);
     let backoff = Backoff::new(Duration::from_millis(200), Duration::from_secs(5));
-    let mut follower = Follower { store, env, board, news, cadence, view, audit_due, backoff, just_listed: false };
+    let just_listed = false;
+    let mut follower = Follower { store, env, board, news, cadence, listed, view, audit_due, backoff, just_listed };
     loop {
         match follower.follow_watch().await {
             Ok(()) => {}
@@ -104,6 +107,8 @@ struct Follower<S> {
     board: Board,
     news: mpsc::Sender<News>,
     cadence: Cadence,
+    /// A list that has not been taken in yet.
+    listed: Option<Snapshot>,
     view: View,
     /// When the next audit is due: whatever becomes of the watches meanwhile.
     audit_due: Duration,
@@ -135,7 +140,10 @@ impl<S: Store> Follower<S> {
 
     /// A complete list, from nothing or after a gap; returns from where to watch.
     async fn list(&mut self) -> Result<i64, StoreError> {
-        let (snapshot, answer) = self.read(None::<&mut S::Watch>).await??;
+        let (snapshot, answer) = match self.listed.take() {
+            Some(listed) => (listed, Answer::Fresh),
+            None => self.read(None::<&mut S::Watch>).await??,
+        };
         let revision = snapshot.revision;
         self.take_whole(snapshot, answer).await;
         self.plan_audit();
@@ -163,6 +171,10 @@ impl<S: Store> Follower<S> {
         self.view.settle(snapshot.revision, snapshot.history, &snapshot.records, answer);
         tracing::debug!(leases = snapshot.records.len(), missed = missed.len(), "audited");
         if missed.is_empty() {
+            drop(snapshot);
+            if self.view.len() >= heap::MANY {
+                heap::trim();
+            }
             return Ok(true);
         }
         self.report(&missed, snapshot.revision);

@@ -4,6 +4,7 @@ use super::env::{Backoff, Env};
 use super::fights::{Fights, Pace};
 use super::retries::Retries;
 use super::world::Dirty;
+use crate::heap;
 use crate::model::kernel_state::Have;
 use crate::model::lease_set::Moment;
 use std::time::Duration;
@@ -55,6 +56,8 @@ pub(super) struct Progress {
     pub(super) nic_is_gone: bool,
     pub(super) unreadable: Backoff,
     pub(super) give_up_on_peers_at: Moment,
+    /// Whether much memory was used for a moment.
+    pub(super) was_large: bool,
 }
 
 impl Progress {
@@ -76,6 +79,7 @@ impl Progress {
             nic_is_gone: false,
             unreadable: Backoff::new(Duration::from_millis(100), Duration::from_secs(10)),
             give_up_on_peers_at: now + PATIENCE_FOR_PEERS,
+            was_large: false,
         }
     }
 
@@ -121,6 +125,7 @@ impl Progress {
         if self.damage.is_clean() {
             self.damaged_at = started;
         }
+        self.was_large |= have.routes.len() >= heap::MANY;
         (self.have, self.damage) = (have, Dirty::All);
         let took = now.saturating_sub(started);
         let pause = (took * STORM_READ_SHARE).clamp(STORM_READ_EVERY, STORM_READ_AT_LATEST);

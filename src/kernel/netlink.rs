@@ -94,6 +94,7 @@ impl NetlinkKernel {
                 have.routes.entry(route.dest).or_default().push(route);
             }
         }
+        have.compact();
         Ok(have)
     }
 

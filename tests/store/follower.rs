@@ -57,7 +57,7 @@ impl Follower {
         let env = Rc::new(Env::new(move || began.elapsed(), 1, |_| {}));
         let board = Board::new(env.clone());
         let (tell, mut news) = mpsc::channel(64);
-        let following = follow(Rc::new(store), env, board.clone(), tell, cadence);
+        let following = follow(Rc::new(store), env, board.clone(), tell, cadence, None);
         let witness: Rc<RefCell<Witness>> = Rc::default();
         let (witnessing, living) = (witness.clone(), living.to_vec());
         let tasks = vec![
