@@ -306,27 +306,28 @@ impl<K: Kernel> Reconciler<K> {
         let refusals = self.apply(steps).await;
         let now = self.env.now();
         let repairs: Vec<bool> = steps.iter().map(|step| self.is_repair(step, progress)).collect();
-        let mut tried = Vec::with_capacity(steps.len());
-        for (at, (step, repair)) in steps.iter().zip(repairs).enumerate() {
-            let refusal = refusals.get(&at).map(|error| error.reason.as_str());
-            tried.push(Tried { op: &step.op, refusal, repair });
-            if refusal.is_none() {
-                progress.have.apply(&step.op, 0);
-            }
+        for (_, step) in steps.iter().enumerate().filter(|(at, _)| !refusals.contains_key(at)) {
+            progress.have.apply(&step.op, 0);
         }
         if steps.len() >= heap::MANY {
             progress.have.compact();
             progress.was_large = true;
         }
-        progress.retries.tried(&tried, &self.env);
-        let failures = tried.iter().filter(|tried| tried.refusal.is_some()).count();
+        if !(refusals.is_empty() && progress.retries.is_empty()) {
+            let tried = steps.iter().zip(&repairs).enumerate().map(|(at, (step, repair))| {
+                let refusal = refusals.get(&at).map(|error| error.reason.as_str());
+                Tried { op: &step.op, refusal, repair: *repair }
+            });
+            progress.retries.tried(&tried.collect::<Vec<_>>(), &self.env);
+        }
+        let failures = refusals.len();
         if failures > 0 {
             // What they left behind is not known: by the time of the next attempt it is.
             progress.read_soon(progress.retries.next().unwrap_or(now));
         }
         let done = |repair: bool| {
-            let picked = steps.iter().zip(&tried).filter(move |(_, t)| t.refusal.is_none() && t.repair == repair);
-            picked.map(|(step, _)| *step).collect::<Vec<&Step>>()
+            let done = steps.iter().zip(&repairs).enumerate().filter(|(at, _)| !refusals.contains_key(at));
+            done.filter(|(_, (_, is_repair))| **is_repair == repair).map(|(_, (step, _))| *step).collect::<Vec<&Step>>()
         };
         let (changes, repairs) = (done(false), done(true));
         self.board.update(|status| {

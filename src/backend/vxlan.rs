@@ -2,11 +2,12 @@
 //! address to its MAC), an FDB entry (its MAC to its underlay address) and a route to its subnet.
 
 use super::{Backend, OwnEntries, PeerEntries};
+use crate::model::backend_data::VxlanData;
 use crate::model::go_json::GoObject;
 use crate::model::iface::ExternalInterface;
 use crate::model::judge::{Endpoint, Reading};
 use crate::model::kernel_state::{Device, Have, Oif, Route, Vxlan as VxlanParams};
-use crate::model::lease::{Lease, LeaseAttrs, Record, Revision, VxlanData};
+use crate::model::lease::{Lease, LeaseAttrs, Record, Revision};
 use crate::model::mac::VtepMac;
 use crate::model::subnet::SubnetKey;
 use ipnet::{IpNet, Ipv4Net};
@@ -135,7 +136,7 @@ impl Backend for Vxlan {
                 Some(_) => Reading::Bad("BackendData is missing: the VtepMAC is not known".into()),
             };
         };
-        match VxlanData::from_json(data) {
+        match data.vxlan() {
             Err(reason) => Reading::Bad(reason),
             Ok(VxlanData { vni: Some(vni), .. }) if vni != self.vni => {
                 Reading::Bad(format!("its VNI {vni} is not ours, {}", self.vni))

@@ -1,5 +1,6 @@
 use super::*;
-use crate::model::lease::{LeaseAttrs, VxlanData};
+use crate::model::backend_data::BackendData;
+use crate::model::lease::LeaseAttrs;
 use proptest::prelude::*;
 
 fn facts() -> Facts {
@@ -17,7 +18,7 @@ fn facts() -> Facts {
 }
 
 fn read(lease: &Lease) -> Reading {
-    match lease.attrs.backend_data.as_deref().map(VxlanData::from_json) {
+    match lease.attrs.backend_data.as_ref().map(BackendData::vxlan) {
         Some(Ok(data)) => Reading::Endpoint(Endpoint { address: lease.attrs.public_ip, mac: Some(data.mac) }),
         Some(Err(reason)) => Reading::Bad(reason),
         None => Reading::Pending,

@@ -120,7 +120,10 @@ impl LeaseSet {
         for name in listed.keys() {
             self.held.remove(name);
         }
-        self.records.extend(listed);
+        match self.records.is_empty() {
+            true => self.records = listed,
+            false => self.records.extend(listed),
+        }
         for name in absent {
             let holds = doubtful && Some(&*name) != own;
             if !holds && !self.held.contains_key(&name) {

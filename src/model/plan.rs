@@ -164,7 +164,9 @@ impl<'a> Differ<'a> {
     }
 
     fn plan(self) -> Plan {
-        Plan { steps: self.steps.into_iter().flatten().collect() }
+        let mut steps = Vec::with_capacity(self.steps.iter().map(Vec::len).sum());
+        self.steps.into_iter().for_each(|phase| steps.extend(phase));
+        Plan { steps }
     }
 
     fn push(&mut self, phase: Phase, op: Op, why: impl Into<Cow<'static, str>>) {

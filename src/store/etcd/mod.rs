@@ -84,8 +84,7 @@ impl EtcdStore {
             let last = page.kvs().last().filter(|_| page.more());
             let next = last.map(|last| [last.key(), &[0]].concat());
             snapshot.records.reserve_exact(page.kvs().len());
-            // Each key's memory is free again when the next one is read.
-            snapshot.records.extend(page.take_kvs().into_iter().map(|kv| self.keys.record(&kv)));
+            snapshot.records.extend(page.kvs().iter().map(|kv| self.keys.record(kv)));
             let Some(next) = next else { break };
             page = self.page(next, limit, snapshot.revision).await?;
         }
