@@ -325,23 +325,24 @@ fn open() -> io::Result<TokioSocket> {
     inner.connect(&SocketAddr::new(0, 0))?;
     // Without strict checking (before Linux 4.20) dumps are not filtered, without these acknowledgements (before 4.3
     // and 4.12) they are longer and explain nothing. All of that is coped with.
-    tolerate_unknown(inner.set_netlink_get_strict_chk(true))?;
-    tolerate_unknown(inner.set_cap_ack(true))?;
-    tolerate_unknown(inner.set_ext_ack(true))?;
-    enlarge_receive_buffer(inner)?;
+    do_without("NETLINK_GET_STRICT_CHK", inner.set_netlink_get_strict_chk(true));
+    do_without("NETLINK_CAP_ACK", inner.set_cap_ack(true));
+    do_without("NETLINK_EXT_ACK", inner.set_ext_ack(true));
+    enlarge_receive_buffer(inner, RECEIVE_BUFFER);
     Ok(socket)
 }
 
-fn tolerate_unknown(result: io::Result<()>) -> io::Result<()> {
-    match result {
-        Err(error) if error.raw_os_error() == Some(libc::ENOPROTOOPT) => Ok(()),
-        result => result,
+/// Whatever the reason is that the kernel refuses an option, there is a way without it.
+fn do_without(option: &str, result: io::Result<()>) {
+    if let Err(error) = result {
+        tracing::debug!("netlink without {option}: {error}");
     }
 }
 
-/// Beyond `net.core.rmem_max` if we may (`CAP_NET_ADMIN`), else as far as that.
-fn enlarge_receive_buffer(socket: &Socket) -> io::Result<()> {
-    setsockopt(socket, sockopt::RcvBufForce, &RECEIVE_BUFFER)
-        .or_else(|_| setsockopt(socket, sockopt::RcvBuf, &RECEIVE_BUFFER))
-        .map_err(io::Error::from)
+/// Beyond `net.core.rmem_max` if we may (`CAP_NET_ADMIN`), else as far as that. A small one loses answers and reports,
+/// which is noticed and made good.
+pub(super) fn enlarge_receive_buffer(socket: &Socket, size: usize) {
+    let forced = setsockopt(socket, sockopt::RcvBufForce, &size);
+    let enlarged = forced.or_else(|_| setsockopt(socket, sockopt::RcvBuf, &size));
+    do_without("a large receive buffer", enlarged.map_err(io::Error::from));
 }

@@ -23,6 +23,7 @@ mod join;
 mod kube_proxy;
 mod lease;
 mod neighbours;
+mod old_kernel;
 mod outage;
 mod overrun;
 mod peers;
