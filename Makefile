@@ -1,7 +1,7 @@
 # `make` lists what there is.
 
 .DEFAULT_GOAL := help
-.PHONY: help setup build test check bench-repair bench-allocate bench-routes bench-watchers simulate fuzz demo demo-down ci
+.PHONY: help setup build test check bench-repair bench-allocate bench-routes bench-watchers simulate fuzz install uninstall deb cargo-deb static manual demo demo-down ci
 
 profile := $(if $(RELEASE),release,debug)
 
@@ -14,7 +14,7 @@ setup: ## Install what building and testing need, where it is missing
 build: setup ## Build flanneld (RELEASE=1: optimised, takes minutes)
 	cargo build $(if $(RELEASE),--release)
 
-test: setup ## Run every test (as root: hosts are network namespaces, etcd is real)
+test: setup cargo-deb ## Run every test (as root: hosts are network namespaces, etcd is real)
 	cargo test
 
 check: setup ## Check the format and the lints
@@ -38,6 +38,30 @@ simulate: setup ## Let SEEDS (300) clusters live through anything, from seed STA
 
 fuzz: setup ## Fuzz each reader of foreign data for FUZZ_SECONDS (20), or only TARGET
 	@fuzz/run $(TARGET)
+
+deb: setup cargo-deb ## Make a Debian package of an optimised build, in target/debian
+	cargo deb --locked
+
+# The flag is for the program alone: what it is linked with is the same as for the other build, and is not built again.
+static: setup ## Build a flanneld that needs no libc of the host: target/static/release/flanneld (PROFILE=dev: unoptimised)
+	CARGO_BUILD_BUILD_DIR=$(CURDIR)/target cargo rustc --locked --bin flanneld --profile $(or $(PROFILE),release) \
+	  --target-dir target/static -- -C target-feature=+crt-static
+
+# As cheap as it can be had, and only where a package is made.
+cargo-deb:
+	@cargo deb --version >/dev/null 2>&1 || cargo install cargo-deb@3.8.0 --locked --debug --no-default-features
+
+# Not as root, and not again: installing builds nothing.
+install: ## Install what was built below PREFIX (/usr/local), packages: DESTDIR=... PREFIX=/usr (more: packaging/install)
+	@packaging/install
+
+uninstall: ## Remove what `make install` has installed; the configuration stays
+	@packaging/install --remove
+
+export DESTDIR PREFIX CONFIG ZSHDIR BINARY
+
+manual: setup ## Write the manual pages and the completions anew, after a change of the command line
+	WRITE_MANUAL=1 cargo test --quiet --test install the_manual_and_the_completions
 
 demo: build ## Show three hosts join one overlay (KEEP=1: leave it standing)
 	@FLANNELD=$${FLANNELD:-target/$(profile)/flanneld} examples/demo/demo.sh

@@ -118,14 +118,17 @@ impl EnvFiles {
         if !self.doubted && self.written.as_ref() == Some(&env) {
             return Ok(());
         }
+        let before = read(&self.subnet_file).ok().and_then(|text| String::from_utf8(text).ok());
+        let before = before.and_then(|text| DockerOpts::parse(&text).ok());
         put(&self.subnet_file, &env.render())?;
         if let Some(path) = &self.docker_opts_file {
             put(path, &DockerOpts::from(&env).render(&DockerLines::default()))?;
         }
         self.doubted = false;
-        if let Some(SubnetEnv { mtu: old, .. }) = self.written.replace(env).filter(|old| old.mtu != mtu) {
-            tracing::warn!("the MTU for containers is now {mtu}, it was {old}: restart Docker to use it");
+        for change in before.iter().flat_map(|before| DockerOpts::from(&env).changes_since(before)) {
+            tracing::warn!("{change}: restart Docker to use it (systemctl restart docker)");
         }
+        self.written = Some(env);
         Ok(())
     }
 

@@ -103,12 +103,15 @@ fn every_option_writes_what_the_script_writes_byte_for_byte() {
 
 #[test]
 fn every_subnet_env_gives_what_the_script_makes_of_it() {
-    let dual = "DOCKER_OPT_BIP=\"--bip=172.30.46.1/24\"\nDOCKER_OPT_IPMASQ=\"--ip-masq=false\"\n\
-        DOCKER_OPT_MTU=\"--mtu=1430\"\nDOCKER_OPTS=\" --bip=172.30.46.1/24 --ip-masq=false --mtu=1430\"\n";
-    let masquerading = dual.replace("1430", "1450");
+    let masquerading = "DOCKER_OPT_BIP=\"--bip=172.30.46.1/24\"\nDOCKER_OPT_IPMASQ=\"--ip-masq=false\"\n\
+        DOCKER_OPT_MTU=\"--mtu=1450\"\nDOCKER_OPTS=\" --bip=172.30.46.1/24 --ip-masq=false --mtu=1450\"\n";
+    // The script leaves IPv6 out.
+    let dual = "DOCKER_OPT_BIP=\"--bip=172.30.46.1/24\"\nDOCKER_OPT_FIXED_CIDR_V6=\"--fixed-cidr-v6=fc00:0:0:7::/64\"\n\
+        DOCKER_OPT_IPMASQ=\"--ip-masq=false\"\nDOCKER_OPT_IPV6=\"--ipv6=true\"\nDOCKER_OPT_MTU=\"--mtu=1430\"\n\
+        DOCKER_OPTS=\" --bip=172.30.46.1/24 --fixed-cidr-v6=fc00:0:0:7::/64 --ip-masq=false --ipv6=true --mtu=1430\"\n";
     let bare = "DOCKER_OPT_BIP=\"--bip=10.1.2.5/20\"\nDOCKER_OPTS=\" --bip=10.1.2.5/20\"\n";
     for (subnet_env, expected) in [
-        (MASQUERADING, masquerading.as_str()),
+        (MASQUERADING, masquerading),
         (DUAL_STACK, dual),
         ("FLANNEL_SUBNET=10.1.2.5/20\n", bare),
         ("# by hand\nFLANNEL_SUBNET=10.1.1.1/24\n\nFLANNEL_SUBNET='10.1.2.5/20'", bare),

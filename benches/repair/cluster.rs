@@ -94,7 +94,7 @@ impl Network {
     /// What is flanneld's in a host of this network.
     pub fn scope(&self) -> Scope {
         let network: Ipv4Net = "10.0.0.0/8".parse().expect("a network");
-        Scope { device: DEVICE.to_owned(), networks: vec![network.into()] }
+        Scope { device: DEVICE.to_owned(), networks: vec![network.into()], nic: 0 }
     }
 
     /// Flags that every flanneld knows.

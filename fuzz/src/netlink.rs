@@ -13,7 +13,8 @@ use rtnetlink::packet_route::{AddressFamily, RouteNetlinkMessage as Message};
 pub fn netlink(input: &[u8]) {
     let Some((index, datagram)) = input.split_first() else { return };
     let index = u32::from(*index);
-    let scope = Scope { device: "flannel.1".to_owned(), networks: vec!["10.5.0.0/16".parse().expect("a network")] };
+    let scope =
+        Scope { device: "flannel.1".to_owned(), networks: vec!["10.5.0.0/16".parse().expect("a network")], nic: 2 };
     as_answers(datagram, &scope, index);
     as_reports(datagram, &scope, index);
 }
@@ -55,6 +56,7 @@ fn as_object(message: &Message, scope: &Scope, index: u32) {
         }
         Message::NewRoute(route) => {
             let _ = decode::way_out(route);
+            assert!(decode::link_route(route).is_none_or(|route| route.dest == route.dest.trunc()));
             for family in [AddressFamily::Inet, AddressFamily::Inet6] {
                 let found = decode::route(route, family, Some(index), scope);
                 assert!(found.is_none_or(|route| route.dest == route.dest.trunc()));
@@ -87,7 +89,14 @@ fn as_reports(datagram: &[u8], scope: &Scope, index: u32) {
 fn what_is_ours_can_be_cleared(mut have: Have, scope: &Scope, index: u32) {
     let vxlan =
         Vxlan { vni: 1, local: None, lower: 2, port: 0, learning: false, gbp: false, group: None, ttl: 0, ageing: 300 };
-    let device = Device { name: scope.device.clone(), mac: VtepMac([0x0e; 6]), mtu: 1450, up: true, vxlan };
+    let device = Device {
+        name: scope.device.clone(),
+        mac: VtepMac([0x0e; 6]),
+        mtu: 1450,
+        up: true,
+        tx_checksum_off: false,
+        vxlan,
+    };
     have.device = Some(Found::Vxlan(index, device.clone()));
     let want = Want { device: Some(device), peers_complete: true, ..Want::default() };
     for step in Plan::between(&have, &want, scope).steps {

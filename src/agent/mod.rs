@@ -64,6 +64,8 @@ pub struct Settings {
     pub firewall: FirewallSettings,
     /// Whether a blackhole route takes what is sent to addresses of our subnet that nobody has.
     pub blackhole_route: bool,
+    /// Whether packets get their checksums before they reach our device, for the sake of what is below it and spoils them.
+    pub tx_checksum_off: bool,
     /// Whether the lease is given back whenever the daemon stops (which is the caller's to do).
     pub gives_back: bool,
 }
@@ -86,7 +88,7 @@ pub async fn run<S: Store, K: Kernel, F: Firewall>(
     let remembered = memory.load(nic.public_ip, nic.mac);
     let address = Address { public_ip: nic.public_ip, nic_mac: nic.mac };
     let (device_mac, left_behind) = {
-        let left = left_behind(&mut kernel, &network, &env, &board).await;
+        let left = left_behind(&mut kernel, &network, nic.index, &env, &board).await;
         (left.device_mac(), network.backend.recover(&left))
     };
     let me = Me {
@@ -133,6 +135,9 @@ pub async fn run<S: Store, K: Kernel, F: Firewall>(
     let mut world = World::new(network.backend, network.net, store.addresses(), own, host, settings.peer_hold);
     if settings.blackhole_route {
         world.add_blackhole();
+    }
+    if settings.tx_checksum_off {
+        world.set_tx_checksum_off();
     }
     let (left_behind, listed) = (std::mem::take(&mut keeper.left_behind), keeper.listed.take());
     match keeper.hold_until() {
@@ -199,7 +204,6 @@ async fn wait_for_config<S: Store>(store: &S, settings: &Settings, env: &Env, bo
                         network = %net, subnet_len = subnets.subnet_len(), backend = network.backend.kind(),
                         "network config read"
                     );
-                    network.backend.warnings().iter().for_each(|warning| tracing::warn!("{key}: {warning}"));
                     return network;
                 }
                 Err(problems) => format!("waiting for a valid network config: {key}: {problems}"),
@@ -260,8 +264,8 @@ async fn find_interface<K: Kernel>(
 }
 
 /// What an earlier run left in the kernel. It is part of the proof of who we are, so a failure to read it is waited out.
-async fn left_behind<K: Kernel>(kernel: &mut K, network: &Network, env: &Env, board: &Board) -> Have {
-    let scope = Scope { device: network.backend.device_name(), networks: vec![network.net.into()] };
+async fn left_behind<K: Kernel>(kernel: &mut K, network: &Network, nic: u32, env: &Env, board: &Board) -> Have {
+    let scope = Scope { device: network.backend.device_name(), networks: vec![network.net.into()], nic };
     let mut backoff = Backoff::new(Duration::from_millis(200), Duration::from_secs(2));
     loop {
         match kernel.observe(&scope).await {

@@ -69,8 +69,10 @@ impl Cadence {
     }
 }
 
-/// Lists, watches and audits for ever; the first list may be given by who has just made one. A watch that breaks is taken up again where it ended; when the store no longer
+/// Lists, watches and audits for ever. A watch that breaks is taken up again where it ended; when the store no longer
 /// knows what happened since, it is listed anew. Failures never say anything about peers.
+///
+/// `listed` is a list that was just read; without it the first thing to do is to read one.
 pub async fn follow<S: Store>(
     store: Rc<S>,
     env: Rc<Env>,
@@ -81,8 +83,10 @@ pub async fn follow<S: Store>(
 ) -> Infallible {
     let (view, audit_due) = (View::default(), Duration::ZERO);
     let backoff = Backoff::new(Duration::from_millis(200), Duration::from_secs(5));
-    let just_listed = false;
-    let mut follower = Follower { store, env, board, news, cadence, listed, view, audit_due, backoff, just_listed };
+    let mut follower = Follower { store, env, board, news, cadence, view, audit_due, backoff, just_listed: false };
+    if let Some(snapshot) = listed {
+        follower.begin(snapshot, Answer::Fresh).await;
+    }
     loop {
         match follower.follow_watch().await {
             Ok(()) => {}
@@ -107,8 +111,6 @@ struct Follower<S> {
     board: Board,
     news: mpsc::Sender<News>,
     cadence: Cadence,
-    /// A list that has not been taken in yet.
-    listed: Option<Snapshot>,
     view: View,
     /// When the next audit is due: whatever becomes of the watches meanwhile.
     audit_due: Duration,
@@ -140,15 +142,17 @@ impl<S: Store> Follower<S> {
 
     /// A complete list, from nothing or after a gap; returns from where to watch.
     async fn list(&mut self) -> Result<i64, StoreError> {
-        let (snapshot, answer) = match self.listed.take() {
-            Some(listed) => (listed, Answer::Fresh),
-            None => self.read(None::<&mut S::Watch>).await??,
-        };
+        let (snapshot, answer) = self.read(None::<&mut S::Watch>).await??;
         let revision = snapshot.revision;
+        self.begin(snapshot, answer).await;
+        Ok(revision)
+    }
+
+    /// Takes in a list after which a watch begins.
+    async fn begin(&mut self, snapshot: Snapshot, answer: Answer) {
         self.take_whole(snapshot, answer).await;
         self.plan_audit();
         self.just_listed = true;
-        Ok(revision)
     }
 
     /// Compares with a complete list; tells whether the watch is worth following.

@@ -33,8 +33,8 @@ const TURN_EVERY: Duration = Duration::from_secs(5);
 /// The pause before more is done of what one turn did not finish, because somebody keeps changing the device.
 const BREATH: Duration = Duration::from_millis(10);
 
-/// How long the service manager is kept waiting for the first list of peers.
-pub(super) const PATIENCE_FOR_PEERS: Duration = Duration::from_secs(30);
+/// How much time the service manager is asked for by each turn before the host is ready.
+pub(super) const PATIENCE: Duration = Duration::from_secs(30);
 
 /// What the loop remembers from turn to turn.
 pub(super) struct Progress {
@@ -55,7 +55,8 @@ pub(super) struct Progress {
     /// While the external interface is gone nothing can be right, and nothing is touched.
     pub(super) nic_is_gone: bool,
     pub(super) unreadable: Backoff,
-    pub(super) give_up_on_peers_at: Moment,
+    /// It was said what it means that the device has an offload off without our doing.
+    pub(super) told_of_offload: bool,
     /// Whether much memory was used for a moment.
     pub(super) was_large: bool,
 }
@@ -78,7 +79,7 @@ impl Progress {
             read_host_at: None,
             nic_is_gone: false,
             unreadable: Backoff::new(Duration::from_millis(100), Duration::from_secs(10)),
-            give_up_on_peers_at: now + PATIENCE_FOR_PEERS,
+            told_of_offload: false,
             was_large: false,
         }
     }

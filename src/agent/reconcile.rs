@@ -7,7 +7,7 @@
 use super::env::{Env, Notice};
 use super::keeper::{Address, Horizon, Sighting};
 use super::peers::News;
-use super::progress::{PATIENCE_FOR_PEERS, Progress};
+use super::progress::{PATIENCE, Progress};
 use super::report;
 use super::retries::Tried;
 use super::status::{Board, Topic};
@@ -96,10 +96,7 @@ impl<K: Kernel> Reconciler<K> {
         }
         self.write_files(progress, now);
         self.tell_horizon();
-        match self.world.double() {
-            Some(text) => self.board.trouble(Topic::PublicIp, text),
-            None => self.board.over(Topic::PublicIp),
-        }
+        self.board.say(Topic::PublicIp, self.world.double());
         let (tally, held) = (self.world.tally(), self.world.leases().held_count());
         self.board.update(|status| {
             (status.leases, status.held) = (tally, held);
@@ -172,7 +169,13 @@ impl<K: Kernel> Reconciler<K> {
                 Event::Device => progress.read_soon(now),
                 Event::Host { index, name } if index == nic.index || name.as_ref() == Some(&nic.name) => {
                     progress.read_host_soon(now);
+                    if self.world.routes_directly() {
+                        // Routes by an interface go with it without a word.
+                        progress.read_soon(now);
+                    }
                 }
+                Event::Underlay if self.world.routes_directly() => progress.read_host_some_time(now),
+                Event::Underlay => {}
                 Event::Host { .. } => progress.read_host_some_time(now),
                 Event::Overrun => {
                     tracing::info!("the kernel's reports came faster than they were read: reading everything");
@@ -197,6 +200,7 @@ impl<K: Kernel> Reconciler<K> {
         match have {
             Ok(have) => {
                 progress.was_read(have, started, now, &self.env);
+                self.tell_of_offload(progress);
                 self.board.update(|status| status.full_reads += 1);
                 true
             }
@@ -207,6 +211,21 @@ impl<K: Kernel> Reconciler<K> {
                 false
             }
         }
+    }
+
+    /// Without the flag it is not known who had a reason to switch it off, perhaps an earlier run of ours: so it stays.
+    fn tell_of_offload(&self, progress: &mut Progress) {
+        let Some(Found::Vxlan(_, have)) = &progress.have.device else { return };
+        let wanted = self.world.want().device.as_ref().is_some_and(|want| want.tx_checksum_off);
+        let strange = have.tx_checksum_off && !wanted;
+        if strange && !progress.told_of_offload {
+            let name = &have.name;
+            tracing::info!(
+                "{name} has tx-checksum-ip-generic off, which costs most of its throughput: if nothing below it needs that, \
+                 do: ethtool -K {name} tx-checksum-ip-generic on"
+            );
+        }
+        progress.told_of_offload = strange;
     }
 
     /// Looks at the host's interfaces.
@@ -234,6 +253,7 @@ impl<K: Kernel> Reconciler<K> {
         self.on_host.send_if_modified(|known| std::mem::replace(known, on_host.clone()) != on_host);
         let changed = self.world.set_host(Own { nic, ..own }, host);
         progress.news.merge(changed);
+        self.board.say(Topic::Docker, self.world.docker_complaint());
         Ok(())
     }
 
@@ -294,10 +314,8 @@ impl<K: Kernel> Reconciler<K> {
     }
 
     fn report_failures(&self, progress: &Progress) {
-        match progress.retries.describe().or_else(|| progress.fights.describe(self.env.now())) {
-            Some(failures) => self.board.trouble(Topic::Kernel, failures),
-            None => self.board.over(Topic::Kernel),
-        }
+        let failures = progress.retries.describe().or_else(|| progress.fights.describe(self.env.now()));
+        self.board.say(Topic::Kernel, failures);
     }
 
     /// Applies steps and keeps `have` in step with what was done.
@@ -385,7 +403,6 @@ impl<K: Kernel> Reconciler<K> {
             return;
         }
         let listed = self.world.leases().is_known() && progress.news.is_clean();
-        let listed = listed || self.env.now() >= progress.give_up_on_peers_at;
         let addresses: Vec<Key> = self.world.want().addresses.iter().copied().map(Key::Address).collect();
         let plan = Plan::at(&addresses, &progress.have, self.world.want(), &self.world.scope());
         let stands = !plan.touches_device() && !progress.nic_is_gone;
@@ -396,7 +413,7 @@ impl<K: Kernel> Reconciler<K> {
             self.board.update(|status| status.started = true);
             self.env.notify(Notice::Ready);
         } else {
-            self.env.notify(Notice::StillStarting(PATIENCE_FOR_PEERS));
+            self.env.notify(Notice::StillStarting(PATIENCE));
         }
     }
 }

@@ -35,6 +35,8 @@ pub enum Topic {
     Firewall,
     /// Rules of others that keep packets from our containers.
     Obstacle,
+    /// Docker, which has not taken what was written for it.
+    Docker,
 }
 
 /// How the daemon is doing.
@@ -196,6 +198,14 @@ impl Board {
                     tracing::info!("over: {}", trouble.reason);
                 }
             });
+        }
+    }
+
+    /// A trouble with this reason, or none.
+    pub fn say(&self, topic: Topic, reason: Option<String>) {
+        match reason {
+            Some(reason) => self.trouble(topic, reason),
+            None => self.over(topic),
         }
     }
 

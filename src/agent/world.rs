@@ -2,11 +2,13 @@
 //! asks which objects may differ now.
 
 use crate::backend::{Backend, PeerEntries};
+use crate::model::docker;
 use crate::model::iface::{ExternalInterface, HostView};
 use crate::model::judge::{Endpoint, Facts, Peers, Tally, Verdict};
-use crate::model::kernel_state::{Route, Scope, Want};
+use crate::model::kernel_state::{Device, Route, Scope, Want};
 use crate::model::lease::{Name, Record, Revision};
 use crate::model::lease_set::{Change, LeaseSet, Moment};
+use crate::model::links::Links;
 use crate::model::mac::VtepMac;
 use crate::model::plan::Key;
 use crate::model::subnet::SubnetKey;
@@ -68,6 +70,14 @@ impl Dirty {
     }
 }
 
+/// How a peer is reached.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+struct Way {
+    endpoint: Endpoint,
+    /// The link that it is on, if that matters.
+    link: Option<u32>,
+}
+
 /// All facts of one host, and what follows from them.
 pub struct World {
     backend: Rc<dyn Backend>,
@@ -75,10 +85,12 @@ pub struct World {
     endpoints: Vec<IpAddr>,
     own: Own,
     host: HostView,
+    /// Who is on the host's links, as far as that matters.
+    links: Links,
     leases: LeaseSet,
     peers: Peers,
     /// The peers for which entries are wanted.
-    wanted: BTreeMap<SubnetKey, Endpoint>,
+    wanted: BTreeMap<SubnetKey, Way>,
     /// How many peers have a tunnel endpoint with this MAC: a host with two subnets has one endpoint for both.
     fdb_users: BTreeMap<VtepMac, usize>,
     /// The refusals that have been logged.
@@ -90,6 +102,7 @@ pub struct World {
     want: Want,
     hold: Duration,
     blackhole: bool,
+    tx_checksum_off: bool,
 }
 
 impl World {
@@ -104,6 +117,7 @@ impl World {
         hold: Duration,
     ) -> Self {
         let mut world = World {
+            links: host.links.outside(network),
             backend,
             network,
             endpoints,
@@ -119,6 +133,7 @@ impl World {
             want: Want::default(),
             hold,
             blackhole: false,
+            tx_checksum_off: false,
         };
         world.rebuild();
         world
@@ -131,6 +146,12 @@ impl World {
         self.rebuild();
     }
 
+    /// From now on packets get their checksums before they reach the device.
+    pub fn set_tx_checksum_off(&mut self) {
+        self.tx_checksum_off = true;
+        self.rebuild();
+    }
+
     /// What the kernel should hold.
     pub fn want(&self) -> &Want {
         &self.want
@@ -138,7 +159,12 @@ impl World {
 
     /// What is ours in the kernel.
     pub fn scope(&self) -> Scope {
-        Scope { device: self.backend.device_name(), networks: vec![self.network.into()] }
+        Scope { device: self.backend.device_name(), networks: vec![self.network.into()], nic: self.own.nic.index }
+    }
+
+    /// Whether the host's other routes decide how peers are reached.
+    pub fn routes_directly(&self) -> bool {
+        self.backend.routes_directly()
     }
 
     /// What this host knows of itself.
@@ -175,6 +201,11 @@ impl World {
         })
     }
 
+    /// What is wrong when Docker uses another subnet or MTU than was written for it.
+    pub fn docker_complaint(&self) -> Option<String> {
+        docker::complaint(&self.host, self.network, self.own.subnet, self.mtu())
+    }
+
     /// Holds peers that an earlier run knew, although they may be gone from the store.
     pub fn hold(&mut self, peers: Vec<Record>, until: Moment) {
         self.leases.hold_all(peers, until);
@@ -182,9 +213,10 @@ impl World {
     }
 
     /// The host's interfaces, or what it knows of itself, may have changed.
-    pub fn set_host(&mut self, own: Own, host: HostView) -> Dirty {
-        let same_self = own == self.own;
-        (self.own, self.host) = (own, host);
+    pub fn set_host(&mut self, own: Own, mut host: HostView) -> Dirty {
+        let links = std::mem::take(&mut host.links).outside(self.network);
+        let same_self = own == self.own && (links == self.links || !self.routes_directly());
+        (self.own, self.host, self.links) = (own, host, links);
         if same_self && self.facts() == *self.peers.facts() {
             return Dirty::default();
         }
@@ -248,9 +280,9 @@ impl World {
         self.peers.rejudge(self.facts(), self.leases.records(), |lease| backend.read(lease));
         self.warn_of_wider_networks();
         self.tell_all();
-        self.wanted = self.peers.peers().collect();
+        self.wanted = self.peers.peers().map(|(key, endpoint)| (key, self.way_to(endpoint))).collect();
         let entries: Vec<PeerEntries> =
-            self.wanted.iter().map(|(key, endpoint)| backend.peer_entries(key.v4, *endpoint)).collect();
+            self.wanted.iter().map(|(key, way)| backend.peer_entries(key.v4, way.endpoint, way.link)).collect();
         self.fdb_users.clear();
         for (mac, _) in entries.iter().filter_map(|entries| entries.fdb) {
             *self.fdb_users.entry(mac).or_default() += 1;
@@ -259,7 +291,7 @@ impl World {
         let blackhole = self.blackhole.then(|| Route::blackhole(dest, BLACKHOLE_PROTOCOL));
         let routes = entries.iter().map(|entries| entries.route).chain(blackhole);
         self.want = Want {
-            device: Some(own.device),
+            device: Some(Device { tx_checksum_off: self.tx_checksum_off, ..own.device }),
             addresses: [own.address].into(),
             neighbors: entries.iter().filter_map(|entries| entries.neighbor).collect(),
             fdb: entries.iter().filter_map(|entries| entries.fdb).collect(),
@@ -275,22 +307,27 @@ impl World {
             self.tell(&name);
             let Ok(key) = SubnetKey::parse(&name) else { continue };
             let new = match self.peers.verdict(&name) {
-                Some(Verdict::Peer(endpoint)) => Some(endpoint),
+                Some(Verdict::Peer(endpoint)) => Some(self.way_to(endpoint)),
                 _ => None,
             };
             if self.wanted.get(&key) == new.as_ref() {
                 continue;
             }
             if let Some(old) = self.wanted.remove(&key) {
-                self.withdraw(self.backend.peer_entries(key.v4, old), keys);
+                self.withdraw(self.backend.peer_entries(key.v4, old.endpoint, old.link), keys);
             }
             demanded.extend(new.map(|new| (key, new)));
         }
         // Only now: what one key gives up another may take over.
         for (key, new) in demanded {
-            self.demand(self.backend.peer_entries(key.v4, new), keys);
+            self.demand(self.backend.peer_entries(key.v4, new.endpoint, new.link), keys);
             self.wanted.insert(key, new);
         }
+    }
+
+    fn way_to(&self, endpoint: Endpoint) -> Way {
+        let link = self.links.of(endpoint.address).filter(|index| *index == self.own.nic.index);
+        Way { endpoint, link }
     }
 
     fn demand(&mut self, entries: PeerEntries, keys: &mut BTreeSet<Key>) {

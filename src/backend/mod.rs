@@ -42,8 +42,8 @@ pub trait Backend {
     /// Name of its device; its Linux name tells hosts' administrators which network it belongs to.
     fn device_name(&self) -> String;
 
-    /// What is worth a warning about the config it was made from.
-    fn warnings(&self) -> &[String];
+    /// Whether peers on the same link are reached without a tunnel.
+    fn routes_directly(&self) -> bool;
 
     /// The network identifier that tells several networks on one host apart.
     fn network_id(&self) -> u32;
@@ -63,8 +63,9 @@ pub trait Backend {
     /// What this host needs.
     fn own_entries(&self, nic: &ExternalInterface, subnet: Ipv4Net, mac: VtepMac) -> OwnEntries;
 
-    /// What a peer with this subnet and endpoint needs.
-    fn peer_entries(&self, subnet: Ipv4Net, endpoint: Endpoint) -> PeerEntries;
+    /// What a peer with this subnet and endpoint needs. `link` is the index of the external interface if the peer is on its
+    /// link.
+    fn peer_entries(&self, subnet: Ipv4Net, endpoint: Endpoint, link: Option<u32>) -> PeerEntries;
 }
 
 /// The backend that the config asks for. Without one it is VXLAN, as flannel's documentation says.

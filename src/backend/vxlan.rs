@@ -23,11 +23,6 @@ pub const OVERHEAD: u32 = 50;
 /// The smallest MTU with which IPv4 works (RFC 791).
 const SMALLEST_MTU: u32 = 68;
 
-/// Routes are spread over these protocol numbers, which nobody has been assigned (`/etc/iproute2/rt_protos`): the
-/// kernel's hash of routes mixes the protocol but not the gateway, so without this each further route would cost a
-/// walk over all that are there.
-const PROTOCOLS: std::ops::Range<u32> = 100..186;
-
 /// The VXLAN backend.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Vxlan {
@@ -38,12 +33,12 @@ pub struct Vxlan {
     mtu: u32,
     gbp: bool,
     learning: bool,
-    warnings: Vec<String>,
+    direct_routing: bool,
 }
 
 impl Default for Vxlan {
     fn default() -> Self {
-        Vxlan { vni: 1, port: 0, mtu: 0, gbp: false, learning: false, warnings: Vec::new() }
+        Vxlan { vni: 1, port: 0, mtu: 0, gbp: false, learning: false, direct_routing: false }
     }
 }
 
@@ -70,21 +65,13 @@ impl Vxlan {
         if !problems.is_empty() {
             return Err(problems.iter().map(|p| format!("Backend.{p}")).collect::<Vec<_>>().join("; "));
         }
-        let warnings = match direct {
-            Some(true) => vec![
-                "Backend.DirectRouting is not implemented by this version: peers on the same link are reached through \
-                 the tunnel too, which works beside hosts that route to them directly"
-                    .into(),
-            ],
-            _ => Vec::new(),
-        };
         Ok(Vxlan {
             vni: vni.unwrap_or(1),
             port: port.unwrap_or(0),
             mtu: mtu.unwrap_or(0),
             gbp: gbp.unwrap_or(false),
             learning: learning.unwrap_or(false),
-            warnings,
+            direct_routing: direct.unwrap_or(false),
         })
     }
 }
@@ -105,8 +92,8 @@ impl Backend for Vxlan {
         format!("flannel.{}", self.vni)
     }
 
-    fn warnings(&self) -> &[String] {
-        &self.warnings
+    fn routes_directly(&self) -> bool {
+        self.direct_routing
     }
 
     fn network_id(&self) -> u32 {
@@ -146,11 +133,15 @@ impl Backend for Vxlan {
     }
 
     fn recover(&self, have: &Have) -> Vec<Record> {
-        let routes = have.routes.values().flatten().filter(|route| route.has_flannel_shape());
+        let routes = have.routes.values().flatten();
         let lease = |route: &Route| {
             let IpNet::V4(subnet) = route.dest else { return None };
             let mac = have.neighbors.get(&route.dest.network()).filter(|neighbor| neighbor.permanent)?.mac?;
             let IpAddr::V4(address) = *have.fdb.get(&mac)?.first()? else { return None };
+            let direct = matches!(route.oif, Oif::Other(_)) && route.gateway == Some(address.into());
+            if !direct && !route.has_flannel_shape() {
+                return None;
+            }
             let (subnet, attrs) = (SubnetKey::v4(subnet), self.attrs(address, mac));
             let content = Ok(Lease { subnet, attrs, lease_id: None, created: Revision::MAX, modified: 0 });
             Some(Record { name: subnet.to_string().into(), content })
@@ -177,32 +168,33 @@ impl Backend for Vxlan {
             ageing: 300,
         };
         OwnEntries {
-            device: Device { name: self.device_name(), mac, mtu: self.mtu(nic), up: true, vxlan },
+            device: Device {
+                name: self.device_name(),
+                mac,
+                mtu: self.mtu(nic),
+                up: true,
+                tx_checksum_off: false,
+                vxlan,
+            },
             address: IpNet::V4(Ipv4Net::from(subnet.network())),
         }
     }
 
-    fn peer_entries(&self, subnet: Ipv4Net, endpoint: Endpoint) -> PeerEntries {
+    /// A peer on the same link keeps its ARP and FDB entries, which no packet uses then: so the change from one way to the
+    /// other is a single message, and what is found in the kernel tells of each route whose it is.
+    fn peer_entries(&self, subnet: Ipv4Net, endpoint: Endpoint, link: Option<u32>) -> PeerEntries {
         let inner = IpAddr::V4(subnet.network());
+        let (gateway, oif, onlink) = match link.filter(|_| self.direct_routing) {
+            Some(index) => (endpoint.address.into(), Oif::Other(index), false),
+            None => (inner, Oif::Ours, true),
+        };
+        let (gateway, protocol) = (Some(gateway), Route::protocol_for(subnet));
         PeerEntries {
             neighbor: endpoint.mac.map(|mac| (inner, mac)),
             fdb: endpoint.mac.map(|mac| (mac, endpoint.address.into())),
-            route: Route {
-                dest: subnet.into(),
-                gateway: Some(inner),
-                oif: Oif::Ours,
-                onlink: true,
-                metric: 0,
-                protocol: protocol(subnet),
-            },
+            route: Route { dest: subnet.into(), gateway, oif, onlink, metric: 0, protocol },
         }
     }
-}
-
-/// The protocol number of the route to a subnet: neighbouring subnets get different ones.
-fn protocol(subnet: Ipv4Net) -> u8 {
-    let index = u32::from(subnet.network()) >> (32 - subnet.prefix_len().max(1));
-    (PROTOCOLS.start + index % (PROTOCOLS.end - PROTOCOLS.start)) as u8
 }
 
 #[cfg(test)]
@@ -230,7 +222,7 @@ mod tests {
         for name in ["Backend.VNI is 16777216", "Backend.Port is 70000", "Backend.MTU is 60", "Backend.GBP is \"x\""] {
             assert!(problems.contains(name), "{problems}");
         }
-        assert_eq!(backend(r#"{"DirectRouting":true}"#).unwrap().warnings.len(), 1);
+        assert!(backend(r#"{"directRouting":true}"#).unwrap().routes_directly());
     }
 
     #[test]
@@ -296,7 +288,7 @@ mod tests {
     #[test]
     fn a_peer_needs_three_entries() {
         let endpoint = Endpoint { address: "192.168.0.2".parse().unwrap(), mac: "0e:00:00:00:00:02".parse().ok() };
-        let entries = Vxlan::default().peer_entries("10.5.2.0/24".parse().unwrap(), endpoint);
+        let entries = Vxlan::default().peer_entries("10.5.2.0/24".parse().unwrap(), endpoint, Some(2));
         assert_eq!(entries.neighbor, Some(("10.5.2.0".parse().unwrap(), "0e:00:00:00:00:02".parse().unwrap())));
         assert_eq!(entries.fdb, Some(("0e:00:00:00:00:02".parse().unwrap(), "192.168.0.2".parse().unwrap())));
         assert_eq!(entries.route.to_string(), "10.5.2.0/24 via 10.5.2.0 onlink");
@@ -304,9 +296,19 @@ mod tests {
     }
 
     #[test]
+    fn a_peer_on_the_same_link_is_routed_to_directly_if_the_config_says_so() {
+        let endpoint = Endpoint { address: "192.168.0.2".parse().unwrap(), mac: "0e:00:00:00:00:02".parse().ok() };
+        let backend = Vxlan { direct_routing: true, ..Vxlan::default() };
+        let entries = |link| backend.peer_entries("10.5.2.0/24".parse().unwrap(), endpoint, link);
+        assert_eq!(entries(Some(2)).route.to_string(), "10.5.2.0/24 via 192.168.0.2 dev #2");
+        assert_eq!(entries(None).route.to_string(), "10.5.2.0/24 via 10.5.2.0 onlink");
+        assert_eq!((entries(Some(2)).neighbor, entries(Some(2)).fdb), (entries(None).neighbor, entries(None).fdb));
+    }
+
+    #[test]
     fn neighbouring_routes_have_different_protocols() {
         let protocols: Vec<u8> =
-            (0..86u8).map(|i| protocol(Ipv4Net::new(Ipv4Addr::new(10, 5, i, 0), 24).unwrap())).collect();
+            (0..86u8).map(|i| Route::protocol_for(Ipv4Net::new(Ipv4Addr::new(10, 5, i, 0), 24).unwrap())).collect();
         let distinct: std::collections::BTreeSet<&u8> = protocols.iter().collect();
         assert_eq!(distinct.len(), 86);
         assert!(protocols.iter().all(|p| (100..=185).contains(p)));

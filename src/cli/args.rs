@@ -71,6 +71,8 @@ pub struct Options {
     pub firewall: FirewallSettings,
     /// Whether packets to addresses of our subnet that nobody has are dropped by a blackhole route.
     pub blackhole_route: bool,
+    /// Whether packets get their checksums before they reach our device.
+    pub tx_checksum_off: bool,
     /// Where health is served; `None` serves none.
     pub healthz: Option<SocketAddr>,
     /// 0 logs at level info, 1 to 4 debug, 5 and above trace.
@@ -145,6 +147,11 @@ pub fn parse(
     }
 }
 
+/// The definition of the command line, as far as `--help` shows it: for manuals and completions.
+pub fn command() -> clap::Command {
+    flags::visible()
+}
+
 /// Turns what clap reports instead of matches into a text to print or an error.
 fn not_matched(error: &clap::Error) -> Result<Invocation, ArgsError> {
     let text = |kind| match error.get(kind) {
@@ -194,6 +201,7 @@ fn options(given: &mut Given) -> Option<Options> {
     let peer_hold = given.read("peer-hold", values::optional(values::peer_hold));
     let firewall = firewall(given);
     let blackhole_route = given.read("ip-blackhole-route", values::boolean);
+    let tx_checksum_off = given.read("vxlan-tx-checksum-off", values::boolean);
     let healthz = healthz(given);
     let verbosity = given.read("v", values::verbosity);
     let (subnet_lease_ttl, renew_margin) = lease_times?;
@@ -214,6 +222,7 @@ fn options(given: &mut Given) -> Option<Options> {
         peer_hold: peer_hold?.unwrap_or(subnet_lease_ttl),
         firewall: firewall?,
         blackhole_route: blackhole_route?,
+        tx_checksum_off: tx_checksum_off?,
         healthz: healthz?,
         verbosity: verbosity?,
     })

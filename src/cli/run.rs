@@ -115,6 +115,7 @@ fn settings(options: Options) -> Settings {
         gives_back: options.release_lease_on_exit,
         firewall: options.firewall,
         blackhole_route: options.blackhole_route,
+        tx_checksum_off: options.tx_checksum_off,
     }
 }
 

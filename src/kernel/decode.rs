@@ -3,9 +3,9 @@
 //! Old kernels ignore the filters of a dump, and a family that is switched off is answered with all families, so
 //! everything that was asked for is checked again here.
 
-use super::wire::Frame;
 use crate::model::iface::{DefaultRoute, Interface, InterfaceAddress, WayOut};
 use crate::model::kernel_state::{Device, Found, Neighbor, Oif, Route, Scope, Vxlan};
+use crate::model::links::LinkRoute;
 use crate::model::mac::VtepMac;
 use ipnet::IpNet;
 use rtnetlink::packet_route::AddressFamily;
@@ -31,12 +31,14 @@ pub fn interface(message: &LinkMessage) -> Interface {
         mtu: 0,
         mac: None,
         up: message.header.flags.contains(LinkFlags::Up),
+        controller: None,
         addresses: Vec::new(),
     };
     for attribute in &message.attributes {
         match attribute {
             LinkAttribute::IfName(name) => interface.name.clone_from(name),
             LinkAttribute::Mtu(mtu) => interface.mtu = *mtu,
+            LinkAttribute::Controller(index) => interface.controller = Some(*index),
             LinkAttribute::Address(bytes) if message.header.link_layer_type == LinkLayerType::Ether => {
                 interface.mac = VtepMac::from_slice(bytes);
             }
@@ -77,7 +79,7 @@ pub fn device_address(message: &AddressMessage, index: u32) -> Option<IpNet> {
     (on == index && !is_link_local).then_some(address.net)
 }
 
-/// What kind of device it is that has our name.
+/// What kind of device it is that has our name. Of its offloads the message says nothing.
 pub fn found(message: &LinkMessage) -> Found {
     let index = message.header.index;
     let info = message.attributes.iter().find_map(|attribute| match attribute {
@@ -97,7 +99,7 @@ pub fn found(message: &LinkMessage) -> Found {
         Some(vxlan) => {
             let Interface { name, mtu, mac, up, .. } = interface(message);
             let mac = mac.unwrap_or(VtepMac([0; 6]));
-            Found::Vxlan(index, Device { name, mac, mtu, up, vxlan })
+            Found::Vxlan(index, Device { name, mac, mtu, up, tx_checksum_off: false, vxlan })
         }
     }
 }
@@ -271,11 +273,6 @@ fn is_kernels_own(dest: IpNet) -> bool {
     }
 }
 
-/// Whether a message is about a default route, if it is about a route: the length of the destination comes second.
-pub fn leads_anywhere(frame: &Frame) -> bool {
-    frame.body().get(1) == Some(&0)
-}
-
 /// The next hops of a default route; nothing for other routes.
 pub fn default_routes(message: &RouteMessage, family: AddressFamily) -> Vec<DefaultRoute> {
     let leads_on = message.header.kind == RouteType::Unicast;
@@ -283,6 +280,18 @@ pub fn default_routes(message: &RouteMessage, family: AddressFamily) -> Vec<Defa
     let Some(route) = route else { return vec![] };
     let (metric, is_v6) = (route.metric, family == AddressFamily::Inet6);
     route.hops.iter().map(|hop| DefaultRoute { oif: hop.oif, gateway: hop.gateway, metric, is_v6 }).collect()
+}
+
+/// An IPv4 route, as far as it tells who is on a link. One with several next hops leads to no single one.
+pub fn link_route(message: &RouteMessage) -> Option<LinkRoute> {
+    let route = decode(message, AddressFamily::Inet)?;
+    let IpNet::V4(dest) = route.dest else { return None };
+    let leads_on = message.header.kind == RouteType::Unicast;
+    let link = match &route.hops[..] {
+        [Hop { oif, gateway: None }] if leads_on && *oif != 0 => Some(*oif),
+        _ => None,
+    };
+    Some(LinkRoute { dest, metric: route.metric, link })
 }
 
 /// The way by which a looked up route leaves; `None` for a blackhole and its like.

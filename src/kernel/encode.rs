@@ -110,10 +110,13 @@ fn gateway_attribute(dest: IpNet, gateway: IpAddr) -> RouteAttribute {
     }
 }
 
-/// A route to be deleted: whoever installed it, with whatever scope.
+/// A route to be deleted, with whatever scope. On our device it does not matter who installed it; elsewhere others may have
+/// one with the same path.
 fn old_route(old: &Route, index: u32) -> RouteMessage {
     let mut message = route(old, index);
-    message.header.protocol = RouteProtocol::Unspec;
+    if old.oif == Oif::Ours {
+        message.header.protocol = RouteProtocol::Unspec;
+    }
     message.header.scope = RouteScope::NoWhere;
     message.header.flags = RouteFlags::empty();
     message

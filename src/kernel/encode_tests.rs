@@ -123,7 +123,7 @@ fn device() -> Device {
         ttl: 0,
         ageing: 300,
     };
-    Device { name: "flannel.1".to_owned(), mac: MAC, mtu: 1450, up: true, vxlan }
+    Device { name: "flannel.1".to_owned(), mac: MAC, mtu: 1450, up: true, tx_checksum_off: false, vxlan }
 }
 
 /// `IFLA_LINKINFO` with what is common to a new and a changed VXLAN device, and `more`.

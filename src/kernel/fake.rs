@@ -280,6 +280,7 @@ fn our_interface(have: &Have) -> Option<Interface> {
         mtu: device.mtu,
         mac: Some(device.mac),
         up: device.up,
+        controller: None,
         addresses: have.addresses.iter().map(address).collect(),
     })
 }
@@ -353,7 +354,7 @@ mod tests {
     use crate::model::mac::VtepMac;
 
     fn scope() -> Scope {
-        Scope { device: "flannel.1".to_owned(), networks: vec!["10.5.0.0/16".parse().unwrap()] }
+        Scope { device: "flannel.1".to_owned(), networks: vec!["10.5.0.0/16".parse().unwrap()], nic: 2 }
     }
 
     fn device() -> Device {
@@ -369,7 +370,7 @@ mod tests {
             ageing: 300,
         };
         let mac = VtepMac([2, 0, 0, 0, 0, 1]);
-        Device { name: "flannel.1".to_owned(), mac, mtu: 1450, up: true, vxlan }
+        Device { name: "flannel.1".to_owned(), mac, mtu: 1450, up: true, tx_checksum_off: false, vxlan }
     }
 
     fn route() -> Route {

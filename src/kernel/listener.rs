@@ -158,7 +158,9 @@ fn route_event(
     if !decode::default_routes(message, family).is_empty() {
         return Some(Event::Host { index: 0, name: None });
     }
-    let route = decode::route(message, family, index, scope)?;
+    let Some(route) = decode::route(message, family, index, scope) else {
+        return decode::link_route(message).map(|_| Event::Underlay);
+    };
     Some(Event::Entry(match (there, replaced) {
         (false, _) => Observed::RouteGone(route),
         (true, true) => Observed::RouteReplaced(route),

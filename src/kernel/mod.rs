@@ -4,6 +4,7 @@ pub mod decode;
 mod encode;
 #[cfg(test)]
 mod encode_tests;
+mod ethtool;
 pub mod fake;
 pub mod listener;
 pub mod netlink;
@@ -59,6 +60,8 @@ pub enum Event {
         /// Its name, when the change is one of the interface itself.
         name: Option<String>,
     },
+    /// A route of table main that is none of those.
+    Underlay,
     /// Reports were lost.
     Overrun,
 }

@@ -3,9 +3,10 @@
 use super::listener::Listener;
 use super::socket::{NetlinkSocket, object};
 use super::wire::{Frame, Refusal};
-use super::{Event, Kernel, KernelError, decode, encode, sysctl};
+use super::{Event, Kernel, KernelError, decode, encode, ethtool, sysctl};
 use crate::model::iface::{HostView, InterfaceAddress, WayOut};
 use crate::model::kernel_state::{Device, Found, Have, Oif, Scope};
+use crate::model::links::Links;
 use crate::model::plan::Op;
 use nix::libc::{EACCES, EADDRNOTAVAIL, EHOSTUNREACH, EINVAL, ENETUNREACH, ENODEV, ENOENT, ESRCH};
 use rtnetlink::packet_route::{AddressFamily, RouteNetlinkMessage as Message};
@@ -32,7 +33,7 @@ impl NetlinkKernel {
     /// The device with this name, if there is one.
     async fn device(&mut self, name: &str) -> Result<Option<Found>, KernelError> {
         match self.socket.get(&format!("get device {name}"), encode::get_link(name)).await {
-            Ok(Some(Message::NewLink(link))) => Ok(Some(decode::found(&link))),
+            Ok(Some(Message::NewLink(link))) => Ok(Some(with_offloads(decode::found(&link)))),
             Ok(_) => {
                 let reason = "the kernel's answer cannot be decoded".to_owned();
                 Err(KernelError { what: format!("get device {name}"), errno: 0, reason })
@@ -104,7 +105,10 @@ impl NetlinkKernel {
             Op::DeleteDevice(index) => self.socket.change(encode::delete_device(*index)).await,
             Op::CreateDevice(device) => match self.socket.change(encode::create_device(device)).await {
                 Ok(()) => match self.device(&device.name).await? {
-                    Some(Found::Vxlan(index, _)) => self.bring_up(index, device).await,
+                    Some(Found::Vxlan(index, have)) => {
+                        let offloads = set_offloads(&have, device);
+                        self.bring_up(index, device).await.and(offloads)
+                    }
                     _ => Err(Refusal::new(ENODEV)),
                 },
                 refused => refused,
@@ -130,6 +134,7 @@ impl NetlinkKernel {
         if have.mac != want.mac {
             first_refusal = first_refusal.and(self.socket.change(encode::set_mac(index, want.mac)).await);
         }
+        first_refusal = first_refusal.and(set_offloads(have, want));
         if !have.up {
             first_refusal = first_refusal.and(self.bring_up(index, want).await);
         }
@@ -190,14 +195,19 @@ impl Kernel for NetlinkKernel {
         for interface in &mut host.interfaces {
             interface.addresses = addresses.remove(&interface.index).unwrap_or_default();
         }
+        let mut link_routes = Vec::new();
         for family in [AddressFamily::Inet, AddressFamily::Inet6] {
-            let default_routes = |frame: Frame| match object(Some(frame).filter(decode::leads_anywhere)?)? {
-                Message::NewRoute(route) => Some(decode::default_routes(&route, family)),
+            let looked_at = |frame: Frame| match object(frame)? {
+                Message::NewRoute(route) => Some((decode::default_routes(&route, family), decode::link_route(&route))),
                 _ => None,
             };
-            host.default_routes.extend(self.routes(family, default_routes).await?.into_iter().flatten());
+            for (default_routes, link_route) in self.routes(family, looked_at).await? {
+                host.default_routes.extend(default_routes);
+                link_routes.extend(link_route);
+            }
         }
         host.default_routes.sort_by_key(|route| route.metric);
+        host.links = Links::from_routes(&link_routes);
         Ok(host)
     }
 
@@ -255,6 +265,24 @@ impl Kernel for NetlinkKernel {
     fn take_changes(&mut self, scope: &Scope) -> Vec<Event> {
         self.listener.take(scope, self.index)
     }
+}
+
+/// The device with what only ethtool tells of it.
+fn with_offloads(found: Found) -> Found {
+    match found {
+        Found::Vxlan(index, mut device) => {
+            device.tx_checksum_off = ethtool::tx_checksum(&device.name) == Ok(false);
+            Found::Vxlan(index, device)
+        }
+        other => other,
+    }
+}
+
+fn set_offloads(have: &Device, want: &Device) -> Result<(), Refusal> {
+    if have.tx_checksum_off || !want.tx_checksum_off {
+        return Ok(());
+    }
+    ethtool::set_tx_checksum(&want.name, false).map_err(|errno| Refusal::new(errno as i32))
 }
 
 fn is_about_device(op: &Op) -> bool {

@@ -80,11 +80,6 @@ impl<'a> Frame<'a> {
         }
     }
 
-    /// What comes after the header.
-    pub fn body(&self) -> &'a [u8] {
-        self.bytes.get(HEADER..).unwrap_or_default()
-    }
-
     /// The length of the request's copy that an acknowledgement carries.
     fn request_length(&self) -> usize {
         let whole = u32_at(self.bytes, HEADER + 4).map_or(HEADER, |length| aligned(length as usize));

@@ -63,6 +63,8 @@ fn gateway(subnet: IpNet) -> String {
 pub struct DockerOpts {
     /// The address of Docker's bridge, and the length of this host's subnet.
     pub bridge: Option<Ipv4Net>,
+    /// This host's IPv6 subnet, without host bits. Docker's bridge gets its first address.
+    pub ipv6: Option<Ipv6Net>,
     /// Whether Docker masquerades what leaves the overlay.
     pub ip_masq: Option<bool>,
     /// Largest packet that containers may send, in bytes.
@@ -92,11 +94,22 @@ impl From<&SubnetEnv> for DockerOpts {
     fn from(env: &SubnetEnv) -> Self {
         let bridge = env.ipv4.and_then(|(_, subnet)| gateway(subnet.into()).parse().ok());
         // Docker masquerades exactly when flanneld does not.
-        DockerOpts { bridge, ip_masq: Some(!env.ip_masq), mtu: Some(env.mtu) }
+        let ipv6 = env.ipv6.map(|(_, subnet)| subnet);
+        DockerOpts { bridge, ipv6, ip_masq: Some(!env.ip_masq), mtu: Some(env.mtu) }
     }
 }
 
 impl DockerOpts {
+    /// What a Docker that was started with `before` does not know yet.
+    pub fn changes_since(&self, before: &DockerOpts) -> Vec<String> {
+        let bridge = self.bridge.zip(before.bridge).filter(|(now, before)| now != before);
+        let mtu = self.mtu.zip(before.mtu).filter(|(now, before)| now != before);
+        let bridge =
+            bridge.map(|(now, before)| format!("the address of Docker's bridge is now {now}, it was {before}"));
+        let mtu = mtu.map(|(now, before)| format!("the MTU for containers is now {now}, it was {before}"));
+        [bridge, mtu].into_iter().flatten().collect()
+    }
+
     /// Reads a `subnet.env`. Without `FLANNEL_MTU` or `FLANNEL_IPMASQ` that option is left to Docker.
     ///
     /// # Errors
@@ -106,6 +119,11 @@ impl DockerOpts {
         let wrong = |name: &str, value: &str, right: &str| format!("{name} is {:?}, not {right}", shorten(value));
         let bridge = value("FLANNEL_SUBNET").ok_or("FLANNEL_SUBNET is missing, such as FLANNEL_SUBNET=10.5.72.1/24")?;
         let (mtu, ip_masq) = (value("FLANNEL_MTU"), value("FLANNEL_IPMASQ"));
+        let ipv6 = value("FLANNEL_IPV6_SUBNET").map(|subnet| {
+            const RIGHT: &str = "an IPv6 subnet of at most /126, such as fd00:0:0:7::1/64";
+            let net = subnet.parse::<Ipv6Net>().ok().filter(|net| (1..=126).contains(&net.prefix_len()));
+            net.map(|net| net.trunc()).ok_or_else(|| wrong("FLANNEL_IPV6_SUBNET", subnet, RIGHT))
+        });
         let mtu = mtu.map(|mtu| {
             const RIGHT: &str = "a number of bytes from 68 to 65535, such as 1450";
             mtu.parse().ok().filter(|mtu| (68..=65535).contains(mtu)).ok_or_else(|| wrong("FLANNEL_MTU", mtu, RIGHT))
@@ -117,14 +135,18 @@ impl DockerOpts {
         });
         const RIGHT: &str = "the address of a bridge with the length of its subnet, such as 10.5.72.1/24";
         let bridge = bridge_address(bridge).ok_or_else(|| wrong("FLANNEL_SUBNET", bridge, RIGHT))?;
-        Ok(DockerOpts { bridge: Some(bridge), ip_masq: ip_masq.transpose()?, mtu: mtu.transpose()? })
+        let (ipv6, ip_masq, mtu) = (ipv6.transpose()?, ip_masq.transpose()?, mtu.transpose()?);
+        Ok(DockerOpts { bridge: Some(bridge), ipv6, ip_masq, mtu })
     }
 
-    /// The file's text, in the form that flannel's `mk-docker-opts.sh` writes.
+    /// The file's text, in the form that flannel's `mk-docker-opts.sh` writes, which knows no IPv6: with an IPv6 subnet
+    /// there are two options more, in the alphabetical order of that script.
     pub fn render(&self, lines: &DockerLines) -> String {
         let options = [
             ("BIP", self.bridge.map(|bridge| format!("--bip={bridge}"))),
+            ("FIXED_CIDR_V6", self.ipv6.map(|subnet| format!("--fixed-cidr-v6={subnet}"))),
             ("IPMASQ", self.ip_masq.map(|docker_does| format!("--ip-masq={docker_does}"))),
+            ("IPV6", self.ipv6.map(|_| "--ipv6=true".to_owned())),
             ("MTU", self.mtu.map(|mtu| format!("--mtu={mtu}"))),
         ];
         let (mut text, mut combined) = (String::new(), quoted(lines.before));
@@ -207,7 +229,7 @@ mod tests {
     #[test]
     fn docker_opts_are_read_from_what_we_write_and_from_what_others_may_have_made_of_it() {
         assert_eq!(DockerOpts::parse(&env().render()), Ok(opts()));
-        let bare = DockerOpts { bridge: "10.5.72.9/24".parse().ok(), ip_masq: None, mtu: None };
+        let bare = DockerOpts { bridge: "10.5.72.9/24".parse().ok(), ipv6: None, ip_masq: None, mtu: None };
         for text in [
             "FLANNEL_SUBNET=10.5.72.9/24",
             "  FLANNEL_SUBNET='10.5.72.9/24' \r\nFLANNEL_MTU=\nFLANNEL_IPMASQ=\"\"\n",
@@ -215,6 +237,20 @@ mod tests {
         ] {
             assert_eq!(DockerOpts::parse(text).as_ref(), Ok(&bare), "{text}");
         }
+    }
+
+    #[test]
+    fn what_docker_does_not_know_yet_is_told() {
+        let opts = |text: &str| DockerOpts::parse(text).unwrap();
+        let now = opts("FLANNEL_SUBNET=10.5.72.1/24\nFLANNEL_MTU=1400\nFLANNEL_IPMASQ=true");
+        assert_eq!(now.changes_since(&opts("FLANNEL_SUBNET=10.5.72.1/24")), [""; 0]);
+        assert_eq!(
+            now.changes_since(&opts("FLANNEL_SUBNET=10.5.3.1/24\nFLANNEL_MTU=1450")),
+            [
+                "the address of Docker's bridge is now 10.5.72.1/24, it was 10.5.3.1/24",
+                "the MTU for containers is now 1400, it was 1450"
+            ]
+        );
     }
 
     #[test]
@@ -231,6 +267,11 @@ mod tests {
         for (name, value) in [("MTU", "67"), ("MTU", "65536"), ("MTU", "-1"), ("MTU", "1450 # x"), ("IPMASQ", "yes")] {
             let error = DockerOpts::parse(&format!("FLANNEL_SUBNET=10.5.72.1/24\nFLANNEL_{name}={value}")).unwrap_err();
             assert!(error.starts_with(&format!("FLANNEL_{name} is {value:?}, not ")), "{error}");
+        }
+        for subnet in ["10.5.72.1/24", "fd00::1", "fd00::1/127", "::/0"] {
+            let text = format!("FLANNEL_SUBNET=10.5.72.1/24\nFLANNEL_IPV6_SUBNET={subnet}\n");
+            let error = DockerOpts::parse(&text).unwrap_err();
+            assert!(error.starts_with(&format!("FLANNEL_IPV6_SUBNET is {subnet:?}, not an IPv6 subnet")), "{error}");
         }
         for text in ["", "FLANNEL_SUBNET=\n", "FLANNEL_IPV6_SUBNET=fc00::1/64\n"] {
             assert!(DockerOpts::parse(text).unwrap_err().starts_with("FLANNEL_SUBNET is missing"), "{text}");

@@ -1,5 +1,6 @@
 //! The external interface: the one that carries tunnel packets, and the address others reach this host at.
 
+use super::links::Links;
 use super::mac::VtepMac;
 use ipnet::{IpNet, Ipv4Net};
 use regex::Regex;
@@ -19,6 +20,8 @@ pub struct Interface {
     pub mac: Option<VtepMac>,
     /// Whether it is administratively up.
     pub up: bool,
+    /// Index of the bridge or bond that it is a port of.
+    pub controller: Option<u32>,
     /// Its addresses, in the kernel's order.
     pub addresses: Vec<InterfaceAddress>,
 }
@@ -67,6 +70,8 @@ pub struct HostView {
     pub interfaces: Vec<Interface>,
     /// The default routes of table main, one entry a next hop, best metric first.
     pub default_routes: Vec<DefaultRoute>,
+    /// Who is on their links.
+    pub links: Links,
 }
 
 impl HostView {
@@ -280,7 +285,7 @@ mod tests {
 
     fn interface(index: u32, name: &str, addresses: &[&str]) -> Interface {
         let addresses = addresses.iter().map(|text| address(text)).collect();
-        Interface { index, name: name.into(), mtu: 1500, mac: None, up: true, addresses }
+        Interface { index, name: name.into(), mtu: 1500, mac: None, up: true, controller: None, addresses }
     }
 
     fn route(oif: u32) -> DefaultRoute {
@@ -297,6 +302,7 @@ mod tests {
                 interface(5, "flannel.1", &["10.5.1.0/32"]),
             ],
             default_routes: vec![DefaultRoute { is_v6: true, ..route(3) }, route(4), route(2), route(3)],
+            links: Links::default(),
         }
     }
 

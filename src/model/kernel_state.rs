@@ -2,7 +2,7 @@
 //! does hold ([`Have`]), and which of that is ours to change ([`Scope`]).
 
 use super::mac::VtepMac;
-use ipnet::IpNet;
+use ipnet::{IpNet, Ipv4Net};
 use smallvec::SmallVec;
 use std::borrow::Cow;
 use std::collections::{BTreeMap, BTreeSet};
@@ -20,6 +20,9 @@ pub struct Device {
     pub mtu: u32,
     /// Whether it is administratively up.
     pub up: bool,
+    /// Whether packets get their checksums before they reach it (`tx-checksum-ip-generic off`): slow, and needed where what is
+    /// below spoils them. If it is not wanted it is left as it is.
+    pub tx_checksum_off: bool,
     /// Tunnel parameters.
     pub vxlan: Vxlan,
 }
@@ -95,6 +98,11 @@ pub struct Route {
     pub protocol: u8,
 }
 
+/// The routes of ours are spread over these protocol numbers, which nobody has been assigned
+/// (`/etc/iproute2/rt_protos`): the kernel's hash of routes mixes the protocol but not the gateway, so without this each
+/// further route would cost a walk over all that are there.
+const PROTOCOLS: std::ops::Range<u32> = 100..186;
+
 /// The kernel's number for routes that swallow packets (`RTN_BLACKHOLE`).
 pub const BLACKHOLE: u8 = 6;
 
@@ -114,6 +122,18 @@ impl Route {
     pub fn blackhole(dest: IpNet, protocol: u8) -> Self {
         let oif = Oif::Nowhere(BLACKHOLE);
         Route { dest, gateway: None, oif, onlink: false, metric: BLACKHOLE_METRIC, protocol }
+    }
+
+    /// The protocol number of our route to a subnet: neighbouring subnets have different ones.
+    pub fn protocol_for(subnet: Ipv4Net) -> u8 {
+        let index = u32::from(subnet.network()) >> (32 - subnet.prefix_len().max(1));
+        (PROTOCOLS.start + index % (PROTOCOLS.end - PROTOCOLS.start)) as u8
+    }
+
+    /// Whether it leads through a gateway on the link of this interface and has the protocol number that ours would have.
+    fn is_direct_of_ours(&self, nic: u32) -> bool {
+        let direct = self.oif == Oif::Other(nic) && self.gateway.is_some() && !self.onlink && self.metric == 0;
+        direct && matches!(self.dest, IpNet::V4(dest) if self.protocol == Route::protocol_for(dest))
     }
 
     /// The shape of flannel's overlay routes: onlink over our device, via the destination's own first address.
@@ -210,6 +230,8 @@ pub struct Scope {
     pub device: String,
     /// The overlay's networks.
     pub networks: Vec<IpNet>,
+    /// Index of the external interface; 0 for none.
+    pub nic: u32,
 }
 
 impl Scope {
@@ -219,11 +241,13 @@ impl Scope {
     }
 
     /// A route on our device is ours when it leads into the overlay or has flannel's own shape (which catches what
-    /// an earlier Network left); a connected network never is. So is a blackhole with our metric in the overlay.
+    /// an earlier Network left); a connected network never is. In the overlay a blackhole with our metric is ours, too,
+    /// and a route on the external interface with our protocol number.
     pub fn owns_route(&self, route: &Route) -> bool {
         let on_device = route.oif == Oif::Ours && route.protocol != PROTOCOL_KERNEL;
         let blackhole = route.same_path(&Route::blackhole(route.dest, route.protocol));
-        on_device && (self.covers(route.dest) || route.has_flannel_shape()) || blackhole && self.covers(route.dest)
+        let beside = blackhole || route.is_direct_of_ours(self.nic);
+        on_device && (self.covers(route.dest) || route.has_flannel_shape()) || beside && self.covers(route.dest)
     }
 
     /// Whether a destination lies inside the overlay.

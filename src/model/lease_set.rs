@@ -61,7 +61,7 @@ impl LeaseSet {
         self.known
     }
 
-    /// The revision up to which all changes are in.
+    /// The newest revision that was heard of.
     pub fn revision(&self) -> Revision {
         self.revision
     }
@@ -136,7 +136,9 @@ impl LeaseSet {
         if lost_own {
             self.own_lost = Some(now);
         }
-        (self.known, self.revision) = (true, revision);
+        // A key that we have written since then is in the list, too.
+        let newest = self.records.values().filter(|record| !self.held.contains_key(&record.name)).map(Record::modified);
+        (self.known, self.revision) = (true, newest.fold(revision, Revision::max));
         changed
     }
 

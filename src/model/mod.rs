@@ -2,6 +2,7 @@
 
 pub mod backend_data;
 pub mod config;
+pub mod docker;
 pub mod env_files;
 pub mod go_json;
 pub mod identity;
@@ -10,6 +11,7 @@ pub mod judge;
 pub mod kernel_state;
 pub mod lease;
 pub mod lease_set;
+pub mod links;
 pub mod mac;
 pub mod mirror;
 pub mod plan;

@@ -277,17 +277,19 @@ impl<'a> Differ<'a> {
             return;
         };
         let in_its_place = |route: &Route| route.metric == want.metric && route.protocol != PROTOCOL_KERNEL;
-        let is_stray = |route: &&Route| !route.same_path(want) && (in_its_place(route) || self.scope.owns_route(route));
+        let present = have.iter().any(|route| is_as_wanted(route, want));
+        let is_other = |route: &Route| !is_as_wanted(route, want) && (!present || !route.same_path(want));
+        let is_stray = |route: &&Route| is_other(route) && (in_its_place(route) || self.scope.owns_route(route));
         let strays: Few<&Route> = have.iter().copied().filter(is_stray).collect();
-        let present = have.iter().any(|route| route.same_path(want));
         // To replace is to put ours in the place of the first with this metric, whosever it is.
         let mut in_the_way = have.iter().filter(|route| route.metric == want.metric);
         if let ([stray], Some(first), None) = (&strays[..], in_the_way.next(), in_the_way.next())
             && !present
             && stray == first
-            && self.scope.owns_route(stray)
+            && (self.scope.owns_route(stray) || self.leads_to_peer(stray))
         {
-            self.push(Phase::RouteSet, Op::ReplaceRoute(*want), format!("was {stray}"));
+            let whose = if stray.same_path(want) { format!(" of protocol {}", stray.protocol) } else { String::new() };
+            self.push(Phase::RouteSet, Op::ReplaceRoute(*want), format!("was {stray}{whose}"));
             return;
         }
         for stray in strays {
@@ -298,6 +300,19 @@ impl<'a> Differ<'a> {
             self.push(Phase::RouteSet, Op::AddRoute(*want), "missing");
         }
     }
+
+    /// Whether a route leads to a peer directly, at its underlay address, whoever made it.
+    fn leads_to_peer(&self, route: &Route) -> bool {
+        let mac = self.want.neighbors.get(&route.dest.network());
+        let address = mac.and_then(|mac| self.want.fdb.get(mac));
+        matches!(route.oif, Oif::Other(_)) && address.is_some() && route.gateway == address.copied()
+    }
+}
+
+/// Whether a route is the one that is wanted. On our device it does not matter who installed it; elsewhere the protocol
+/// number is what tells ours from those of others when its peer has gone.
+fn is_as_wanted(route: &Route, want: &Route) -> bool {
+    route.same_path(want) && (want.oif == Oif::Ours || [want.protocol, PROTOCOL_KERNEL].contains(&route.protocol))
 }
 
 fn only_in<'m, K, V>(map: &'m BTreeMap<K, V>, other: impl Fn(&K) -> bool + 'm) -> impl Iterator<Item = &'m K> {
@@ -341,6 +356,9 @@ fn changeable_differences(have: &Device, want: &Device) -> String {
     found.note("learning", h.learning, w.learning);
     found.note("ttl", h.ttl, w.ttl);
     found.note("ageing", h.ageing, w.ageing);
+    if want.tx_checksum_off {
+        found.note("tx-checksum off", have.tx_checksum_off, true);
+    }
     found.0
 }
 

@@ -108,10 +108,13 @@ impl View {
 
     fn take_in(&mut self, change: &Change) -> bool {
         let (name, revision) = (change.name(), change.revision());
-        if revision <= self.base || self.last_change(name).is_some_and(|known| revision <= known) {
+        if revision <= self.base {
             return false;
         }
         self.highest = self.highest.max(revision);
+        if self.last_change(name).is_some_and(|known| revision <= known) {
+            return false;
+        }
         match change {
             Change::Put(record) => {
                 self.gone.remove(name);

@@ -141,3 +141,13 @@ fn a_key_that_goes_back_is_in_another_history_however_high_the_revision() {
     view.hear(vec![put(1, 12)]);
     assert_eq!(view.weigh(10, 11, OLD, &[record(1, 8)]), Answer::Fresh, "the list is from before that change");
 }
+
+#[test]
+fn what_the_watch_tells_of_a_key_that_was_written_after_the_list_is_heard_though_no_news() {
+    let mut view = View::default();
+    view.settle(10, OLD, &[record(1, 8), record(2, 13)], Answer::Fresh);
+    assert_eq!((view.highest(), view.resume()), (10, Some(10)), "what came between is still to be told");
+    assert_eq!(view.hear(vec![put(3, 12), put(2, 13)]), [put(3, 12)]);
+    assert_eq!((view.highest(), view.resume()), (13, Some(12)));
+    assert_eq!(view.weigh(13, 12, OLD, &[]), Answer::Behind);
+}

@@ -36,6 +36,16 @@ pub struct Snapshot {
     pub history: History,
 }
 
+impl Snapshot {
+    /// Adds a key, or puts it in the place of what it was.
+    pub fn put(&mut self, record: Record) {
+        match self.records.binary_search_by(|known| known.name.cmp(&record.name)) {
+            Ok(place) => self.records[place] = record,
+            Err(place) => self.records.insert(place, record),
+        }
+    }
+}
+
 /// Changes in the order of their revisions.
 #[derive(Debug, Clone, Default, PartialEq, Eq)]
 pub struct Changes {

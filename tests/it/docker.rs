@@ -2,7 +2,7 @@
 
 use std::net::Ipv4Addr;
 
-use crate::lab::{Docker, Etcd, Host, Lab, eventually, eventually_eq};
+use crate::lab::{Docker, Etcd, Host, Lab, Lease, eventually, eventually_eq};
 
 /// Two hosts with a dockerd and a container each.
 struct Site {
@@ -10,7 +10,7 @@ struct Site {
     hosts: Vec<Host>,
     addresses: Vec<Ipv4Addr>,
     lab: Lab,
-    _etcd: Etcd,
+    etcd: Etcd,
 }
 
 impl Site {
@@ -25,7 +25,7 @@ impl Site {
         hosts.iter().for_each(|host| drop(host.sh("echo 0 >/proc/sys/net/ipv4/ip_forward")));
         let dockers: Vec<Docker> = hosts.iter().map(Host::docker).collect();
         let addresses = dockers.iter().map(|docker| docker.run("web")).collect();
-        Site { dockers, hosts, addresses, lab, _etcd: etcd }
+        Site { dockers, hosts, addresses, lab, etcd }
     }
 
     #[track_caller]
@@ -113,4 +113,43 @@ fn without_ip_masq_docker_masquerades_all_that_leaves_its_bridge() {
     assert_eq!(site.seen_by_peer(), overlay);
     site.outside_is_masqueraded_once();
     assert!(!site.hosts[0].sh("iptables-save -t nat").contains("FLANNEL"));
+}
+
+#[test]
+fn a_new_mtu_and_a_new_subnet_are_told_until_docker_has_started_again() {
+    let mut site = Site::new("renewed", &[]);
+    let complaint = |site: &Site| {
+        let readiness = site.hosts[0].http_get(8123, "/readyz").map(|(_, body)| body).unwrap_or_default();
+        readiness.lines().find(|line| line.contains("docker0")).unwrap_or_default().to_owned()
+    };
+    let says = |site: &Site, text: &str| {
+        eventually(text, || complaint(site).starts_with(text) && complaint(site).contains("systemctl restart docker"));
+        assert!(site.hosts[0].status().unwrap().contains(&complaint(site)));
+    };
+    let restart = |site: &mut Site| {
+        site.dockers[0].restart();
+        site.addresses[0] = site.dockers[0].start_container("web");
+        eventually_eq("nothing to complain of", &String::new(), || complaint(site));
+        site.containers_reach_each_other();
+    };
+    site.containers_reach_each_other();
+    assert_eq!(complaint(&site), "");
+    site.hosts[0].ip("link set eth0 mtu 1400");
+    says(&site, "containers on docker0 have MTU 1450, but no more than 1350 passes");
+    restart(&mut site);
+
+    // Another host takes the subnet while this one is away.
+    let (old, bridge) = (site.etcd.lease_of_host(&site.hosts[0]), site.hosts[0].subnet_env("FLANNEL_SUBNET"));
+    site.hosts[0].stop();
+    site.etcd.del(&old.key());
+    site.etcd.put_lease(&Lease { subnet: old.subnet.clone(), ..Lease::guest(200) });
+    site.hosts[0].start(&["--healthz-port=8123"]);
+    site.hosts[0].wait_ready();
+    let subnet = site.hosts[0].subnet();
+    assert_ne!(subnet, old.subnet);
+    says(&site, &format!("docker0 has {bridge}, but this host's subnet is {subnet}"));
+    let now = site.hosts[0].subnet_env("FLANNEL_SUBNET");
+    let line = format!("the address of Docker's bridge is now {now}, it was {bridge}: restart Docker");
+    assert!(site.hosts[0].log().contains(&line), "{}", site.hosts[0].log());
+    restart(&mut site);
 }

@@ -4,11 +4,14 @@
 
 mod field;
 mod lab;
+#[path = "lab/tests.rs"]
+mod lab_tests;
 #[path = "../store/pki.rs"]
 mod pki;
 
 mod cluster;
 mod cost;
+mod direct;
 mod disaster;
 mod docker;
 mod endpoints;
@@ -23,6 +26,7 @@ mod join;
 mod kube_proxy;
 mod lease;
 mod neighbours;
+mod offload;
 mod old_kernel;
 mod outage;
 mod overrun;

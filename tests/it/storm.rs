@@ -49,6 +49,7 @@ impl Agent {
             peer_hold: DAY,
             firewall: FirewallSettings::default(),
             blackhole_route: false,
+            tx_checksum_off: false,
             gives_back: false,
         };
         let kernel = FakeKernel::new(view(Ipv4Addr::from(0xac10_0000 + number)));
@@ -77,11 +78,20 @@ fn view(address: Ipv4Addr) -> HostView {
         let net: IpNet = net.parse().expect("an address with its length");
         let scope = if net.addr().is_loopback() { 254 } else { 0 };
         let address = InterfaceAddress { net, scope, permanent: true, deprecated: false, temporary: false };
-        Interface { index, name: name.into(), mtu: 1500, mac: None, up: true, addresses: vec![address] }
+        Interface {
+            index,
+            name: name.into(),
+            mtu: 1500,
+            mac: None,
+            up: true,
+            controller: None,
+            addresses: vec![address],
+        }
     };
     HostView {
         interfaces: vec![interface(1, "lo", "127.0.0.1/8".to_owned()), interface(2, "eth0", format!("{address}/16"))],
         default_routes: vec![DefaultRoute { oif: 2, gateway: "172.16.255.254".parse().ok(), metric: 0, is_v6: false }],
+        ..HostView::default()
     }
 }
 

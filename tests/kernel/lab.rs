@@ -46,8 +46,8 @@ impl Lab {
         ip("addr add 172.31.0.1/24 dev eth0");
         ip("addr add fd31::1/64 dev eth0 nodad");
         let networks = vec![net("10.5.0.0/16"), net("fd05::/48")];
-        let scope = Scope { device: "flannel.1".to_owned(), networks };
         let lower = ip_json("link show dev eth0")[0]["ifindex"].as_u64().expect("an index") as u32;
+        let scope = Scope { device: "flannel.1".to_owned(), networks, nic: lower };
         Lab { kernel: NetlinkKernel::new().expect("a netlink socket"), scope, lower }
     }
 
@@ -65,7 +65,7 @@ impl Lab {
             ageing: 300,
         };
         let mac = VtepMac([0x0e, 1, 2, 3, 4, 5]);
-        Device { name: self.scope.device.clone(), mac, mtu: 1450, up: true, vxlan }
+        Device { name: self.scope.device.clone(), mac, mtu: 1450, up: true, tx_checksum_off: false, vxlan }
     }
 
     /// Makes that device and gives its index.

@@ -31,7 +31,7 @@ fn device() -> Device {
         ttl: 0,
         ageing: 300,
     };
-    Device { name: "flannel.1".into(), mac: mac(1), mtu: 1450, up: true, vxlan }
+    Device { name: "flannel.1".into(), mac: mac(1), mtu: 1450, up: true, tx_checksum_off: false, vxlan }
 }
 
 /// A kernel that holds exactly what is wanted.

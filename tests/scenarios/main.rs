@@ -6,6 +6,7 @@
 mod lab;
 
 mod config;
+mod direct;
 mod hostile;
 mod join;
 mod kernel;

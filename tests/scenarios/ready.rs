@@ -8,10 +8,9 @@ use flanneld::firewall::tools::ToolError;
 use flanneld::firewall::{Firewall, Look, Masquerade, Mode, RuleSet};
 use flanneld::store::StoreError;
 use std::rc::Rc;
-use std::time::Duration;
 
-/// A host that has its lease and has not got the list of its peers yet.
-async fn about_to_list() -> Cluster {
+/// A host that has its lease, and does not watch its peers yet.
+async fn about_to_watch() -> Cluster {
     let mut cluster = Cluster::new(1);
     let guest = Peer::guest(201);
     cluster.store.put_for(&guest.key(), guest.json(), TTL);
@@ -23,33 +22,45 @@ async fn about_to_list() -> Cluster {
     cluster
 }
 
-async fn assert_ready_in_the_end(cluster: &Cluster) {
-    assert!(!cluster[1].is_ready());
-    let took = cluster.until(secs(31), "it is ready", |cluster| cluster[1].is_ready()).await;
-    assert!(took >= secs(20), "{took:?}");
-    let patience = |notice: &Notice| matches!(notice, Notice::StillStarting(time) if *time >= secs(30));
-    assert!(cluster[1].heard().iter().filter(|notice| patience(notice)).count() >= 4);
-    assert_eq!(cluster[1].kernel.have(DEVICE).neighbors.len(), 0);
-}
-
 #[tokio::test(start_paused = true)]
-async fn a_list_of_peers_that_hangs_keeps_nobody_waiting_for_more_than_half_a_minute() {
-    let cluster = about_to_list().await;
+async fn an_etcd_that_hangs_once_the_lease_is_held_holds_up_nothing() {
+    let cluster = about_to_watch().await;
     cluster[1].store.set_latency(hours(1));
-    cluster.pass(millis(9)).await;
-    cluster[1].store.set_latency(Duration::from_secs(86_400));
-    assert_ready_in_the_end(&cluster).await;
+    cluster.until(secs(1), "it is ready", |cluster| cluster[1].is_ready()).await;
+    cluster.assert_settled();
 }
 
 #[tokio::test(start_paused = true)]
-async fn a_list_of_peers_that_fails_keeps_nobody_waiting_for_more_than_half_a_minute() {
-    let cluster = about_to_list().await;
+async fn an_etcd_that_fails_once_the_lease_is_held_holds_up_nothing() {
+    let cluster = about_to_watch().await;
     cluster[1].store.fail_with(StoreError::Unavailable("no leader".into()));
-    assert_ready_in_the_end(&cluster).await;
-    assert!(cluster[1].reasons().contains("peers cannot be followed: no leader"));
+    cluster.until(secs(1), "it is ready", |cluster| cluster[1].is_ready()).await;
+    cluster.assert_settled();
+    let says = |cluster: &Cluster| cluster[1].reasons().contains("peers cannot be followed: no leader");
+    cluster.until(secs(7), "it says so", says).await;
     cluster[1].store.come_back();
     cluster.until(secs(7), "all is well", |cluster| cluster[1].reasons().is_empty()).await;
+    let guest = Peer::guest(202);
+    cluster.store.put_for(&guest.key(), guest.json(), TTL);
     cluster.settle().await;
+}
+
+#[tokio::test(start_paused = true)]
+async fn what_happens_between_the_list_and_the_lease_is_not_missed() {
+    let mut cluster = Cluster::new(1);
+    let (goes, stays) = (Peer::guest(201), Peer::guest(202));
+    cluster.store.put_for(&goes.key(), goes.json(), TTL);
+    cluster[1].store.set_latency(millis(10));
+    cluster.start(1);
+    while cluster[1].store.calls().list == 0 {
+        cluster.pass(millis(1)).await;
+    }
+    cluster.pass(millis(11)).await;
+    cluster.store.delete(&goes.key());
+    cluster.store.put_for(&stays.key(), stays.json(), TTL);
+    cluster.until_ready().await;
+    cluster.settle().await;
+    assert_eq!(cluster[1].store.calls().list, 1, "one list is enough");
 }
 
 #[tokio::test(start_paused = true)]

@@ -58,15 +58,6 @@ pub struct Held {
     write_at: Moment,
 }
 
-impl Held {
-    /// The key as we know it.
-    fn record(&self) -> Record {
-        let (subnet, attrs, lease_id) = (SubnetKey::v4(self.subnet), self.attrs.clone(), self.lease_id);
-        let lease = Lease { subnet, attrs, lease_id, created: self.created, modified: self.modified };
-        Record { name: subnet.to_string().into(), content: Ok(lease) }
-    }
-}
-
 /// Under what addresses we are known: part of the lease and of the memory.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub struct Address {
@@ -143,7 +134,7 @@ pub struct Keeper<S> {
     pub set_back: Option<bool>,
     /// The quarrel over our key, if there is one.
     pub contest: Contest,
-    /// All keys as they were when our lease was found or made: the peers' first list.
+    /// The list of all keys that the lease was found by: who follows the peers need not ask for another.
     pub listed: Option<Snapshot>,
 }
 
@@ -159,7 +150,6 @@ impl<S: Store> Keeper<S> {
             let reason = match self.attempt_on_trial().await {
                 Ok(Attempt::Held(held) | Attempt::OnTrial(held)) => {
                     self.settle(&held);
-                    self.list(&held);
                     return Some(held);
                 }
                 Ok(Attempt::Again) => {
@@ -199,13 +189,13 @@ impl<S: Store> Keeper<S> {
         if self.set_back.is_none() {
             self.set_back = Some(self.is_set_back(&snapshot));
         }
-        let count = snapshot.records.len();
+        let listed = snapshot.records.len();
         if self.me.in_use.is_none() && self.hold_until().is_some() {
             snapshot.records.extend(self.left_behind.iter().map(Record::taken));
         }
         let claim = self.me.claim(&snapshot.records, &self.on_host, &self.overlay, self.env.random());
         if self.me.in_use.is_none() {
-            snapshot.records.truncate(count);
+            snapshot.records.truncate(listed);
             self.listed = Some(snapshot);
         }
         let mac = self.me.mac(&claim).unwrap_or_else(|| VtepMac::from_random(self.env.random_bytes()));
@@ -314,7 +304,10 @@ impl<S: Store> Keeper<S> {
         let attrs = self.backend.attrs(self.address.public_ip, mac);
         let asked = self.env.now();
         match self.store.write(SubnetKey::v4(subnet), &attrs, guard, life).await? {
-            Written::Done(Record { content: Ok(lease), .. }) => {
+            Written::Done(Record { content: Ok(lease), name }) => {
+                if let Some(listed) = &mut self.listed {
+                    listed.put(Record { content: Ok(lease.clone()), name });
+                }
                 if !matches!(life, Life::Keep(_)) {
                     let ends = lease.lease_id.map(|_| asked + self.terms.ttl);
                     self.board.update(|status| status.lease_ends = ends);
@@ -356,16 +349,6 @@ impl<S: Store> Keeper<S> {
         self.me.in_use = Some(InUse { subnet: held.subnet, created: held.created });
         self.board.update(|status| (status.subnet, status.lease) = (Some(held.subnet), held.lease_id));
         self.board.over(Topic::Lease);
-    }
-
-    /// Brings the list that led to our lease up to date with it. What others have changed since then a watch will tell.
-    fn list(&mut self, held: &Held) {
-        let Some(listed) = &mut self.listed else { return };
-        let own = held.record();
-        match listed.records.iter_mut().find(|record| record.name == own.name) {
-            Some(record) => *record = own,
-            None => listed.records.push(own),
-        }
     }
 
     fn remember(&mut self, subnet: Ipv4Net, mac: VtepMac, lease_id: Option<LeaseId>) {

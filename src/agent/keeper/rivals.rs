@@ -123,14 +123,16 @@ impl<S: Store> Keeper<S> {
     /// meanwhile is waited for: to begin anew would be to overwrite the answer.
     async fn trial(&mut self, held: Held) -> Attempt {
         let name = SubnetKey::v4(held.subnet).to_string();
-        let records = loop {
+        let snapshot = loop {
             tokio::time::sleep(TRIAL).await;
             match self.store.list().await {
-                Ok(snapshot) => break snapshot.records,
+                Ok(snapshot) => break snapshot,
                 Err(error) => self.board.waiting(Topic::Lease, format!("no lease yet: {error}"), TRIAL),
             }
         };
-        match records.into_iter().find(|record| *record.name == name).map(|record| record.content) {
+        let content = snapshot.records.iter().find(|record| *record.name == name).map(|record| record.content.clone());
+        self.listed = Some(snapshot);
+        match content {
             Some(Ok(lease)) if lease.modified == held.modified => Attempt::Held(held),
             Some(Ok(lease)) => self.yield_to(&lease),
             _ => Attempt::Again,

@@ -1,13 +1,14 @@
 //! The flag set as one table, from which the parser, the help and the names in the environment are
 //! made.
 
-use clap::{Arg, ArgAction, Command};
+use clap::{Arg, ArgAction, Command, ValueHint};
 
 const ETCD: &str = "etcd";
 const INTERFACE: &str = "External interface";
 const LEASE: &str = "Lease";
 const FILES: &str = "Files";
 const FIREWALL: &str = "Firewall and routes";
+const DEVICE: &str = "VXLAN device";
 const HEALTH: &str = "Health";
 const LOGGING: &str = "Logging";
 const OTHER: &str = "Other";
@@ -84,13 +85,22 @@ impl Flag {
             _ => arg.long(self.name),
         };
         let arg = match self.arity {
-            Arity::Bool => arg.value_name("BOOL").num_args(0..=1).require_equals(true),
-            Arity::Value(value_name) => arg.value_name(value_name),
+            Arity::Bool => arg.value_name("BOOL").num_args(0..=1).require_equals(true).value_hint(ValueHint::Other),
+            Arity::Value(value_name) => arg.value_name(value_name).value_hint(hint(value_name)),
         };
         match self.repeatable {
             true => arg.action(ArgAction::Append),
             false => arg.action(ArgAction::Set).overrides_with(self.name),
         }
+    }
+}
+
+/// What a shell offers for such a value.
+fn hint(value_name: &str) -> ValueHint {
+    match value_name {
+        "FILE" => ValueHint::FilePath,
+        "DIR" => ValueHint::DirPath,
+        _ => ValueHint::Other,
     }
 }
 
@@ -180,6 +190,12 @@ pub(super) static FLAGS: &[Flag] = &[
         "Drop packets to addresses of this host's subnet that nobody has, by a blackhole route\n\
          behind all others",
     ),
+    switch("vxlan-tx-checksum-off", "false").help(
+        DEVICE,
+        "Let the CPU compute the checksums of packets before they reach the VXLAN device (ethtool's\n\
+         tx-checksum-ip-generic off): a workaround for NICs, drivers and hypervisors that send wrong\n\
+         ones, at the price of most of the throughput",
+    ),
     value("public-ipv6", "IPV6", "").role(Role::Later("run the overlay over IPv4 and drop the flag")),
     switch("kube-subnet-mgr", "false").role(Role::Kubernetes),
     value("kube-api-url", "URL", "").role(Role::Kubernetes),
@@ -243,6 +259,15 @@ effect.";
 
 /// The parser; it knows words that [`super::go_flags`] has brought into the long form.
 pub(super) fn command() -> Command {
+    definition(FLAGS.iter())
+}
+
+/// As [`command`], but only with the flags of the help.
+pub(super) fn visible() -> Command {
+    definition(FLAGS.iter().filter(|flag| flag.heading != HIDDEN))
+}
+
+fn definition(flags: impl Iterator<Item = &'static Flag>) -> Command {
     Command::new("flanneld")
         .version(env!("CARGO_PKG_VERSION"))
         .about(ABOUT)
@@ -252,7 +277,7 @@ pub(super) fn command() -> Command {
         .next_line_help(true)
         .disable_help_flag(true)
         .disable_version_flag(true)
-        .args(FLAGS.iter().map(Flag::to_arg))
+        .args(flags.map(Flag::to_arg))
         .arg(builtin("help", 'h', ArgAction::Help).help("Print this text"))
         .arg(builtin("version", 'V', ArgAction::Version).help("Print the version"))
 }

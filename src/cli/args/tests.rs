@@ -51,7 +51,7 @@ fn defaults() {
     assert_eq!(options.renew_margin, Duration::from_secs(3_600));
     assert_eq!((options.healthz, options.verbosity), (None, 0));
     let firewall = FirewallSettings { forward: true, ..FirewallSettings::default() };
-    assert_eq!((options.firewall, options.blackhole_route), (firewall, false));
+    assert_eq!((options.firewall, options.blackhole_route, options.tx_checksum_off), (firewall, false, false));
     assert!(warnings.is_empty(), "{warnings:?}");
 }
 
@@ -84,6 +84,7 @@ fn every_setting_can_be_given() {
             "--ip-masq",
             "--iptables-docker-user-rules",
             "--ip-blackhole-route=1",
+            "--vxlan-tx-checksum-off",
             "--etcd-cafile=",
             SILENT,
         ],
@@ -110,7 +111,7 @@ fn every_setting_can_be_given() {
         docker_user: true,
         resync: Duration::from_secs(10),
     };
-    assert_eq!((options.firewall, options.blackhole_route), (firewall, true));
+    assert_eq!((options.firewall, options.blackhole_route, options.tx_checksum_off), (firewall, true, true));
     assert!(warnings.is_empty(), "{warnings:?}");
 }
 

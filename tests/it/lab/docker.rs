@@ -18,8 +18,6 @@ use super::{Answer, Host, Underlay, names_in};
 /// Not whatever else the PATH has: its client must speak the daemon's API.
 pub const DOCKER: &str = "/usr/bin/docker";
 
-const CGROUPS: &str = "/sys/fs/cgroup";
-
 /// An image of nothing but busybox. Its wget needs files of the C library, so nc has to do.
 const IMAGE: &str = r#"
     mkdir -p image/bin image/www/cgi-bin
@@ -45,17 +43,15 @@ pub struct Docker {
     process: Option<Process>,
     dir: PathBuf,
     netns: String,
-    /// What flanneld wants of it.
-    options: Vec<String>,
+    /// What flanneld wrote for it.
+    options: PathBuf,
     _underlay: Arc<Underlay>,
 }
 
 impl Docker {
     /// Starts it with the host's `DOCKER_OPTS`, which must have been written.
     pub(super) fn start_on(host: &Host, underlay: Arc<Underlay>) -> Docker {
-        let file = host.path("docker_opts.env");
-        let options = host.sh(&format!(". '{}'; echo $DOCKER_OPTS", file.display()));
-        let options = options.split_whitespace().map(str::to_owned).collect();
+        let options = host.path("docker_opts.env");
         let dir = host.path("docker");
         fs::create_dir(&dir).expect("Docker's directory");
         let netns = host.netns_name().to_owned();
@@ -63,6 +59,13 @@ impl Docker {
         docker.start();
         docker.build_image();
         docker
+    }
+
+    /// The options that flanneld wants of it now.
+    fn options(&self) -> Vec<String> {
+        let script = format!(". '{}'; echo $DOCKER_OPTS", self.options.display());
+        let options = output(Command::new("sh").args(["-ec", &script])).expect("Docker's options");
+        options.split_whitespace().map(str::to_owned).collect()
     }
 
     /// After [`Docker::stop`]: again, on the same data.
@@ -87,7 +90,7 @@ impl Docker {
         ]);
         command.args(["--data-root", &path("data"), "--exec-root", &path("exec"), "--pidfile", &path("pid")]);
         command.args(["--config-file", &path("daemon.json"), "-H", &self.socket()]);
-        command.args(["--cgroup-parent", &format!("/{}", self.netns)]).args(&self.options);
+        command.args(["--cgroup-parent", &format!("/{}", self.netns)]).args(self.options());
         self.process = Some(Process::spawn(&mut command, &self.log()));
         let answers = wait_until(PATIENCE, || self.docker(&["version"]).is_ok());
         assert!(answers, "dockerd does not answer: {}", fs::read_to_string(self.log()).unwrap_or_default());
@@ -191,13 +194,18 @@ impl Drop for Docker {
 
 /// Removes the control groups with such names in every hierarchy; they must be empty of processes.
 pub fn remove_cgroups(wanted: impl Fn(&str) -> bool) {
-    let root = Path::new(CGROUPS);
-    let hierarchies = names_in(root).into_iter().map(|name| root.join(name)).chain([root.to_owned()]);
-    for hierarchy in hierarchies.collect::<Vec<_>>() {
+    for hierarchy in cgroup_hierarchies() {
         for name in names_in(&hierarchy).into_iter().filter(|name| wanted(name)) {
             remove_cgroup(&hierarchy.join(name));
         }
     }
+}
+
+/// Where the hierarchies of control groups are mounted.
+pub fn cgroup_hierarchies() -> Vec<PathBuf> {
+    let mounts = fs::read_to_string("/proc/mounts").expect("the mounts");
+    let mounts = mounts.lines().map(|line| line.split(' ').collect::<Vec<_>>());
+    mounts.filter(|mount| mount[2].starts_with("cgroup")).map(|mount| PathBuf::from(mount[1])).collect()
 }
 
 fn remove_cgroup(dir: &Path) {

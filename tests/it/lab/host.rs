@@ -28,6 +28,8 @@ pub struct Host {
     daemon: Option<Daemon>,
     containers: u8,
     index: u8,
+    /// The third byte of its NIC's address, by which it is on a link with others.
+    link: u8,
     /// The last byte of its NIC's address.
     address: u8,
     dir: PathBuf,
@@ -41,12 +43,12 @@ struct Daemon {
 }
 
 impl Host {
-    pub(super) fn create(underlay: Arc<Underlay>, index: u8) -> Host {
+    pub(super) fn create(underlay: Arc<Underlay>, link: u8, index: u8) -> Host {
         let netns = Arc::new(Netns::create(format!("{}-h{index}", underlay.prefix)));
         let dir = underlay.dir.path().join(format!("h{index}"));
         fs::create_dir(&dir).expect("the host's directory");
         netns.enter(|| fs::write("/proc/sys/net/ipv4/ip_forward", "1")).expect("ip_forward");
-        let host = Host { daemon: None, containers: 0, index, address: index, dir, netns, underlay };
+        let host = Host { daemon: None, containers: 0, index, link, address: index, dir, netns, underlay };
         host.plug_in_nic();
         host.configure_nic();
         host
@@ -57,29 +59,30 @@ impl Host {
         let dir = self.dir.join("again");
         fs::create_dir(&dir).expect("the second daemon's directory");
         let (netns, underlay) = (self.netns.clone(), self.underlay.clone());
-        Host { daemon: None, containers: 0, index: self.index, address: self.address, dir, netns, underlay }
+        let Host { index, link, address, .. } = *self;
+        Host { daemon: None, containers: 0, index, link, address, dir, netns, underlay }
     }
 
     /// The address of its NIC.
     pub fn public_ip(&self) -> String {
-        format!("172.31.0.{}", self.address)
+        format!("172.31.{}.{}", self.link, self.address)
     }
 
     /// Puts a NIC in and connects it to the underlay: it has no address yet and is down.
     pub fn plug_in_nic(&self) {
         let (index, underlay) = (self.index, &self.underlay.netns);
         self.ip(&format!("link add eth0 type veth peer name p{index} netns {}", underlay.name()));
-        underlay.ip(&format!("link set p{index} master br0 up"));
+        underlay.ip(&format!("link set p{index} master br{} up", self.link));
     }
 
     /// What the host's network scripts do for the NIC.
     pub fn configure_nic(&self) {
         self.ip("link set eth0 up");
         self.ip(&format!("addr replace {}/24 dev eth0", self.public_ip()));
-        self.ip("route replace default via 172.31.0.254");
+        self.ip(&format!("route replace default via 172.31.{}.254", self.link));
     }
 
-    /// The NIC's address becomes 172.31.0.`last`.
+    /// The NIC's address becomes 172.31.0.`last` (on the first link).
     pub fn readdress_nic(&mut self, last: u8) {
         self.ip(&format!("addr del {}/24 dev eth0", self.public_ip()));
         self.address = last;
@@ -334,7 +337,7 @@ impl Host {
         super::server::ask(&self.netns, address)
     }
 
-    pub(super) fn netns_name(&self) -> &str {
+    pub fn netns_name(&self) -> &str {
         self.netns.name()
     }
 

@@ -15,21 +15,20 @@
 mod cluster;
 mod container;
 mod cost;
-mod docker;
+pub mod docker;
 mod etcd;
 mod forwarder;
 mod host;
 mod monitor;
-mod netns;
+pub mod netns;
 mod notify;
 mod overlay;
-mod process;
+pub mod process;
 mod server;
 mod state;
 mod tables;
-mod tests;
 mod tools;
-mod wait;
+pub mod wait;
 
 pub use cluster::Cluster;
 pub use container::Container;
@@ -76,10 +75,21 @@ impl Lab {
         let dir =
             tempfile::Builder::new().prefix(&format!("{prefix}-{name}-")).tempdir().expect("a temporary directory");
         let netns = Netns::create(format!("{prefix}-u"));
-        netns.ip("link add br0 type bridge");
+        // With a hardware address of its own, which does not change when hosts come and go.
+        netns.ip("link add br0 address 02:00:00:00:fe:00 type bridge");
         netns.ip("addr add 172.31.0.254/24 dev br0");
         netns.ip("link set br0 up");
         Lab { underlay: Arc::new(Underlay { prefix, netns, dir }) }
+    }
+
+    /// Of the names of all that the lab makes.
+    pub fn prefix(&self) -> &str {
+        &self.underlay.prefix
+    }
+
+    /// Where its files are.
+    pub fn dir(&self) -> &Path {
+        self.underlay.dir.path()
     }
 
     /// A real etcd on the underlay's own address; one for each lab.
@@ -128,7 +138,21 @@ impl Lab {
 
     /// Host number `index`: its address is 172.31.0.`index`.
     pub fn host(&self, index: u8) -> Host {
-        Host::create(self.underlay.clone(), index)
+        Host::create(self.underlay.clone(), 0, index)
+    }
+
+    /// A host on another link, behind a router that both have: its address is 172.31.1.`index`.
+    pub fn host_behind_router(&self, index: u8) -> Host {
+        let router = &self.underlay.netns;
+        router.enter(|| fs::write("/proc/sys/net/ipv4/ip_forward", "1")).expect("ip_forward");
+        for args in [
+            "link add br1 address 02:00:00:00:fe:01 type bridge",
+            "addr add 172.31.1.254/24 dev br1",
+            "link set br1 up",
+        ] {
+            router.ip(args);
+        }
+        Host::create(self.underlay.clone(), 1, index)
     }
 
     pub fn hosts(&self, count: u8) -> Vec<Host> {
@@ -153,9 +177,10 @@ pub fn containers_on(hosts: &mut [Host]) -> Vec<Container> {
     hosts.iter_mut().map(|host| host.attach_container("c1")).collect()
 }
 
-const TOOLS: [&str; 13] = [
+const TOOLS: [&str; 15] = [
     "ip",
     "bridge",
+    "ethtool",
     "ss",
     "nsenter",
     "nft",
@@ -166,6 +191,7 @@ const TOOLS: [&str; 13] = [
     "iptables",
     "busybox",
     "dockerd",
+    "systemd-nspawn",
     docker::DOCKER,
 ];
 
@@ -205,7 +231,8 @@ fn sweep_once() {
     });
 }
 
-fn names_in(dir: &Path) -> BTreeSet<String> {
+/// What a directory holds.
+pub fn names_in(dir: &Path) -> BTreeSet<String> {
     let entries = fs::read_dir(dir).into_iter().flatten().flatten();
     entries.filter_map(|entry| entry.file_name().into_string().ok()).collect()
 }

@@ -56,11 +56,22 @@ impl Process {
         self.wait()
     }
 
+    /// SIGKILL, and waits for the end.
+    pub fn kill(&mut self) {
+        let _ = self.child.kill();
+        let _ = self.child.wait();
+    }
+
     /// Waits for the end.
-    pub fn wait(mut self) -> Exit {
+    pub fn wait(self) -> Exit {
+        self.wait_for(PATIENCE)
+    }
+
+    /// Waits for the end, which must come within this time.
+    pub fn wait_for(mut self, patience: Duration) -> Exit {
         let start = Instant::now();
         while self.running() {
-            assert!(start.elapsed() < PATIENCE, "still running after {PATIENCE:?}");
+            assert!(start.elapsed() < patience, "still running after {patience:?}");
             thread::sleep(Duration::from_millis(1));
         }
         let took = start.elapsed();
@@ -72,8 +83,7 @@ impl Process {
 /// SIGKILL, whatever state it is in.
 impl Drop for Process {
     fn drop(&mut self) {
-        let _ = self.child.kill();
-        let _ = self.child.wait();
+        self.kill();
     }
 }
 

@@ -4,7 +4,7 @@ use std::fs;
 use std::panic::{AssertUnwindSafe, catch_unwind};
 use std::path::Path;
 
-use super::{CONFIG, Etcd, Lab, Lease, PREFIX, names_in};
+use crate::lab::{CONFIG, Etcd, Lab, Lease, PREFIX, names_in};
 
 #[test]
 fn nothing_stays_after_a_panic() {
@@ -14,11 +14,10 @@ fn nothing_stays_after_a_panic() {
         let _etcd = lab.etcd_with_config();
         let mut host = lab.host(1);
         host.start_with("sleep", &["60".to_owned()]);
-        let dir = lab.underlay.dir.path().to_owned();
-        let of_the_lab =
-            names_in(Path::new("/run/netns")).into_iter().filter(|name| name.starts_with(&lab.underlay.prefix));
+        let dir = lab.dir().to_owned();
+        let of_the_lab = names_in(Path::new("/run/netns")).into_iter().filter(|name| name.starts_with(lab.prefix()));
         assert_eq!(of_the_lab.count(), 2);
-        seen = Some((lab.underlay.prefix.clone() + "-", dir, host.pid()));
+        seen = Some((lab.prefix().to_owned() + "-", dir, host.pid()));
         panic!("as a failing test would");
     }));
     assert!(result.is_err());
@@ -37,7 +36,7 @@ fn nothing_of_docker_stays_after_a_panic() {
         fs::write(host.path("docker_opts.env"), "DOCKER_OPTS=\" --bip=172.30.1.1/24\"\n").expect("the file");
         let docker = host.docker();
         docker.run("web");
-        seen = Some((lab.underlay.prefix.clone(), lab.underlay.dir.path().to_owned()));
+        seen = Some((lab.prefix().to_owned(), lab.dir().to_owned()));
         panic!("as a failing test would");
     }));
     assert!(result.is_err());

@@ -41,13 +41,14 @@ impl Peer {
         Some(Peer { first: key.strip_suffix("-24")?.to_owned(), address, mac })
     }
 
-    fn lines(&self) -> [String; 3] {
+    /// What a host needs to reach it, by the interface with the index `link` if it is on that.
+    fn lines(&self, link: Option<u32>) -> [String; 3] {
         let Peer { first, address, mac } = self;
-        [
-            format!("neighbor {first} lladdr {mac} permanent"),
-            format!("fdb {mac} dst {address}"),
-            format!("route {first}/24 via {first} dev {DEVICE} onlink"),
-        ]
+        let route = match link {
+            Some(index) => format!("route {first}/24 via {address} by Other({index})"),
+            None => format!("route {first}/24 via {first} dev {DEVICE} onlink"),
+        };
+        [format!("neighbor {first} lladdr {mac} permanent"), format!("fdb {mac} dst {address}"), route]
     }
 }
 
@@ -87,6 +88,14 @@ impl Cluster {
         missing.chain(surplus.map(|line| format!("host {number} has: {line}"))).collect()
     }
 
+    /// The interface by which a host reaches a peer directly.
+    fn link_to(&self, host: &Host, peer: &Peer) -> Option<u32> {
+        let network = |address: &str| address.rsplit_once('.').map(|(network, _)| network.to_owned());
+        let same = |own: &String| network(own) == network(&peer.address);
+        let on_link = host.nic.prefix == 24 && host.nic.second.iter().chain([&host.nic.address]).any(same);
+        (self.direct && on_link).then_some(host.nic.index)
+    }
+
     fn expected(&self, host: &Host, own: &Peer) -> Vec<String> {
         let (nic, mac, first) = (&host.nic, &own.mac, &own.first);
         let (mtu, gateway) = (nic.mtu - 50, first.strip_suffix('0').unwrap_or_default().to_owned() + "1");
@@ -102,7 +111,7 @@ impl Cluster {
         ];
         // Whoever has our address cannot be reached by it.
         let others = self.peers().into_iter().filter(|peer| peer.first != own.first && peer.address != nic.address);
-        lines.extend(others.flat_map(|peer| peer.lines()));
+        lines.extend(others.flat_map(|peer| peer.lines(self.link_to(host, &peer))));
         lines
     }
 }

@@ -7,10 +7,13 @@ use flanneld::agent::keeper::Terms;
 use flanneld::agent::status::Board;
 use flanneld::agent::{self, Settings};
 use flanneld::firewall::NoFirewall;
+use flanneld::kernel::Event;
 use flanneld::kernel::fake::FakeKernel;
 use flanneld::model::iface::{DefaultRoute, HostView, IfaceRules, Interface, InterfaceAddress};
+use flanneld::model::kernel_state::Oif;
+use flanneld::model::links::{LinkRoute, Links};
 use flanneld::store::memory::MemoryStore;
-use ipnet::IpNet;
+use ipnet::{IpNet, Ipv4Net};
 use std::cell::{Cell, RefCell};
 use std::convert::Infallible;
 use std::fs;
@@ -38,6 +41,8 @@ pub struct Nic {
     pub present: bool,
     /// A second address, which the kernel lists first.
     pub second: Option<String>,
+    /// Length of the network that its addresses are in: with 32 nobody else is on the link.
+    pub prefix: u8,
 }
 
 /// How a daemon is made from its store, its kernel, and what else it needs.
@@ -121,6 +126,7 @@ impl Host {
             mac: number,
             present: true,
             second: None,
+            prefix: 24,
         };
         let settings = Settings {
             prefix: "/coreos.com/network".into(),
@@ -133,6 +139,7 @@ impl Host {
             gives_back: false,
             firewall: FirewallSettings::default(),
             blackhole_route: false,
+            tx_checksum_off: false,
         };
         let (kernel, slept) = (FakeKernel::default(), Rc::default());
         let launch: Launch = |store, kernel, settings, env, board| {
@@ -206,9 +213,19 @@ impl Host {
         self.daemon.as_ref().map_or(0, |daemon| daemon.gate.polls.get())
     }
 
-    /// Lets the kernel have the external interface as it stands in `nic`.
+    /// Lets the kernel have the external interface as it stands in `nic`. Routes by it may go with that, without a word.
     pub fn replug(&self) {
+        self.kernel.damage_silently(DEVICE, |have| {
+            have.routes.values_mut().for_each(|routes| routes.retain(|route| route.oif == Oif::Ours));
+            have.routes.retain(|_, routes| !routes.is_empty());
+        });
         self.kernel.change_host(|view| *view = self.view());
+        self.kernel.report(Event::Host { index: self.nic.index, name: Some("eth0".into()) });
+    }
+
+    /// Lets the kernel have routes that tell differently who is on the link, as `nic` says.
+    pub fn reroute(&self) {
+        self.kernel.change_host(|view| view.links = self.links());
     }
 
     /// Whether the daemon runs.
@@ -285,13 +302,25 @@ impl Host {
         let route = DefaultRoute { oif: nic.index, gateway: "192.168.0.254".parse().ok(), metric: 0, is_v6: false };
         let mut default_routes = Vec::new();
         if nic.present {
-            let addresses = nic.second.iter().chain([&nic.address]).map(|address| format!("{address}/24"));
+            let addresses = nic.second.iter().chain([&nic.address]).map(|address| format!("{address}/{}", nic.prefix));
             let mut eth0 = interface(nic.index, "eth0", nic.mtu, &addresses.collect::<Vec<_>>());
             eth0.mac = format!("02:00:00:00:00:{:02x}", nic.mac).parse().ok();
             interfaces.push(eth0);
             default_routes.push(route);
         }
-        HostView { interfaces, default_routes }
+        HostView { interfaces, default_routes, links: self.links() }
+    }
+
+    /// The network that the NIC's addresses are in, and the default route.
+    fn links(&self) -> Links {
+        let nic = &self.nic;
+        let route = |dest: String, link| LinkRoute { dest: dest.parse().expect("a network"), metric: 0, link };
+        let networks = nic.second.iter().chain([&nic.address]).map(|address| {
+            let address: Ipv4Net = format!("{address}/{}", nic.prefix).parse().expect("an address");
+            route(address.trunc().to_string(), Some(nic.index))
+        });
+        let routes: Vec<LinkRoute> = networks.chain([route("0.0.0.0/0".into(), None)]).collect();
+        if nic.present { Links::from_routes(&routes) } else { Links::default() }
     }
 }
 
@@ -301,5 +330,6 @@ fn interface(index: u32, name: &str, mtu: u32, nets: &[String]) -> Interface {
         let scope = if net.addr().is_loopback() { 254 } else { 0 };
         InterfaceAddress { net, scope, permanent: true, deprecated: false, temporary: false }
     };
-    Interface { index, name: name.into(), mtu, mac: None, up: true, addresses: nets.iter().map(address).collect() }
+    let addresses = nets.iter().map(address).collect();
+    Interface { index, name: name.into(), mtu, mac: None, up: true, controller: None, addresses }
 }

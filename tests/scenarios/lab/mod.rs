@@ -63,6 +63,8 @@ pub struct Cluster {
     pub store: MemoryStore,
     /// Keys that must have no effect on any host.
     pub hostile: BTreeSet<String>,
+    /// Whether the config says that peers on the same link are routed to directly.
+    pub direct: bool,
     hosts: BTreeMap<u8, Host>,
     tasks: LocalSet,
     began: Instant,
@@ -81,7 +83,14 @@ impl Cluster {
         store.set_config(CONFIG);
         let hosts = (1..=count).map(|number| (number, Host::new(number, store.another_client()))).collect();
         let (tasks, began) = (LocalSet::new(), Instant::now());
-        Cluster { store, hosts, tasks, began, seed, hostile: BTreeSet::new() }
+        Cluster { store, hosts, tasks, began, seed, hostile: BTreeSet::new(), direct: false }
+    }
+
+    /// The config says from now on whether peers on the same link are routed to directly; daemons read it when they start.
+    pub fn set_direct(&mut self, direct: bool) {
+        self.direct = direct;
+        let with = format!(r#""DirectRouting":{direct},"Type""#);
+        self.store.set_config(&CONFIG.replace(r#""Type""#, &with));
     }
 
     /// Hosts 1 to `count`, all of them up, ready and connected.

@@ -17,8 +17,11 @@ use std::net::IpAddr;
 const NETS: [&str; 7] =
     ["10.5.2.0/24", "10.5.3.0/24", "10.5.4.0/24", "10.5.2.128/25", "10.5.0.0/16", "10.9.1.0/24", "192.168.7.0/24"];
 
+/// Index of the external interface.
+const NIC: u32 = 2;
+
 fn scope() -> Scope {
-    Scope { device: "flannel.1".into(), networks: vec!["10.5.0.0/16".parse().unwrap()] }
+    Scope { device: "flannel.1".into(), networks: vec!["10.5.0.0/16".parse().unwrap()], nic: NIC }
 }
 
 fn nets() -> Vec<IpNet> {
@@ -38,14 +41,23 @@ fn any_inner() -> impl Strategy<Value = IpAddr> {
     select(nets().iter().map(IpNet::addr).chain(strays).collect::<Vec<_>>())
 }
 
+/// The protocol number of our own route to a destination, as the README tells it.
+fn our_protocol(dest: IpNet) -> u8 {
+    let IpNet::V4(dest) = dest else { panic!("only IPv4 here") };
+    let number = u32::from(dest.network()) >> (32 - dest.prefix_len());
+    100 + (number % 86) as u8
+}
+
 fn any_route() -> impl Strategy<Value = Route> {
-    let gateways = vec![None, Some("10.5.2.0".parse().unwrap()), Some("192.168.0.9".parse().unwrap())];
-    let others = select(vec![Oif::Other(7), Oif::Nexthop(3), Oif::Nowhere(6)]);
+    let gateways = ["10.5.2.0", "192.168.0.9", "192.168.0.3"].map(|ip| ip.parse().ok());
+    let gateways: Vec<Option<IpAddr>> = gateways.into_iter().chain([None]).collect();
+    let others = select(vec![Oif::Other(7), Oif::Other(NIC), Oif::Other(NIC), Oif::Nexthop(3), Oif::Nowhere(6)]);
     let oif = prop_oneof![3 => Just(Oif::Ours), 2 => others];
     let metric = prop_oneof![3 => Just(0u32), 1 => Just(100)];
-    let protocol = select(vec![PROTOCOL_KERNEL, 3, 4, 142]);
+    let protocol = select(vec![Some(PROTOCOL_KERNEL), Some(3), Some(4), Some(142), None, None]);
     (select(nets()), select(gateways), oif, any::<bool>(), metric, protocol, any::<bool>()).prop_map(
         |(dest, gateway, oif, onlink, metric, protocol, flannel)| {
+            let protocol = protocol.unwrap_or(our_protocol(dest));
             let gateway = if flannel { Some(dest.network()) } else { gateway };
             let (oif, onlink) = if flannel { (Oif::Ours, true) } else { (oif, onlink && gateway.is_some()) };
             Route { dest, gateway, oif, onlink, metric, protocol }
@@ -59,6 +71,7 @@ fn any_found() -> impl Strategy<Value = Option<Found>> {
         |d| d.mac = mac(9),
         |d| d.mtu = 1400,
         |d| d.up = false,
+        |d| d.tx_checksum_off = true,
         |d| d.vxlan.local = None,
         |d| d.vxlan.learning = true,
         |d| d.vxlan.ttl = 5,
@@ -116,22 +129,21 @@ fn any_want() -> impl Strategy<Value = Want> {
     (
         prop::collection::btree_map(any_inner(), any_mac(), 0..4),
         prop::collection::btree_map(any_mac(), any_dst(), 0..4),
-        prop::collection::btree_set(peers, 0..4),
+        prop::collection::btree_map(peers, prop::option::of(any_dst()), 0..4),
         any::<bool>(),
-        100u8..186,
+        any::<bool>(),
     )
-        .prop_map(|(neighbors, fdb, dests, peers_complete, protocol)| {
-            let route = |dest: IpNet| Route {
-                dest,
-                gateway: Some(dest.network()),
-                oif: Oif::Ours,
-                onlink: true,
-                metric: 0,
-                protocol,
+        .prop_map(|(neighbors, fdb, dests, peers_complete, tx_checksum_off)| {
+            // Through the tunnel, or directly.
+            let route = |dest: IpNet, address: Option<IpAddr>| {
+                let gateway = Some(address.unwrap_or(dest.network()));
+                let (oif, onlink) = address.map_or((Oif::Ours, true), |_| (Oif::Other(NIC), false));
+                Route { dest, gateway, oif, onlink, metric: 0, protocol: our_protocol(dest) }
             };
-            let routes = dests.into_iter().map(|dest| (dest, route(dest))).collect();
+            let routes = dests.into_iter().map(|(dest, address)| (dest, route(dest, address))).collect();
             let addresses = ["10.5.1.0/32".parse().unwrap()].into();
-            Want { device: Some(device()), addresses, neighbors, fdb, routes, peers_complete }
+            let device = Device { tx_checksum_off, ..device() };
+            Want { device: Some(device), addresses, neighbors, fdb, routes, peers_complete }
         })
 }
 
@@ -160,7 +172,9 @@ fn foreign(have: &Have, want: &Want, on_device: bool) -> Vec<String> {
         let shape = route.onlink && route.gateway == Some(route.dest.network());
         let in_a_peers_place = route.metric == 0 && want.routes.contains_key(&route.dest);
         let on_our_device = route.oif == Oif::Ours && (network.contains(&route.dest) || shape);
-        route.protocol != PROTOCOL_KERNEL && (in_a_peers_place || on_our_device)
+        let direct = route.oif == Oif::Other(NIC) && route.gateway.is_some() && !route.onlink && route.metric == 0;
+        let of_ours = direct && network.contains(&route.dest) && route.protocol == our_protocol(route.dest);
+        route.protocol != PROTOCOL_KERNEL && (in_a_peers_place || on_our_device || of_ours)
     };
     let routes = have.routes.values().flatten().filter(|route| !is_ours(route));
     let mut lines: Vec<String> =
@@ -208,6 +222,19 @@ proptest! {
         let on_device = keeps_device(&have, &plan);
         let after = done(&have, &plan);
         prop_assert_eq!(foreign(&have, &want, on_device), foreign(&after, &want, on_device), "{:?}", ops(&plan));
+    }
+
+    #[test]
+    fn from_one_want_to_another_nothing_is_left_over_and_no_route_is_missing_meanwhile(one in any_want(), other in any_want()) {
+        let other = Want { peers_complete: true, ..other };
+        let mut have = as_wanted(&one);
+        for step in Plan::between(&have, &other, &scope()).steps {
+            have.apply(&step.op, 100);
+            let missing = one.routes.keys().find(|dest| other.routes.contains_key(*dest) && !have.routes.contains_key(*dest));
+            prop_assert_eq!(missing, None, "after {}", step.op);
+        }
+        let expected = as_wanted(&other);
+        prop_assert_eq!((have.routes, have.neighbors, have.fdb), (expected.routes, expected.neighbors, expected.fdb));
     }
 
     #[test]

@@ -3,10 +3,12 @@
 use super::{as_wanted, config, mac, ops};
 use flanneld::agent::world::{Dirty, Own, World};
 use flanneld::backend::vxlan::Vxlan;
+use flanneld::model::go_json::GoObject;
 use flanneld::model::iface::{ExternalInterface, HostView, Interface, InterfaceAddress};
-use flanneld::model::kernel_state::Want;
+use flanneld::model::kernel_state::{Oif, Want};
 use flanneld::model::lease::{LeaseId, Record, Revision};
 use flanneld::model::lease_set::{Change, Moment};
+use flanneld::model::links::{LinkRoute, Links};
 use flanneld::model::plan::{Key, Plan};
 use proptest::prelude::*;
 use proptest::sample::select;
@@ -43,7 +45,8 @@ enum Event {
 }
 
 fn any_value() -> impl Strategy<Value = String> {
-    let address = select(vec!["192.168.0.1", "192.168.0.2", "192.168.0.3", "10.5.2.9", "10.5.1.9", "127.0.0.1"]);
+    let addresses = ["192.168.0.1", "192.168.0.2", "192.168.0.3", "172.20.0.9", "10.5.2.9", "10.5.1.9", "127.0.0.1"];
+    let address = select(addresses.to_vec());
     let kind = prop_oneof![8 => Just("vxlan"), 1 => Just("host-gw")];
     let vni = prop_oneof![4 => Just("\"VNI\":1,"), 2 => Just(""), 1 => Just("\"VNI\":2,")];
     let good = (address, kind, vni, 1u8..5).prop_map(|(address, kind, vni, last)| {
@@ -58,7 +61,7 @@ fn any_events() -> impl Strategy<Value = Vec<Event>> {
     let event = prop_oneof![
         8 => changes.clone().prop_map(Event::Changes),
         2 => changes.prop_map(Event::List),
-        1 => (0u8..5).prop_map(Event::Host),
+        2 => (0u8..7).prop_map(Event::Host),
         2 => (1u64..90).prop_map(Event::Pass),
     ];
     prop::collection::vec(event, 1..20)
@@ -72,10 +75,12 @@ fn interface(index: u32, name: &str, mtu: u32, nets: &[&str]) -> Interface {
         deprecated: false,
         temporary: false,
     };
-    Interface { index, name: name.into(), mtu, mac: None, up: true, addresses: nets.iter().map(address).collect() }
+    let addresses = nets.iter().map(address).collect();
+    Interface { index, name: name.into(), mtu, mac: None, up: true, controller: None, addresses }
 }
 
-/// A host with another address, another MTU, a bridge in a peer's place, or an address in one.
+/// A host with another address, another MTU, a bridge in a peer's place, or an address in one; or one whose neighbours are
+/// not on its link, or some behind a router and others on another link.
 fn host(variant: u8) -> (Own, HostView) {
     let (address, mtu) = match variant {
         1 => ("192.168.0.3", 1500),
@@ -91,13 +96,21 @@ fn host(variant: u8) -> (Own, HostView) {
     let address = address.parse().unwrap();
     let nic = ExternalInterface { index: 2, name: "eth0".into(), mtu, mac: None, address, public_ip: address };
     let own = Own { nic, subnet: "10.5.1.0/24".parse().unwrap(), mac: mac(1) };
-    (own, HostView { interfaces, default_routes: Vec::new() })
+    let route = |dest: &str, link| LinkRoute { dest: dest.parse().unwrap(), metric: 0, link };
+    let links = match variant {
+        5 => vec![],
+        6 => vec![route("192.168.0.0/24", Some(2)), route("192.168.0.3/32", None), route("172.20.0.0/24", Some(5))],
+        _ => vec![route("192.168.0.0/24", Some(2))],
+    };
+    (own, HostView { interfaces, links: Links::from_routes(&links), ..HostView::default() })
 }
 
 fn new_world(variant: u8) -> World {
     let (own, host) = host(variant);
     let endpoints = vec!["10.5.4.77".parse().unwrap()];
-    World::new(Rc::new(Vxlan::default()), "10.5.0.0/16".parse().unwrap(), endpoints, own, host, HOLD)
+    let params = GoObject::parse(br#"{"DirectRouting":true}"#).unwrap();
+    let backend = Rc::new(Vxlan::from_params(&params).unwrap());
+    World::new(backend, "10.5.0.0/16".parse().unwrap(), endpoints, own, host, HOLD)
 }
 
 /// The store, one host that follows it, and how that host looks.
@@ -201,6 +214,22 @@ proptest! {
         stored.sort_by(|a, b| a.name.cmp(&b.name));
         prop_assert_eq!(known, stored);
         prop_assert_eq!(run.world.leases().held().count(), 0);
+    }
+
+    #[test]
+    fn who_is_on_the_link_is_reached_directly_and_nobody_else(events in any_events()) {
+        let mut run = Run::new();
+        for event in &events {
+            run.take(event);
+            let want = run.world.want();
+            for (dest, route) in &want.routes {
+                let address = want.fdb[&want.neighbors[&dest.addr()]];
+                let hidden = run.variant == 5 || run.variant == 6 && address.to_string() == "192.168.0.3";
+                let on_link = address.to_string().starts_with("192.168.0.") && !hidden;
+                let expected = if on_link { (Oif::Other(2), address) } else { (Oif::Ours, dest.addr()) };
+                prop_assert_eq!((route.oif, route.gateway), (expected.0, Some(expected.1)), "{}", route);
+            }
+        }
     }
 
     #[test]

@@ -207,6 +207,16 @@ pub const MISHAPS: &[Mishap] = &[
         did(sim.cluster[at].replug())
     }),
     until(
+        rough("the others are no longer on the link", |sim, at, n| {
+            sim.cluster[at].nic.prefix = 32;
+            did(if n % 2 == 0 { sim.cluster[at].replug() } else { sim.cluster[at].reroute() })
+        }),
+        |sim, at| {
+            sim.cluster[at].nic.prefix = 24;
+            sim.cluster[at].replug();
+        },
+    ),
+    until(
         rough("an interface is gone", |sim, at, _| {
             sim.cluster[at].nic.present = false;
             did(sim.cluster[at].replug())

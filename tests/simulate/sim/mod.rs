@@ -102,6 +102,7 @@ enum Due {
 impl Sim {
     fn new(life: Life, launch: Launch) -> Self {
         let mut cluster = Cluster::with_seed(life.hosts, life.seed);
+        cluster.direct = life.seed.is_multiple_of(2);
         for number in cluster.numbers() {
             let host = &mut cluster[number];
             host.launch = launch;
@@ -167,7 +168,7 @@ impl Sim {
             host.store.set_latency(millis(2));
             host.kernel.mend();
             host.freeze(false);
-            host.nic.present = true;
+            (host.nic.present, host.nic.prefix) = (true, 24);
             host.replug();
         }
         self.put_back();
@@ -236,8 +237,9 @@ impl Sim {
     pub fn set_config(&self) {
         let first = if self.range_is_high { 100 } else { 1 };
         let last = first + self.life.hosts + self.life.spare - 1;
+        let backend = format!(r#"{{"Type":"vxlan","DirectRouting":{}}}"#, self.cluster.direct);
         self.cluster.store.set_config(&format!(
-            r#"{{"Network":"10.5.0.0/16","SubnetMin":"10.5.{first}.0","SubnetMax":"10.5.{last}.0","Backend":{{"Type":"vxlan"}}}}"#
+            r#"{{"Network":"10.5.0.0/16","SubnetMin":"10.5.{first}.0","SubnetMax":"10.5.{last}.0","Backend":{backend}}}"#
         ));
     }
 

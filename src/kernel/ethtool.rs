@@ -1,0 +1,69 @@
+//! The one offload of a device that is looked after here: who computes the checksums of packets that it sends.
+//!
+//! This is what `ethtool -K DEVICE tx-checksum-ip-generic off` does. It goes by an old ioctl, since the crates for
+//! ethtool's netlink family read features and do not set them. The kernel reports a change as one of the link.
+
+use nix::errno::Errno;
+use nix::libc::{c_char, ifreq};
+use nix::sys::socket::{AddressFamily, SockFlag, SockType, socket};
+use std::os::fd::AsRawFd;
+
+/// `ETHTOOL_GTXCSUM` and `ETHTOOL_STXCSUM`.
+const GET: u32 = 0x16;
+const SET: u32 = 0x17;
+
+/// `struct ethtool_value`.
+#[repr(C)]
+struct Value {
+    command: u32,
+    data: u32,
+}
+
+nix::ioctl_readwrite_bad!(ethtool, nix::libc::SIOCETHTOOL, ifreq);
+
+/// Whether this device leaves the checksums of what it sends to those below it.
+///
+/// # Errors
+/// `ENODEV` when there is no such device, `EOPNOTSUPP` when it knows nothing of the kind.
+pub fn tx_checksum(device: &str) -> Result<bool, Errno> {
+    ask(device, GET, 0).map(|data| data != 0)
+}
+
+/// Lets this device leave the checksums of what it sends to those below it, or not.
+///
+/// # Errors
+/// The kernel's, such as `ENODEV`, `EPERM`.
+pub fn set_tx_checksum(device: &str, on: bool) -> Result<(), Errno> {
+    ask(device, SET, on.into()).map(drop)
+}
+
+/// Asks about a device of the network namespace of the thread.
+fn ask(device: &str, command: u32, data: u32) -> Result<u32, Errno> {
+    let socket = socket(AddressFamily::Inet, SockType::Datagram, SockFlag::SOCK_CLOEXEC, None)?;
+    let mut value = Value { command, data };
+    // SAFETY: an interface request is plain data, for which all zeros are valid.
+    let mut request: ifreq = unsafe { std::mem::zeroed() };
+    if device.len() >= request.ifr_name.len() {
+        return Err(Errno::ENODEV);
+    }
+    for (to, from) in request.ifr_name.iter_mut().zip(device.bytes()) {
+        *to = from as c_char;
+    }
+    request.ifr_ifru.ifru_data = (&raw mut value).cast();
+    // SAFETY: the request holds a name that ends in a zero, and points to a value that outlives the call, of the size that
+    // these two commands read and write.
+    unsafe { ethtool(socket.as_raw_fd(), &raw mut request) }?;
+    Ok(value.data)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_device_that_is_not_there_is_told_by_its_errno() {
+        for name in ["nothing-here", "a-name-that-is-too-long-for-a-device"] {
+            assert_eq!(tx_checksum(name), Err(Errno::ENODEV));
+        }
+    }
+}
