@@ -1,7 +1,7 @@
 # `make` lists what there is.
 
 .DEFAULT_GOAL := help
-.PHONY: help setup build test check bench-repair bench-dataplane bench-allocate simulate fuzz install uninstall deb cargo-deb static manual demo demo-down ci
+.PHONY: help setup build test check bench bench-repair bench-dataplane bench-allocate bench-routes bench-watchers simulate fuzz install uninstall deb cargo-deb static manual demo demo-down ci
 
 profile := $(if $(RELEASE),release,debug)
 
@@ -30,6 +30,12 @@ bench-dataplane: setup ## Compare data paths: ours, by hand, and what can be cho
 
 bench-allocate: setup ## Time the choice of a subnet among 65,536, and listings of 100,000 leases
 	cargo bench --bench allocate -- $(ARGS)
+
+bench-routes: setup ## Time the kernel's tables for each shape of routes, as root (ARGS="--peers 10000": less of it)
+	cargo bench --bench routes -- $(ARGS)
+
+bench-watchers: setup ## Time etcd's fan-out to up to 5,000 watching hosts, as root (ARGS="--watchers 100": less of it)
+	cargo bench --bench watchers -- $(ARGS)
 
 simulate: setup ## Let SEEDS (300) clusters live through anything, from seed START (1)
 	cargo bench --bench simulate -- --seeds $(or $(SEEDS),300) --start $(or $(START),1)

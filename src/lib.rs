@@ -25,6 +25,8 @@ pub mod files;
 
 pub mod agent;
 
+pub mod heap;
+
 pub mod http;
 
 pub mod telemetry;

@@ -154,7 +154,7 @@ impl Vandal {
     pub async fn entries(&mut self) -> [usize; 3] {
         let have = self.kernel.observe(&self.scope).await.expect("reading the kernel's state");
         let neighbors = have.neighbors.values().filter(|neighbor| neighbor.permanent).count();
-        [have.routes.values().map(Vec::len).sum(), neighbors, have.fdb.len()]
+        [have.routes.values().map(|routes| routes.len()).sum(), neighbors, have.fdb.len()]
     }
 
     async fn apply(&mut self, op: Op) {

@@ -13,9 +13,10 @@ use std::os::unix::ffi::OsStringExt;
 use flanneld::backend::vxlan::Vxlan;
 use flanneld::backend::{self, Backend};
 use flanneld::cli::args::{self, Invocation};
+use flanneld::model::backend_data::{BackendData, VxlanData};
 use flanneld::model::config::{NetworkConfig, Overlay};
 use flanneld::model::env_files::{DockerLines, DockerOpts, SubnetEnv, previous_subnet};
-use flanneld::model::lease::{LeaseAttrs, LeaseId, Record, VxlanData};
+use flanneld::model::lease::{LeaseAttrs, LeaseId, Record};
 use flanneld::model::state_file::Remembered;
 use flanneld::model::subnet::SubnetKey;
 use ipnet::IpNet;
@@ -80,7 +81,7 @@ pub fn lease(input: &[u8]) {
         assert_eq!(occupied, Some(lease.subnet.v4));
         assert_eq!(LeaseAttrs::from_json(lease.attrs.to_json().as_bytes()).as_ref(), Ok(&lease.attrs));
         let _ = Vxlan::default().read(&lease);
-        if let Some(Ok(data)) = lease.attrs.backend_data.as_deref().map(VxlanData::from_json) {
+        if let Some(Ok(data)) = lease.attrs.backend_data.as_ref().map(BackendData::vxlan) {
             assert_eq!(VxlanData::from_json(&data.to_json()), Ok(data));
         }
     }

@@ -87,14 +87,17 @@ pub async fn run<S: Store, K: Kernel, F: Firewall>(
     let mut memory = Memory::new(settings.state_dir.clone(), &settings.prefix, network.backend.network_id());
     let remembered = memory.load(nic.public_ip, nic.mac);
     let address = Address { public_ip: nic.public_ip, nic_mac: nic.mac };
-    let left = left_behind(&mut kernel, &network, nic.index, &env, &board).await;
+    let (device_mac, left_behind) = {
+        let left = left_behind(&mut kernel, &network, nic.index, &env, &board).await;
+        (left.device_mac(), network.backend.recover(&left))
+    };
     let me = Me {
         public_ip: Some(nic.public_ip),
         remembered_mac: remembered.as_ref().map(|state| state.mac),
         remembered_lease: remembered.as_ref().and_then(|state| state.lease_id),
         remembered_subnet: remembered.as_ref().map(|state| state.subnet),
         env_subnet: files.previous_subnet(),
-        device_mac: left.device_mac(),
+        device_mac,
         rivals: remembered.as_ref().map(|state| state.rivals.clone()).unwrap_or_default(),
         in_use: None,
     };
@@ -115,7 +118,7 @@ pub async fn run<S: Store, K: Kernel, F: Firewall>(
         me,
         address,
         on_host: host.connected(&network.backend.device_name()).map(|(_, net)| net.trunc()).collect(),
-        left_behind: network.backend.recover(&left),
+        left_behind,
         horizon: horizon.unwrap_or_default(),
         peer_hold: settings.peer_hold,
         gives_back: settings.gives_back,
@@ -138,8 +141,9 @@ pub async fn run<S: Store, K: Kernel, F: Firewall>(
         world.set_tx_checksum_off();
     }
     let (left_behind, listed) = (std::mem::take(&mut keeper.left_behind), keeper.listed.take());
-    if let Some(until) = keeper.hold_until() {
-        world.hold(left_behind, until);
+    match keeper.hold_until() {
+        Some(until) => world.hold(left_behind, until),
+        None => drop(left_behind),
     }
     let rules = settings.firewall.rules(network.net.into(), held.subnet.into(), device, direct_nic, network_id);
     let (tell_rules, rules_stand) = watch::channel(false);

@@ -3,6 +3,7 @@
 
 use super::env::{Backoff, Env};
 use super::status::{Board, Topic};
+use crate::heap;
 use crate::model::view::{Answer, View};
 use crate::store::{Change, Changes, Snapshot, Store, StoreError, Watch};
 use std::convert::Infallible;
@@ -174,6 +175,10 @@ impl<S: Store> Follower<S> {
         self.view.settle(snapshot.revision, snapshot.history, &snapshot.records, answer);
         tracing::debug!(leases = snapshot.records.len(), missed = missed.len(), "audited");
         if missed.is_empty() {
+            drop(snapshot);
+            if self.view.len() >= heap::MANY {
+                heap::trim();
+            }
             return Ok(true);
         }
         self.report(&missed, snapshot.revision);

@@ -4,6 +4,7 @@ use super::env::{Backoff, Env};
 use super::fights::{Fights, Pace};
 use super::retries::Retries;
 use super::world::Dirty;
+use crate::heap;
 use crate::model::kernel_state::Have;
 use crate::model::lease_set::Moment;
 use std::time::Duration;
@@ -13,8 +14,8 @@ use std::time::Duration;
 const FULL_READ_EVERY: Duration = Duration::from_secs(60);
 const FULL_READ_AT_LATEST: Duration = Duration::from_secs(600);
 
-/// A full read may take this share of the time.
-const FULL_READ_SHARE: u32 = 1000;
+/// A full read may take this share of the time: at 10,000 peers it takes some 40 ms, and comes every three minutes.
+const FULL_READ_SHARE: u32 = 4000;
 
 /// In a lasting storm of changes a full read may take a tenth of the time, and follows at most so often. No repair waits
 /// for longer than this because of it.
@@ -56,6 +57,8 @@ pub(super) struct Progress {
     pub(super) unreadable: Backoff,
     /// It was said what it means that the device has an offload off without our doing.
     pub(super) told_of_offload: bool,
+    /// Whether much memory was used for a moment.
+    pub(super) was_large: bool,
 }
 
 impl Progress {
@@ -77,6 +80,7 @@ impl Progress {
             nic_is_gone: false,
             unreadable: Backoff::new(Duration::from_millis(100), Duration::from_secs(10)),
             told_of_offload: false,
+            was_large: false,
         }
     }
 
@@ -122,6 +126,7 @@ impl Progress {
         if self.damage.is_clean() {
             self.damaged_at = started;
         }
+        self.was_large |= have.routes.len() >= heap::MANY;
         (self.have, self.damage) = (have, Dirty::All);
         let took = now.saturating_sub(started);
         let pause = (took * STORM_READ_SHARE).clamp(STORM_READ_EVERY, STORM_READ_AT_LATEST);

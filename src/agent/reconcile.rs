@@ -14,12 +14,14 @@ use super::status::{Board, Topic};
 use super::world::{Dirty, Own, World};
 use crate::files::EnvFiles;
 use crate::firewall::obstacles::OnHost;
+use crate::heap;
 use crate::kernel::{Event, Kernel, KernelError};
 use crate::model::kernel_state::Found;
 use crate::model::lease_set::{Change, Moment};
 use crate::model::mirror::Noticed;
-use crate::model::plan::{Key, Plan, Step};
+use crate::model::plan::{Key, Op, Plan, Step};
 use crate::model::subnet::SubnetKey;
+use std::collections::BTreeMap;
 use std::convert::Infallible;
 use std::net::Ipv4Addr;
 use std::rc::Rc;
@@ -61,9 +63,9 @@ impl<K: Kernel> Reconciler<K> {
             tokio::select! {
                 biased;
                 Some(first) = news.recv() => {
-                    self.take(first, &mut progress.news);
+                    self.take(first, &mut progress);
                     while let Ok(more) = news.try_recv() {
-                        self.take(more, &mut progress.news);
+                        self.take(more, &mut progress);
                     }
                 }
                 () = self.kernel.changed() => {}
@@ -102,19 +104,23 @@ impl<K: Kernel> Reconciler<K> {
         });
         self.env.notify(Notice::Alive);
         self.tell_readiness(progress);
+        if std::mem::take(&mut progress.was_large) {
+            heap::trim();
+        }
     }
 
     /// Takes in what the store says.
-    fn take(&mut self, news: News, dirty: &mut Dirty) {
+    fn take(&mut self, news: News, progress: &mut Progress) {
         let own = SubnetKey::v4(self.world.own().subnet).to_string();
         let now = self.env.now();
         match news {
             News::OtherHistory => self.world.doubt_next_list(),
             News::All(snapshot) => {
-                let record = snapshot.records.iter().find(|record| record.name == own).cloned();
+                let record = snapshot.records.iter().find(|record| *record.name == own).cloned();
                 self.sightings.send_replace(Some(Sighting { revision: snapshot.revision, record }));
                 tracing::info!(leases = snapshot.records.len(), revision = snapshot.revision, "leases listed");
-                dirty.merge(self.world.set_leases(snapshot.revision, snapshot.records, now));
+                progress.was_large |= snapshot.records.len() >= heap::MANY;
+                progress.news.merge(self.world.set_leases(snapshot.revision, snapshot.records, now));
             }
             News::Some(changes) => {
                 if self.board.read().lease_ends.is_some_and(|end| now >= end) {
@@ -122,17 +128,17 @@ impl<K: Kernel> Reconciler<K> {
                 }
                 for change in &changes.changes {
                     match change {
-                        Change::Put(record) if record.name == own => {
+                        Change::Put(record) if *record.name == own => {
                             let sighting = Sighting { revision: changes.revision, record: Some(record.clone()) };
                             self.sightings.send_replace(Some(sighting));
                         }
-                        Change::Delete { name, revision } if *name == own => {
+                        Change::Delete { name, revision } if **name == own => {
                             self.sightings.send_replace(Some(Sighting { revision: *revision, record: None }));
                         }
                         _ => {}
                     }
                 }
-                dirty.merge(self.world.change_leases(changes.revision, changes.changes, now));
+                progress.news.merge(self.world.change_leases(changes.revision, changes.changes, now));
             }
         }
     }
@@ -315,27 +321,31 @@ impl<K: Kernel> Reconciler<K> {
     /// Applies steps and keeps `have` in step with what was done.
     async fn execute(&mut self, steps: &[&Step], progress: &mut Progress) {
         let started = self.env.now();
-        let ops: Vec<_> = steps.iter().map(|step| step.op.clone()).collect();
-        let results = self.kernel.apply(&self.world.scope(), &ops).await;
+        let refusals = self.apply(steps).await;
         let now = self.env.now();
         let repairs: Vec<bool> = steps.iter().map(|step| self.is_repair(step, progress)).collect();
-        let mut tried = Vec::with_capacity(steps.len());
-        for ((step, result), repair) in steps.iter().zip(&results).zip(repairs) {
-            let refusal = result.as_ref().err().map(|error| error.reason.as_str());
-            tried.push(Tried { op: &step.op, refusal, repair });
-            if refusal.is_none() {
-                progress.have.apply(&step.op, 0);
-            }
+        for (_, step) in steps.iter().enumerate().filter(|(at, _)| !refusals.contains_key(at)) {
+            progress.have.apply(&step.op, 0);
         }
-        progress.retries.tried(&tried, &self.env);
-        let failures = tried.iter().filter(|tried| tried.refusal.is_some()).count();
+        if steps.len() >= heap::MANY {
+            progress.have.compact();
+            progress.was_large = true;
+        }
+        if !(refusals.is_empty() && progress.retries.is_empty()) {
+            let tried = steps.iter().zip(&repairs).enumerate().map(|(at, (step, repair))| {
+                let refusal = refusals.get(&at).map(|error| error.reason.as_str());
+                Tried { op: &step.op, refusal, repair: *repair }
+            });
+            progress.retries.tried(&tried.collect::<Vec<_>>(), &self.env);
+        }
+        let failures = refusals.len();
         if failures > 0 {
             // What they left behind is not known: by the time of the next attempt it is.
             progress.read_soon(progress.retries.next().unwrap_or(now));
         }
         let done = |repair: bool| {
-            let picked = steps.iter().zip(&tried).filter(move |(_, t)| t.refusal.is_none() && t.repair == repair);
-            picked.map(|(step, _)| *step).collect::<Vec<&Step>>()
+            let done = steps.iter().zip(&repairs).enumerate().filter(|(at, _)| !refusals.contains_key(at));
+            done.filter(|(_, (_, is_repair))| **is_repair == repair).map(|(_, (step, _))| *step).collect::<Vec<&Step>>()
         };
         let (changes, repairs) = (done(false), done(true));
         self.board.update(|status| {
@@ -346,10 +356,21 @@ impl<K: Kernel> Reconciler<K> {
         progress.fights.repaired(repairs.iter().map(|step| &step.op), now);
         report::log("", &changes, now.saturating_sub(started));
         report::log("repaired: ", &repairs, now.saturating_sub(progress.damaged_at));
-        if results.iter().flat_map(|result| result.as_ref().err()).any(KernelError::device_is_out) {
+        if refusals.values().any(KernelError::device_is_out) {
             // Its end is reported after that of what it held.
             progress.read_soon(now);
         }
+    }
+
+    /// Has the kernel do some steps; gives those that it refuses, by their place.
+    async fn apply(&mut self, steps: &[&Step]) -> BTreeMap<usize, KernelError> {
+        let (scope, mut refusals) = (self.world.scope(), BTreeMap::new());
+        for (nth, part) in steps.chunks(heap::MANY).enumerate() {
+            let ops: Vec<Op> = part.iter().map(|step| step.op.clone()).collect();
+            let results = self.kernel.apply(&scope, &ops).await.into_iter().enumerate();
+            refusals.extend(results.filter_map(|(at, result)| Some((nth * heap::MANY + at, result.err()?))));
+        }
+        refusals
     }
 
     /// Whether a step makes good what somebody else did, not what the store or the host's interfaces ask for.

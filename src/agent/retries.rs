@@ -57,6 +57,11 @@ impl Retries {
         planned.into_iter().filter(waits).map(|(key, _)| key).collect()
     }
 
+    /// Whether nothing has failed.
+    pub fn is_empty(&self) -> bool {
+        self.failing.is_empty()
+    }
+
     /// A batch has been tried. A change of the device makes whatever failed before another matter.
     pub fn tried(&mut self, batch: &[Tried], env: &Env) {
         if batch.iter().any(|tried| tried.refusal.is_none() && tried.op.key() == Key::Device) {

@@ -4,9 +4,9 @@
 use crate::backend::{Backend, PeerEntries};
 use crate::model::docker;
 use crate::model::iface::{ExternalInterface, HostView};
-use crate::model::judge::{Facts, Peers, Tally, Verdict};
+use crate::model::judge::{Endpoint, Facts, Peers, Tally, Verdict};
 use crate::model::kernel_state::{Device, Route, Scope, Want};
-use crate::model::lease::{Record, Revision};
+use crate::model::lease::{Name, Record, Revision};
 use crate::model::lease_set::{Change, LeaseSet, Moment};
 use crate::model::links::Links;
 use crate::model::mac::VtepMac;
@@ -70,6 +70,14 @@ impl Dirty {
     }
 }
 
+/// How a peer is reached.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+struct Way {
+    endpoint: Endpoint,
+    /// The link that it is on, if that matters.
+    link: Option<u32>,
+}
+
 /// All facts of one host, and what follows from them.
 pub struct World {
     backend: Rc<dyn Backend>,
@@ -81,13 +89,14 @@ pub struct World {
     links: Links,
     leases: LeaseSet,
     peers: Peers,
-    entries: BTreeMap<String, PeerEntries>,
+    /// The peers for which entries are wanted.
+    wanted: BTreeMap<SubnetKey, Way>,
     /// How many peers have a tunnel endpoint with this MAC: a host with two subnets has one endpoint for both.
     fdb_users: BTreeMap<VtepMac, usize>,
     /// The refusals that have been logged.
-    refused: BTreeMap<String, String>,
+    refused: BTreeMap<Name, String>,
     /// The leases of other hosts with our public IP, and what to say of them.
-    doubles: BTreeMap<String, String>,
+    doubles: BTreeMap<Name, String>,
     /// The networks of other interfaces that have been warned of.
     wider: BTreeSet<(String, Ipv4Net)>,
     want: Want,
@@ -116,7 +125,7 @@ impl World {
             host,
             leases: LeaseSet::default(),
             peers: Peers::default(),
-            entries: BTreeMap::new(),
+            wanted: BTreeMap::new(),
             fdb_users: BTreeMap::new(),
             refused: BTreeMap::new(),
             doubles: BTreeMap::new(),
@@ -204,8 +213,8 @@ impl World {
     }
 
     /// The host's interfaces, or what it knows of itself, may have changed.
-    pub fn set_host(&mut self, own: Own, host: HostView) -> Dirty {
-        let links = host.links.outside(self.network);
+    pub fn set_host(&mut self, own: Own, mut host: HostView) -> Dirty {
+        let links = std::mem::take(&mut host.links).outside(self.network);
         let same_self = own == self.own && (links == self.links || !self.routes_directly());
         (self.own, self.host, self.links) = (own, host, links);
         if same_self && self.facts() == *self.peers.facts() {
@@ -254,7 +263,7 @@ impl World {
         SubnetKey::v4(self.own.subnet).to_string()
     }
 
-    fn update(&mut self, names: BTreeSet<String>) -> Dirty {
+    fn update(&mut self, names: BTreeSet<Name>) -> Dirty {
         let mut keys = BTreeSet::new();
         for name in names {
             let backend = self.backend.clone();
@@ -270,47 +279,55 @@ impl World {
         let own = backend.own_entries(&self.own.nic, self.own.subnet, self.own.mac);
         self.peers.rejudge(self.facts(), self.leases.records(), |lease| backend.read(lease));
         self.warn_of_wider_networks();
-        self.entries.clear();
+        self.tell_all();
+        self.wanted = self.peers.peers().map(|(key, endpoint)| (key, self.way_to(endpoint))).collect();
+        let entries: Vec<PeerEntries> =
+            self.wanted.iter().map(|(key, way)| backend.peer_entries(key.v4, way.endpoint, way.link)).collect();
         self.fdb_users.clear();
+        for (mac, _) in entries.iter().filter_map(|entries| entries.fdb) {
+            *self.fdb_users.entry(mac).or_default() += 1;
+        }
+        let dest = self.own.subnet.into();
+        let blackhole = self.blackhole.then(|| Route::blackhole(dest, BLACKHOLE_PROTOCOL));
+        let routes = entries.iter().map(|entries| entries.route).chain(blackhole);
         self.want = Want {
             device: Some(Device { tx_checksum_off: self.tx_checksum_off, ..own.device }),
             addresses: [own.address].into(),
+            neighbors: entries.iter().filter_map(|entries| entries.neighbor).collect(),
+            fdb: entries.iter().filter_map(|entries| entries.fdb).collect(),
+            routes: routes.map(|route| (route.dest, route)).collect(),
             peers_complete: self.leases.is_known(),
-            ..Want::default()
         };
-        if self.blackhole {
-            let dest = self.own.subnet.into();
-            self.want.routes.insert(dest, Route::blackhole(dest, BLACKHOLE_PROTOCOL));
-        }
-        let names = self.peers.verdicts().map(|(name, _)| name.clone()).collect();
-        self.follow(names, &mut BTreeSet::new());
     }
 
     /// Brings what is wanted for some keys in line with their verdicts; `keys` collects what that touches.
-    fn follow(&mut self, names: BTreeSet<String>, keys: &mut BTreeSet<Key>) {
+    fn follow(&mut self, names: BTreeSet<Name>, keys: &mut BTreeSet<Key>) {
         let mut demanded = Vec::new();
         for name in names {
             self.tell(&name);
-            let new = match (self.peers.verdict(&name), SubnetKey::parse(&name)) {
-                (Some(Verdict::Peer(endpoint)), Ok(key)) => {
-                    let link = self.links.of(endpoint.address).filter(|index| *index == self.own.nic.index);
-                    Some(self.backend.peer_entries(key.v4, *endpoint, link))
-                }
+            let Ok(key) = SubnetKey::parse(&name) else { continue };
+            let new = match self.peers.verdict(&name) {
+                Some(Verdict::Peer(endpoint)) => Some(self.way_to(endpoint)),
                 _ => None,
             };
-            if self.entries.get(&name) == new.as_ref() {
+            if self.wanted.get(&key) == new.as_ref() {
                 continue;
             }
-            if let Some(old) = self.entries.remove(&name) {
-                self.withdraw(old, keys);
+            if let Some(old) = self.wanted.remove(&key) {
+                self.withdraw(self.backend.peer_entries(key.v4, old.endpoint, old.link), keys);
             }
-            demanded.extend(new.map(|new| (name, new)));
+            demanded.extend(new.map(|new| (key, new)));
         }
         // Only now: what one key gives up another may take over.
-        for (name, new) in demanded {
-            self.demand(new, keys);
-            self.entries.insert(name, new);
+        for (key, new) in demanded {
+            self.demand(self.backend.peer_entries(key.v4, new.endpoint, new.link), keys);
+            self.wanted.insert(key, new);
         }
+    }
+
+    fn way_to(&self, endpoint: Endpoint) -> Way {
+        let link = self.links.of(endpoint.address).filter(|index| *index == self.own.nic.index);
+        Way { endpoint, link }
     }
 
     fn demand(&mut self, entries: PeerEntries, keys: &mut BTreeSet<Key>) {
@@ -359,14 +376,24 @@ impl World {
         self.wider = wider;
     }
 
+    /// Tells all that there may be to tell.
+    fn tell_all(&mut self) {
+        let known = self.refused.keys().chain(self.doubles.keys()).cloned();
+        let ours = self.own.nic.public_ip;
+        let has_our_ip = |record: &&Record| matches!(&record.content, Ok(lease) if lease.attrs.public_ip == ours);
+        let doubles = self.leases.records().filter(has_our_ip).map(|record| record.name.clone());
+        let names: BTreeSet<Name> = known.chain(doubles).chain(self.peers.refused()).collect();
+        names.iter().for_each(|name| self.tell(name));
+    }
+
     /// Logs each refusal once, and its end.
-    fn tell(&mut self, name: &str) {
+    fn tell(&mut self, name: &Name) {
         match self.double_of(name) {
-            Some(text) => drop(self.doubles.insert(name.to_owned(), text)),
+            Some(text) => drop(self.doubles.insert(name.clone(), text)),
             None => drop(self.doubles.remove(name)),
         }
         let refused = match self.peers.verdict(name) {
-            Some(Verdict::Refused(reason)) => Some(reason.clone()),
+            Some(Verdict::Refused(reason)) => Some(reason),
             _ => None,
         };
         if self.refused.get(name) == refused.as_ref() {
@@ -374,11 +401,11 @@ impl World {
         }
         match refused {
             Some(reason) => {
-                tracing::warn!(lease = name, "refused: {reason}");
-                self.refused.insert(name.to_owned(), reason);
+                tracing::warn!(lease = &**name, "refused: {reason}");
+                self.refused.insert(name.clone(), reason);
             }
             None => {
-                tracing::info!(lease = name, "no longer refused");
+                tracing::info!(lease = &**name, "no longer refused");
                 self.refused.remove(name);
             }
         }
@@ -387,10 +414,13 @@ impl World {
     /// What to say of a live lease that another host has with our public IP.
     fn double_of(&self, name: &str) -> Option<String> {
         let lease = self.leases.get(name)?.content.as_ref().ok()?;
+        let (ip, subnet) = (self.own.nic.public_ip, self.own.subnet);
+        if lease.attrs.public_ip != ip || lease.subnet.v4 == subnet {
+            return None;
+        }
         let mac = lease.attrs.vtep_mac().filter(|mac| *mac != self.own.mac)?;
         let lives = lease.lease_id.is_some() && !self.leases.is_held(name);
-        let (ip, subnet) = (self.own.nic.public_ip, self.own.subnet);
-        (lives && lease.attrs.public_ip == ip && lease.subnet.v4 != subnet).then(|| {
+        lives.then(|| {
             let own = self.own.mac;
             format!(
                 "another host has our public IP {ip}: its MAC is {mac}, its subnet {}; ours are {own} and {subnet}: give \

@@ -2,11 +2,12 @@
 //! address to its MAC), an FDB entry (its MAC to its underlay address) and a route to its subnet.
 
 use super::{Backend, OwnEntries, PeerEntries};
+use crate::model::backend_data::VxlanData;
 use crate::model::go_json::GoObject;
 use crate::model::iface::ExternalInterface;
 use crate::model::judge::{Endpoint, Reading};
 use crate::model::kernel_state::{Device, Have, Oif, Route, Vxlan as VxlanParams};
-use crate::model::lease::{Lease, LeaseAttrs, Record, Revision, VxlanData};
+use crate::model::lease::{Lease, LeaseAttrs, Record, Revision};
 use crate::model::mac::VtepMac;
 use crate::model::subnet::SubnetKey;
 use ipnet::{IpNet, Ipv4Net};
@@ -122,7 +123,7 @@ impl Backend for Vxlan {
                 Some(_) => Reading::Bad("BackendData is missing: the VtepMAC is not known".into()),
             };
         };
-        match VxlanData::from_json(data) {
+        match data.vxlan() {
             Err(reason) => Reading::Bad(reason),
             Ok(VxlanData { vni: Some(vni), .. }) if vni != self.vni => {
                 Reading::Bad(format!("its VNI {vni} is not ours, {}", self.vni))
@@ -143,7 +144,7 @@ impl Backend for Vxlan {
             }
             let (subnet, attrs) = (SubnetKey::v4(subnet), self.attrs(address, mac));
             let content = Ok(Lease { subnet, attrs, lease_id: None, created: Revision::MAX, modified: 0 });
-            Some(Record { name: subnet.to_string(), content })
+            Some(Record { name: subnet.to_string().into(), content })
         };
         routes.filter_map(lease).collect()
     }

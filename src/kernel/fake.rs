@@ -3,7 +3,7 @@
 
 use super::{Event, Kernel, KernelError};
 use crate::model::iface::{HostView, Interface, InterfaceAddress, WayOut};
-use crate::model::kernel_state::{Device, Found, Have, Oif, Scope};
+use crate::model::kernel_state::{Found, Have, Oif, Scope};
 use crate::model::mirror::Observed;
 use crate::model::plan::Op;
 use ipnet::IpNet;
@@ -221,7 +221,7 @@ fn refusal(have: &Have, op: &Op) -> Option<i32> {
         Op::AddAddress(_) | Op::SetNeighbor(..) | Op::SetFdb(..) => missing.then_some(ENODEV),
         Op::AddRoute(route) | Op::ReplaceRoute(route) if route.oif == Oif::Ours && missing => Some(ENODEV),
         Op::AddRoute(route) => {
-            let rivals = have.routes.get(&route.dest).map(Vec::as_slice).unwrap_or_default();
+            let rivals = have.routes.get(&route.dest).map_or(&[][..], |routes| routes);
             rivals.iter().any(|rival| rival.metric == route.metric).then_some(EEXIST)
         }
         Op::DeleteDevice(_)
@@ -262,7 +262,7 @@ fn is_about_another_device(have: &Have, op: &Op) -> bool {
 fn as_made(op: &Op) -> Op {
     match op {
         Op::CreateDevice(device) if device.vxlan.port == 0 => {
-            let mut device: Device = device.clone();
+            let mut device = device.clone();
             device.vxlan.port = DEFAULT_PORT;
             Op::CreateDevice(device)
         }
@@ -350,7 +350,7 @@ impl Kernel for FakeKernel {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::model::kernel_state::{Route, Vxlan};
+    use crate::model::kernel_state::{Device, Few, Route, Vxlan};
     use crate::model::mac::VtepMac;
 
     fn scope() -> Scope {
@@ -389,10 +389,10 @@ mod tests {
         let ops = [
             Op::AddRoute(route()),
             Op::DeleteNeighbor("10.5.2.0".parse().unwrap()),
-            Op::ChangeDevice(FIRST_INDEX, device()),
-            Op::CreateDevice(device()),
-            Op::CreateDevice(device()),
-            Op::ChangeDevice(FIRST_INDEX, device()),
+            Op::ChangeDevice(FIRST_INDEX, device().into()),
+            Op::CreateDevice(device().into()),
+            Op::CreateDevice(device().into()),
+            Op::ChangeDevice(FIRST_INDEX, device().into()),
             Op::AddRoute(stray),
             Op::AddRoute(route()),
             Op::DeleteRoute(stray),
@@ -403,7 +403,7 @@ mod tests {
         assert_eq!(errnos, [ENODEV, 0, ENODEV, 0, EEXIST, 0, 0, EEXIST, 0, 0, 0]);
         assert_eq!(fake.applied(), 7);
         let have = fake.observe(&scope()).await.unwrap();
-        assert_eq!(have.routes.into_values().collect::<Vec<_>>(), [vec![route()]]);
+        assert_eq!(have.routes.into_values().collect::<Vec<_>>(), [Few::from([route()])]);
         assert!(matches!(have.device, Some(Found::Vxlan(_, device)) if device.vxlan.port == DEFAULT_PORT));
     }
 
@@ -413,7 +413,7 @@ mod tests {
         let handle = fake.clone();
         handle.fail_next(|op| matches!(op, Op::AddRoute(_)), 12, 1);
         handle.fail_next_reads(105, 1);
-        let ops = [Op::CreateDevice(device()), Op::AddRoute(route()), Op::AddRoute(route())];
+        let ops = [Op::CreateDevice(device().into()), Op::AddRoute(route()), Op::AddRoute(route())];
         assert_eq!(errnos(fake.apply(&scope(), &ops).await), [0, 12, 0]);
         assert_eq!(fake.observe(&scope()).await.unwrap_err().errno, 105);
         handle.lose_device("flannel.1");
@@ -424,7 +424,7 @@ mod tests {
     #[tokio::test]
     async fn our_device_is_an_interface_of_the_host() {
         let mut fake = FakeKernel::default();
-        let ops = [Op::CreateDevice(device()), Op::AddAddress("10.5.2.0/32".parse().unwrap())];
+        let ops = [Op::CreateDevice(device().into()), Op::AddAddress("10.5.2.0/32".parse().unwrap())];
         assert_eq!(errnos(fake.apply(&scope(), &ops).await), [0, 0]);
         assert_eq!(fake.host().await.unwrap().interfaces.len(), 1);
         assert_eq!(

@@ -1,11 +1,11 @@
 //! What the kernel reports by itself: changes of links, addresses, neighbours, FDB entries and routes.
 
+use super::socket::enlarge_receive_buffer;
 use super::wire::{Kind, frames};
 use super::{Event, KernelError, decode};
 use crate::model::kernel_state::Scope;
 use crate::model::mirror::Observed;
 use nix::libc;
-use nix::sys::socket::{setsockopt, sockopt};
 use rtnetlink::packet_core::{NLM_F_REPLACE, NetlinkMessage, NetlinkPayload};
 use rtnetlink::packet_route::AddressFamily;
 use rtnetlink::packet_route::RouteNetlinkMessage as Message;
@@ -89,8 +89,7 @@ fn open() -> io::Result<TokioSocket> {
     let mut socket = TokioSocket::new(NETLINK_ROUTE)?;
     let inner = socket.socket_mut();
     inner.bind_auto()?;
-    setsockopt(inner, sockopt::RcvBufForce, &RECEIVE_BUFFER)
-        .or_else(|_| setsockopt(inner, sockopt::RcvBuf, &RECEIVE_BUFFER))?;
+    enlarge_receive_buffer(inner, RECEIVE_BUFFER);
     for group in GROUPS {
         inner.add_membership(group)?;
     }

@@ -1,8 +1,8 @@
 //! The real kernel.
 
 use super::listener::Listener;
-use super::socket::NetlinkSocket;
-use super::wire::Refusal;
+use super::socket::{NetlinkSocket, object};
+use super::wire::{Frame, Refusal};
 use super::{Event, Kernel, KernelError, decode, encode, ethtool, sysctl};
 use crate::model::iface::{HostView, InterfaceAddress, WayOut};
 use crate::model::kernel_state::{Device, Found, Have, Oif, Scope};
@@ -43,9 +43,13 @@ impl NetlinkKernel {
         }
     }
 
-    /// Table main of one family; empty while there is no such table.
-    async fn routes(&mut self, family: AddressFamily) -> Result<Vec<Message>, KernelError> {
-        match self.socket.dump("dump routes", encode::dump_routes(family)).await {
+    /// What `pick` makes of table main of one family; nothing while there is no such table.
+    async fn routes<T>(
+        &mut self,
+        family: AddressFamily,
+        pick: impl Fn(Frame) -> Option<T>,
+    ) -> Result<Vec<T>, KernelError> {
+        match self.socket.dump("dump routes", encode::dump_routes(family), pick).await {
             Err(error) if error.errno == ENOENT => Ok(Vec::new()),
             result => result,
         }
@@ -53,23 +57,24 @@ impl NetlinkKernel {
 
     /// What the device holds.
     async fn read_device(&mut self, index: u32, have: &mut Have) -> Result<(), KernelError> {
-        for message in self.socket.dump("dump addresses", encode::dump_addresses(index)).await? {
-            if let Message::NewAddress(address) = message {
-                have.addresses.extend(decode::device_address(&address, index));
-            }
-        }
-        for message in self.socket.dump("dump neighbours", encode::dump_neighbors(index)).await? {
-            if let Message::NewNeighbour(neighbor) = message {
-                let found = decode::neighbor(&neighbor, index);
-                have.neighbors.extend(found.and_then(|(ip, neighbor)| Some((ip, neighbor?))));
-            }
-        }
-        for message in self.socket.dump("dump FDB", encode::dump_fdb(index)).await? {
-            if let Message::NewNeighbour(entry) = message
-                && let Some((mac, dst)) = decode::fdb_entry(&entry, index)
-            {
-                have.fdb.entry(mac).or_default().extend(dst);
-            }
+        let address = |frame: Frame| match object(frame)? {
+            Message::NewAddress(address) => decode::device_address(&address, index),
+            _ => None,
+        };
+        let neighbor = |frame: Frame| match object(frame)? {
+            Message::NewNeighbour(neighbor) => decode::neighbor(&neighbor, index),
+            _ => None,
+        };
+        let entry = |frame: Frame| match object(frame)? {
+            Message::NewNeighbour(entry) => decode::fdb_entry(&entry, index),
+            _ => None,
+        };
+        let addresses = self.socket.dump("dump addresses", encode::dump_addresses(index), address).await?;
+        have.addresses.extend(addresses);
+        let neighbors = self.socket.dump("dump neighbours", encode::dump_neighbors(index), neighbor).await?;
+        have.neighbors = neighbors.into_iter().filter_map(|(ip, neighbor)| Some((ip, neighbor?))).collect();
+        for (mac, dst) in self.socket.dump("dump FDB", encode::dump_fdb(index), entry).await? {
+            have.fdb.entry(mac).or_default().extend(dst);
         }
         Ok(())
     }
@@ -82,14 +87,15 @@ impl NetlinkKernel {
             self.read_device(index, &mut have).await?;
         }
         for family in [AddressFamily::Inet, AddressFamily::Inet6] {
-            for message in self.routes(family).await? {
-                if let Message::NewRoute(message) = message
-                    && let Some(route) = decode::route(&message, family, index, scope)
-                {
-                    have.routes.entry(route.dest).or_default().push(route);
-                }
+            let pick = |frame: Frame| match object(frame)? {
+                Message::NewRoute(message) => decode::route(&message, family, index, scope),
+                _ => None,
+            };
+            for route in self.routes(family, pick).await? {
+                have.routes.entry(route.dest).or_default().push(route);
             }
         }
+        have.compact();
         Ok(have)
     }
 
@@ -173,29 +179,31 @@ impl NetlinkKernel {
 impl Kernel for NetlinkKernel {
     async fn host(&mut self) -> Result<HostView, KernelError> {
         let mut host = HostView::default();
-        for message in self.socket.dump("dump interfaces", encode::dump_links()).await? {
-            if let Message::NewLink(link) = message {
-                host.interfaces.push(decode::interface(&link));
-            }
-        }
+        let interface = |frame: Frame| match object(frame)? {
+            Message::NewLink(link) => Some(decode::interface(&link)),
+            _ => None,
+        };
+        let address = |frame: Frame| match object(frame)? {
+            Message::NewAddress(message) => decode::interface_address(&message),
+            _ => None,
+        };
+        host.interfaces = self.socket.dump("dump interfaces", encode::dump_links(), interface).await?;
         let mut addresses: BTreeMap<u32, Vec<InterfaceAddress>> = BTreeMap::new();
-        for message in self.socket.dump("dump addresses", encode::dump_addresses(0)).await? {
-            if let Message::NewAddress(message) = message
-                && let Some((index, address)) = decode::interface_address(&message)
-            {
-                addresses.entry(index).or_default().push(address);
-            }
+        for (index, address) in self.socket.dump("dump addresses", encode::dump_addresses(0), address).await? {
+            addresses.entry(index).or_default().push(address);
         }
         for interface in &mut host.interfaces {
             interface.addresses = addresses.remove(&interface.index).unwrap_or_default();
         }
         let mut link_routes = Vec::new();
         for family in [AddressFamily::Inet, AddressFamily::Inet6] {
-            for message in self.routes(family).await? {
-                if let Message::NewRoute(route) = message {
-                    host.default_routes.extend(decode::default_routes(&route, family));
-                    link_routes.extend(decode::link_route(&route));
-                }
+            let looked_at = |frame: Frame| match object(frame)? {
+                Message::NewRoute(route) => Some((decode::default_routes(&route, family), decode::link_route(&route))),
+                _ => None,
+            };
+            for (default_routes, link_route) in self.routes(family, looked_at).await? {
+                host.default_routes.extend(default_routes);
+                link_routes.extend(link_route);
             }
         }
         host.default_routes.sort_by_key(|route| route.metric);

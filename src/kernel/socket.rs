@@ -16,7 +16,7 @@ use tokio::time::{Instant, sleep, timeout_at};
 
 /// Room for unread answers. One takes about 832 bytes of it; the kernel's default holds 256 of them.
 const RECEIVE_BUFFER: usize = 8 << 20;
-/// Most requests in one send. As many answers fit into the kernel's default receive buffer.
+/// Most requests in one send. If all are refused, as many answers fit into the kernel's default receive buffer.
 const BATCH_REQUESTS: usize = 200;
 /// Most bytes in one send but for the last request; a third of what the kernel's default send buffer takes.
 const BATCH_BYTES: usize = 64 << 10;
@@ -33,7 +33,7 @@ const DUMP_PAUSE: Duration = Duration::from_millis(2);
 pub struct Request {
     /// The message.
     pub message: RouteNetlinkMessage,
-    /// `NLM_F_CREATE` and the like; `NLM_F_REQUEST` and `NLM_F_ACK` are understood.
+    /// `NLM_F_CREATE` and the like; `NLM_F_REQUEST` is understood, and `NLM_F_ACK` is the socket's own business.
     pub flags: u16,
 }
 
@@ -69,8 +69,8 @@ impl Broken {
 }
 
 /// What a dump came to.
-enum Dumped {
-    Whole(Vec<RouteNetlinkMessage>),
+enum Dumped<T> {
+    Whole(Vec<T>),
     Interrupted,
     Refused(Refusal),
 }
@@ -88,14 +88,16 @@ impl NetlinkSocket {
         })
     }
 
-    /// Reads a whole table. A table that changed meanwhile is read again; `what` names it in the error.
-    pub async fn dump(
+    /// Reads a whole table and keeps what `pick` makes of its objects. A table that changed meanwhile is read again;
+    /// `what` names it in the error.
+    pub async fn dump<T>(
         &mut self,
         what: &str,
         message: RouteNetlinkMessage,
-    ) -> Result<Vec<RouteNetlinkMessage>, KernelError> {
+        pick: impl Fn(Frame) -> Option<T>,
+    ) -> Result<Vec<T>, KernelError> {
         for attempt in 1..=DUMP_ATTEMPTS {
-            match self.dump_once(&message).await.map_err(|broken| named(what, broken.refusal()))? {
+            match self.dump_once(&message, &pick).await.map_err(|broken| named(what, broken.refusal()))? {
                 Dumped::Whole(objects) => return Ok(objects),
                 Dumped::Interrupted => sleep(DUMP_PAUSE * attempt).await,
                 Dumped::Refused(refusal) => return Err(named(what, refusal)),
@@ -136,7 +138,11 @@ impl NetlinkSocket {
         self.batch([request]).await.pop().unwrap_or(Ok(()))
     }
 
-    async fn dump_once(&mut self, message: &RouteNetlinkMessage) -> Result<Dumped, Broken> {
+    async fn dump_once<T>(
+        &mut self,
+        message: &RouteNetlinkMessage,
+        pick: impl Fn(Frame) -> Option<T>,
+    ) -> Result<Dumped<T>, Broken> {
         self.begin()?;
         let sequence = self.push(message.clone(), NLM_F_DUMP);
         self.send().await?;
@@ -149,7 +155,7 @@ impl NetlinkSocket {
                 }
                 interrupted |= frame.flags & NLM_F_DUMP_INTR != 0;
                 match frame.kind() {
-                    Kind::Object => objects.extend(object(frame)),
+                    Kind::Object => objects.extend(pick(frame)),
                     Kind::Answer(outcome) | Kind::Done(outcome) => end = Some(outcome),
                     Kind::Noop => {}
                 }
@@ -190,24 +196,30 @@ impl NetlinkSocket {
     }
 
     /// Sends as many of `requests` as fit and appends one result for each of them, also when it fails.
+    ///
+    /// Only the last is to be acknowledged: the kernel works them off in their order, and tells of each that it refuses.
     async fn batch_once(
         &mut self,
         requests: &mut Peekable<impl Iterator<Item = Request>>,
         results: &mut Vec<Result<(), Refusal>>,
     ) -> Result<(), Broken> {
         self.begin()?;
-        let first = self.sequence.wrapping_add(1);
-        let mut answers = Vec::new();
-        while answers.len() < BATCH_REQUESTS
+        let (first, start) = (self.sequence.wrapping_add(1), results.len());
+        let mut last = 0;
+        while results.len() - start < BATCH_REQUESTS
             && self.output.len() < BATCH_BYTES
             && let Some(request) = requests.next()
         {
-            self.push(request.message, request.flags | NLM_F_ACK);
-            answers.push(None);
+            last = self.output.len();
+            self.push(request.message, request.flags);
+            results.push(Ok(()));
         }
-        let outcome = self.send_and_collect(first, &mut answers).await;
-        let unanswered = outcome.as_ref().err().map_or(Refusal::new(libc::EIO), Broken::refusal);
-        results.extend(answers.into_iter().map(|answer| answer.unwrap_or_else(|| Err(unanswered.clone()))));
+        self.demand_answer(last);
+        let outcome = self.send_and_collect(first, &mut results[start..]).await;
+        if let Err(broken) = &outcome {
+            let unknown = results[start..].iter_mut().filter(|result| result.is_ok());
+            unknown.for_each(|result| *result = Err(broken.refusal()));
+        }
         match outcome {
             // The kernel has executed them all the same, so those that follow can be done.
             Err(Broken::Io(error)) if error.raw_os_error() == Some(libc::ENOBUFS) => Ok(()),
@@ -215,20 +227,18 @@ impl NetlinkSocket {
         }
     }
 
-    async fn send_and_collect(
-        &mut self,
-        first: u32,
-        answers: &mut [Option<Result<(), Refusal>>],
-    ) -> Result<(), Broken> {
+    /// Sends, and puts refusals in the place of their results until the last request is answered.
+    async fn send_and_collect(&mut self, first: u32, results: &mut [Result<(), Refusal>]) -> Result<(), Broken> {
         self.send().await?;
         let deadline = Instant::now() + DEADLINE;
-        let mut missing = answers.len();
-        while missing > 0 {
+        let mut answered = false;
+        while !answered {
             self.receive(deadline, |frame| {
-                let slot = answers.get_mut(frame.sequence.wrapping_sub(first) as usize);
-                if let (Some(slot @ None), Kind::Answer(outcome)) = (slot, frame.kind()) {
-                    *slot = Some(outcome);
-                    missing -= 1;
+                let at = frame.sequence.wrapping_sub(first) as usize;
+                let is_last = at + 1 == results.len();
+                if let (Some(result), Kind::Answer(outcome)) = (results.get_mut(at), frame.kind()) {
+                    *result = outcome;
+                    answered |= is_last;
                 }
             })
             .await?;
@@ -260,6 +270,15 @@ impl NetlinkSocket {
         self.sequence
     }
 
+    /// Has the message that begins there answered also if it succeeds.
+    fn demand_answer(&mut self, start: usize) {
+        const FLAGS: usize = 6;
+        if let Some(flags) = self.output.get_mut(start + FLAGS..start + FLAGS + 2) {
+            let known = u16::from_ne_bytes([flags[0], flags[1]]);
+            flags.copy_from_slice(&(known | NLM_F_ACK).to_ne_bytes());
+        }
+    }
+
     async fn send(&mut self) -> Result<(), Broken> {
         self.socket.send(&self.output).await.map(drop).map_err(Broken::Io)
     }
@@ -284,7 +303,7 @@ impl AsFd for NetlinkSocket {
 
 /// The object in a message. One that cannot be decoded belongs to some exotic interface or route of somebody else,
 /// which must not keep us from seeing the rest.
-fn object(frame: Frame) -> Option<RouteNetlinkMessage> {
+pub fn object(frame: Frame) -> Option<RouteNetlinkMessage> {
     match NetlinkMessage::<RouteNetlinkMessage>::deserialize(frame.bytes) {
         Ok(NetlinkMessage { payload: NetlinkPayload::InnerMessage(message), .. }) => Some(message),
         Ok(_) => None,
@@ -306,23 +325,24 @@ fn open() -> io::Result<TokioSocket> {
     inner.connect(&SocketAddr::new(0, 0))?;
     // Without strict checking (before Linux 4.20) dumps are not filtered, without these acknowledgements (before 4.3
     // and 4.12) they are longer and explain nothing. All of that is coped with.
-    tolerate_unknown(inner.set_netlink_get_strict_chk(true))?;
-    tolerate_unknown(inner.set_cap_ack(true))?;
-    tolerate_unknown(inner.set_ext_ack(true))?;
-    enlarge_receive_buffer(inner)?;
+    do_without("NETLINK_GET_STRICT_CHK", inner.set_netlink_get_strict_chk(true));
+    do_without("NETLINK_CAP_ACK", inner.set_cap_ack(true));
+    do_without("NETLINK_EXT_ACK", inner.set_ext_ack(true));
+    enlarge_receive_buffer(inner, RECEIVE_BUFFER);
     Ok(socket)
 }
 
-fn tolerate_unknown(result: io::Result<()>) -> io::Result<()> {
-    match result {
-        Err(error) if error.raw_os_error() == Some(libc::ENOPROTOOPT) => Ok(()),
-        result => result,
+/// Whatever the reason is that the kernel refuses an option, there is a way without it.
+fn do_without(option: &str, result: io::Result<()>) {
+    if let Err(error) = result {
+        tracing::debug!("netlink without {option}: {error}");
     }
 }
 
-/// Beyond `net.core.rmem_max` if we may (`CAP_NET_ADMIN`), else as far as that.
-fn enlarge_receive_buffer(socket: &Socket) -> io::Result<()> {
-    setsockopt(socket, sockopt::RcvBufForce, &RECEIVE_BUFFER)
-        .or_else(|_| setsockopt(socket, sockopt::RcvBuf, &RECEIVE_BUFFER))
-        .map_err(io::Error::from)
+/// Beyond `net.core.rmem_max` if we may (`CAP_NET_ADMIN`), else as far as that. A small one loses answers and reports,
+/// which is noticed and made good.
+pub(super) fn enlarge_receive_buffer(socket: &Socket, size: usize) {
+    let forced = setsockopt(socket, sockopt::RcvBufForce, &size);
+    let enlarged = forced.or_else(|_| setsockopt(socket, sockopt::RcvBuf, &size));
+    do_without("a large receive buffer", enlarged.map_err(io::Error::from));
 }

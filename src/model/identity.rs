@@ -163,7 +163,7 @@ impl Me {
     fn reclaim(&self, records: &[Record], InUse { subnet, created }: InUse) -> Claim {
         let is_adopted = |lease: &Lease| lease.created == created && self.has_our_ip(lease) && !self.is_rival(lease);
         let key = SubnetKey::v4(subnet).to_string();
-        let same = records.iter().find(|record| record.name == key);
+        let same = records.iter().find(|record| *record.name == *key);
         match same.map(|record| (&record.content, record)) {
             Some((Ok(lease), _)) if self.surely_owns(lease) => Claim::Keep(lease.clone()),
             Some((Ok(lease), _)) if is_adopted(lease) => Claim::Reclaim(lease.clone()),

@@ -4,7 +4,7 @@
 //! two that exclude each other the one with the older key wins, whatever becomes of it otherwise. So a verdict
 //! depends on few other leases, and [`Peers::update`] says which verdicts a change may have touched.
 
-use super::lease::{Lease, Record, Revision};
+use super::lease::{Lease, Name, Record, Revision};
 use super::mac::VtepMac;
 use super::subnet::SubnetKey;
 use ipnet::{IpNet, Ipv4Net};
@@ -96,13 +96,21 @@ impl Tally {
 #[derive(Debug, Default)]
 pub struct Peers {
     facts: Facts,
-    verdicts: BTreeMap<String, Verdict>,
-    tally: Tally,
     /// The leases that pass alone, and so take part in conflicts.
     fit: BTreeMap<SubnetKey, Fit>,
-    by_mac: BTreeMap<VtepMac, BTreeSet<SubnetKey>>,
-    by_address: BTreeMap<Ipv4Addr, BTreeSet<SubnetKey>>,
+    /// Why some of them are refused all the same.
+    conflicts: BTreeMap<SubnetKey, String>,
+    /// What became of the others.
+    unfit: BTreeMap<Name, Verdict>,
+    by_mac: BTreeSet<(VtepMac, SubnetKey)>,
+    by_address: BTreeSet<(Ipv4Addr, SubnetKey)>,
+    /// How many fit ones have a prefix of this length: of hardly any length are there some.
+    lengths: BTreeMap<u8, usize>,
+    tally: Tally,
 }
+
+/// The least of all keys.
+const FIRST: SubnetKey = SubnetKey { v4: Ipv4Net::new_assert(Ipv4Addr::UNSPECIFIED, 0), v6: None };
 
 #[derive(Debug, Clone, Copy)]
 struct Fit {
@@ -119,11 +127,20 @@ impl Peers {
         read: impl Fn(&Lease) -> Reading,
     ) {
         *self = Peers { facts, ..Peers::default() };
+        let mut all = Vec::new();
         for record in records {
-            self.admit(record, &read);
+            match self.alone(record, &read) {
+                Ok(fit) => all.push(fit),
+                Err(verdict) => self.set_unfit(record.name.clone(), verdict),
+            }
         }
-        let all: Vec<SubnetKey> = self.fit.keys().copied().collect();
-        all.into_iter().for_each(|key| self.settle(key));
+        // From sorted lists the maps are built faster and denser.
+        self.by_mac = all.iter().filter_map(|(key, fit)| Some((fit.endpoint.mac?, *key))).collect();
+        self.by_address = all.iter().map(|(key, fit)| (fit.endpoint.address, *key)).collect();
+        all.iter().for_each(|(key, _)| *self.lengths.entry(key.v4.prefix_len()).or_default() += 1);
+        let keys: Vec<SubnetKey> = all.iter().map(|(key, _)| *key).collect();
+        self.fit = all.into_iter().collect();
+        keys.into_iter().for_each(|key| self.settle(key));
     }
 
     /// What it judges by.
@@ -132,79 +149,81 @@ impl Peers {
     }
 
     /// Takes in that the key `name` now has this record, or none; returns all names whose verdict may differ now.
-    pub fn update(
-        &mut self,
-        name: &str,
-        record: Option<&Record>,
-        read: impl Fn(&Lease) -> Reading,
-    ) -> BTreeSet<String> {
+    pub fn update(&mut self, name: &str, record: Option<&Record>, read: impl Fn(&Lease) -> Reading) -> BTreeSet<Name> {
         let mut touched = BTreeSet::new();
         if let Ok(key) = SubnetKey::parse(name)
             && let Some(old) = self.remove(&key)
         {
             touched.extend(self.rivals(&key, old.endpoint));
         }
-        self.forget_verdict(name);
-        if let Some(record) = record {
-            self.admit(record, read);
-            if let Ok(key) = SubnetKey::parse(name)
-                && let Some(fit) = self.fit.get(&key).copied()
-            {
+        if let Some(old) = self.unfit.remove(name) {
+            *self.tally.of(&old) -= 1;
+        }
+        match record.map(|record| (record, self.alone(record, read))) {
+            Some((_, Ok((key, fit)))) => {
+                self.insert(key, fit);
                 touched.extend(self.rivals(&key, fit.endpoint));
                 touched.insert(key);
             }
+            Some((record, Err(verdict))) => self.set_unfit(record.name.clone(), verdict),
+            None => {}
         }
         touched.iter().for_each(|key| self.settle(*key));
-        touched.iter().map(SubnetKey::to_string).chain([name.to_owned()]).collect()
+        touched.iter().map(|key| key.to_string().into()).chain([name.into()]).collect()
     }
 
     /// What is to become of the lease with this name.
-    pub fn verdict(&self, name: &str) -> Option<&Verdict> {
-        self.verdicts.get(name)
+    pub fn verdict(&self, name: &str) -> Option<Verdict> {
+        if let Some(verdict) = self.unfit.get(name) {
+            return Some(verdict.clone());
+        }
+        let key = SubnetKey::parse(name).ok()?;
+        let fit = self.fit.get(&key)?;
+        Some(match self.conflicts.get(&key) {
+            Some(reason) => Verdict::Refused(reason.clone()),
+            None => Verdict::Peer(fit.endpoint),
+        })
+    }
+
+    /// The peers.
+    pub fn peers(&self) -> impl Iterator<Item = (SubnetKey, Endpoint)> + '_ {
+        let peers = self.fit.iter().filter(|(key, _)| !self.conflicts.contains_key(key));
+        peers.map(|(key, fit)| (*key, fit.endpoint))
+    }
+
+    /// The names of the leases that are refused.
+    pub fn refused(&self) -> impl Iterator<Item = Name> + '_ {
+        let unfit = self.unfit.iter().filter(|(_, verdict)| matches!(verdict, Verdict::Refused(_)));
+        unfit.map(|(name, _)| name.clone()).chain(self.conflicts.keys().map(|key| key.to_string().into()))
     }
 
     /// How many leases there are with each verdict.
     pub fn tally(&self) -> Tally {
-        self.tally
+        let conflicts = self.conflicts.len();
+        Tally { peers: self.fit.len() - conflicts, refused: self.tally.refused + conflicts, ..self.tally }
     }
 
-    /// All verdicts, by name.
-    pub fn verdicts(&self) -> impl Iterator<Item = (&String, &Verdict)> {
-        self.verdicts.iter()
-    }
-
-    /// Judges a record alone; one that passes takes part in conflicts from now on.
-    fn admit(&mut self, record: &Record, read: impl Fn(&Lease) -> Reading) {
-        let verdict = match &record.content {
-            Err(malformed) => Verdict::Refused(malformed.reason.clone()),
-            Ok(lease) if self.facts.own_subnet == Some(lease.subnet.v4) => Verdict::Own,
-            Ok(lease) => match read(lease) {
-                Reading::Pending => Verdict::Pending,
-                Reading::OtherBackend => Verdict::OtherBackend,
-                Reading::Bad(reason) => Verdict::Refused(reason),
-                Reading::Endpoint(endpoint) => match self.facts.objection(lease, endpoint) {
-                    Some(reason) => Verdict::Refused(reason),
-                    None => {
-                        self.insert(lease.subnet, Fit { endpoint, created: lease.created });
-                        Verdict::Peer(endpoint)
-                    }
-                },
-            },
+    /// Judges a record alone: one that passes takes part in conflicts.
+    fn alone(&self, record: &Record, read: impl Fn(&Lease) -> Reading) -> Result<(SubnetKey, Fit), Verdict> {
+        let lease = record.content.as_ref().map_err(|malformed| Verdict::Refused(malformed.reason.clone()))?;
+        if self.facts.own_subnet == Some(lease.subnet.v4) {
+            return Err(Verdict::Own);
+        }
+        let endpoint = match read(lease) {
+            Reading::Pending => return Err(Verdict::Pending),
+            Reading::OtherBackend => return Err(Verdict::OtherBackend),
+            Reading::Bad(reason) => return Err(Verdict::Refused(reason)),
+            Reading::Endpoint(endpoint) => endpoint,
         };
-        self.set_verdict(record.name.clone(), verdict);
+        match self.facts.objection(lease, endpoint) {
+            Some(reason) => Err(Verdict::Refused(reason)),
+            None => Ok((lease.subnet, Fit { endpoint, created: lease.created })),
+        }
     }
 
-    fn set_verdict(&mut self, name: String, verdict: Verdict) {
+    fn set_unfit(&mut self, name: Name, verdict: Verdict) {
         *self.tally.of(&verdict) += 1;
-        if let Some(old) = self.verdicts.insert(name, verdict) {
-            *self.tally.of(&old) -= 1;
-        }
-    }
-
-    fn forget_verdict(&mut self, name: &str) {
-        if let Some(old) = self.verdicts.remove(name) {
-            *self.tally.of(&old) -= 1;
-        }
+        self.unfit.insert(name, verdict);
     }
 
     /// Judges one that passes alone against the others.
@@ -212,32 +231,35 @@ impl Peers {
         let Some(fit) = self.fit.get(&key).copied() else { return };
         let older = |rival: &SubnetKey| self.fit.get(rival).is_some_and(|r| (r.created, rival) < (fit.created, &key));
         let rivals = self.rivals(&key, fit.endpoint);
-        let verdict = match rivals.iter().find(|rival| older(rival)) {
-            None => Verdict::Peer(fit.endpoint),
-            Some(rival) => Verdict::Refused(self.conflict(&key, fit.endpoint, rival)),
-        };
-        self.set_verdict(key.to_string(), verdict);
+        match rivals.iter().find(|rival| older(rival)) {
+            None => drop(self.conflicts.remove(&key)),
+            Some(rival) => {
+                let reason = self.conflict(&key, fit.endpoint, rival);
+                self.conflicts.insert(key, reason);
+            }
+        }
     }
 
     /// The leases that cannot be programmed beside a lease with this subnet and endpoint: those with its MAC and
     /// another address, those whose subnet overlaps, those of which one's subnet holds the other's address.
     fn rivals(&self, key: &SubnetKey, endpoint: Endpoint) -> BTreeSet<SubnetKey> {
-        let mut rivals = BTreeSet::new();
-        let same_mac = endpoint.mac.and_then(|mac| self.by_mac.get(&mac)).into_iter().flatten();
-        let elsewhere =
-            |other: &&SubnetKey| self.fit.get(*other).is_some_and(|f| f.endpoint.address != endpoint.address);
-        rivals.extend(same_mac.filter(elsewhere));
-        rivals.extend(self.within(key.v4));
-        for length in 0..=key.v4.prefix_len() {
-            rivals.extend(self.with_net(key.v4.addr(), length));
-        }
-        for length in 0..=32 {
-            rivals.extend(self.with_net(endpoint.address, length));
-        }
-        let addressed = self.by_address.range(key.v4.network()..=key.v4.broadcast());
-        rivals.extend(addressed.flat_map(|(_, keys)| keys));
-        rivals.remove(key);
-        rivals
+        let elsewhere = |other: &SubnetKey| self.fit.get(other).is_some_and(|f| f.endpoint.address != endpoint.address);
+        let same_mac = endpoint.mac.into_iter().flat_map(|mac| self.with_mac(mac)).filter(elsewhere);
+        let around = self.lengths.keys().filter(|length| **length <= key.v4.prefix_len());
+        let around = around.flat_map(|length| self.with_net(key.v4.addr(), *length));
+        let at_home = self.lengths.keys().flat_map(|length| self.with_net(endpoint.address, *length));
+        let rivals = same_mac.chain(self.within(key.v4)).chain(around).chain(at_home).chain(self.addressed(key.v4));
+        rivals.filter(|rival| rival != key).collect()
+    }
+
+    fn with_mac(&self, mac: VtepMac) -> impl Iterator<Item = SubnetKey> + '_ {
+        self.by_mac.range((mac, FIRST)..).take_while(move |(other, _)| *other == mac).map(|(_, key)| *key)
+    }
+
+    /// Those whose address lies in this network.
+    fn addressed(&self, net: Ipv4Net) -> impl Iterator<Item = SubnetKey> + '_ {
+        let from = (net.network(), FIRST);
+        self.by_address.range(from..).take_while(move |(address, _)| *address <= net.broadcast()).map(|(_, key)| *key)
     }
 
     fn within(&self, net: Ipv4Net) -> impl Iterator<Item = SubnetKey> + '_ {
@@ -267,29 +289,26 @@ impl Peers {
     }
 
     fn insert(&mut self, key: SubnetKey, fit: Fit) {
+        *self.lengths.entry(key.v4.prefix_len()).or_default() += 1;
+        self.by_address.insert((fit.endpoint.address, key));
+        self.by_mac.extend(fit.endpoint.mac.map(|mac| (mac, key)));
         self.fit.insert(key, fit);
-        self.by_address.entry(fit.endpoint.address).or_default().insert(key);
-        if let Some(mac) = fit.endpoint.mac {
-            self.by_mac.entry(mac).or_default().insert(key);
-        }
     }
 
     fn remove(&mut self, key: &SubnetKey) -> Option<Fit> {
         let fit = self.fit.remove(key)?;
-        forget(&mut self.by_address, &fit.endpoint.address, key);
+        self.conflicts.remove(key);
+        self.by_address.remove(&(fit.endpoint.address, *key));
         if let Some(mac) = fit.endpoint.mac {
-            forget(&mut self.by_mac, &mac, key);
+            self.by_mac.remove(&(mac, *key));
+        }
+        let length = key.v4.prefix_len();
+        let others = self.lengths.get(&length).map_or(0, |count| count.saturating_sub(1));
+        match others {
+            0 => drop(self.lengths.remove(&length)),
+            others => drop(self.lengths.insert(length, others)),
         }
         Some(fit)
-    }
-}
-
-fn forget<K: Ord>(index: &mut BTreeMap<K, BTreeSet<SubnetKey>>, at: &K, key: &SubnetKey) {
-    if let Some(keys) = index.get_mut(at) {
-        keys.remove(key);
-        if keys.is_empty() {
-            index.remove(at);
-        }
     }
 }
 

@@ -1,5 +1,6 @@
 use super::*;
-use crate::model::lease::{LeaseAttrs, VxlanData};
+use crate::model::backend_data::BackendData;
+use crate::model::lease::LeaseAttrs;
 use proptest::prelude::*;
 
 fn facts() -> Facts {
@@ -17,7 +18,7 @@ fn facts() -> Facts {
 }
 
 fn read(lease: &Lease) -> Reading {
-    match lease.attrs.backend_data.as_deref().map(VxlanData::from_json) {
+    match lease.attrs.backend_data.as_ref().map(BackendData::vxlan) {
         Some(Ok(data)) => Reading::Endpoint(Endpoint { address: lease.attrs.public_ip, mac: Some(data.mac) }),
         Some(Err(reason)) => Reading::Bad(reason),
         None => Reading::Pending,
@@ -40,6 +41,11 @@ fn judge(records: &[Record]) -> Peers {
     let mut peers = Peers::default();
     peers.rejudge(facts(), records.iter(), read);
     peers
+}
+
+fn verdicts(peers: &Peers) -> BTreeMap<Name, Verdict> {
+    let names = peers.fit.keys().map(|key| key.to_string().into()).chain(peers.unfit.keys().cloned());
+    names.map(|name: Name| (name.clone(), peers.verdict(&name).expect("a verdict"))).collect()
 }
 
 #[test]
@@ -118,7 +124,7 @@ fn of_two_that_exclude_each_other_the_older_wins_until_it_goes() {
 fn one_host_may_have_two_subnets() {
     let two = [2, 3].map(|i| record(&format!("10.5.{i}.0-24"), "192.168.0.2", "0e:00:00:00:00:02", i));
     let peers = judge(&two);
-    assert!(peers.verdicts().all(|(_, verdict)| matches!(verdict, Verdict::Peer(_))));
+    assert_eq!((peers.peers().count(), peers.tally().refused), (2, 0));
 }
 
 fn any_record() -> impl Strategy<Value = Record> {
@@ -137,10 +143,10 @@ fn any_record() -> impl Strategy<Value = Record> {
 proptest! {
     #[test]
     fn judging_change_by_change_is_judging_all(changes in prop::collection::vec((any_record(), any::<bool>()), 1..30)) {
-        let mut records: BTreeMap<String, Record> = BTreeMap::new();
+        let mut records: BTreeMap<Name, Record> = BTreeMap::new();
         let mut peers = judge(&[]);
         for (record, delete) in changes {
-            let before: BTreeMap<String, Verdict> = peers.verdicts().map(|(n, v)| (n.clone(), v.clone())).collect();
+            let before = verdicts(&peers);
             let name = record.name.clone();
             if delete {
                 records.remove(&name);
@@ -150,23 +156,21 @@ proptest! {
             let touched = peers.update(&name, records.get(&name), read);
             let all: Vec<Record> = records.values().cloned().collect();
             let afresh = judge(&all);
-            prop_assert_eq!(&peers.verdicts, &afresh.verdicts);
+            prop_assert_eq!(verdicts(&peers), verdicts(&afresh));
             prop_assert_eq!(peers.tally(), afresh.tally());
-            for name in before.keys().chain(afresh.verdicts.keys()) {
-                prop_assert!(before.get(name) == afresh.verdicts.get(name) || touched.contains(name), "{} untold", name);
+            let after = verdicts(&afresh);
+            for name in before.keys().chain(after.keys()) {
+                prop_assert!(before.get(name) == after.get(name) || touched.contains(name), "{} untold", name);
             }
         }
     }
 
     #[test]
     fn no_two_peers_exclude_each_other(records in prop::collection::vec(any_record(), 1..30)) {
-        let unique: BTreeMap<String, Record> = records.into_iter().map(|r| (r.name.clone(), r)).collect();
+        let unique: BTreeMap<Name, Record> = records.into_iter().map(|r| (r.name.clone(), r)).collect();
         let all: Vec<Record> = unique.into_values().collect();
         let peers = judge(&all);
-        let accepted: Vec<(Ipv4Net, Endpoint)> = peers.verdicts().filter_map(|(name, verdict)| match verdict {
-            Verdict::Peer(endpoint) => Some((SubnetKey::parse(name).unwrap().v4, *endpoint)),
-            _ => None,
-        }).collect();
+        let accepted: Vec<(Ipv4Net, Endpoint)> = peers.peers().map(|(key, endpoint)| (key.v4, endpoint)).collect();
         for (i, (net, endpoint)) in accepted.iter().enumerate() {
             for (other_net, other) in &accepted[i + 1..] {
                 prop_assert!(!net.contains(other_net) && !other_net.contains(net));

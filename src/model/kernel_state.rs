@@ -3,6 +3,7 @@
 
 use super::mac::VtepMac;
 use ipnet::{IpNet, Ipv4Net};
+use smallvec::SmallVec;
 use std::borrow::Cow;
 use std::collections::{BTreeMap, BTreeSet};
 use std::fmt;
@@ -194,6 +195,9 @@ pub struct Want {
     pub peers_complete: bool,
 }
 
+/// Several, but hardly ever more than one: that one lies in the list itself.
+pub type Few<T> = SmallVec<[T; 1]>;
+
 /// What the kernel holds, as far as it concerns us.
 #[derive(Debug, Clone, Default, PartialEq, Eq)]
 pub struct Have {
@@ -204,9 +208,9 @@ pub struct Have {
     /// All its neighbours.
     pub neighbors: BTreeMap<IpAddr, Neighbor>,
     /// All its permanent FDB entries.
-    pub fdb: BTreeMap<VtepMac, BTreeSet<IpAddr>>,
+    pub fdb: BTreeMap<VtepMac, Few<IpAddr>>,
     /// Routes in table main that leave by our device or lead into the overlay, by destination.
-    pub routes: BTreeMap<IpNet, Vec<Route>>,
+    pub routes: BTreeMap<IpNet, Few<Route>>,
 }
 
 impl Have {

@@ -1,12 +1,15 @@
 //! A lease: one host's subnet and how to reach it, as it stands in etcd.
 
+use super::backend_data::BackendData;
 use super::go_json::{GoObject, shorten};
 use super::mac::VtepMac;
 use super::subnet::{BadKey, SubnetKey};
 use ipnet::Ipv4Net;
+use std::borrow::Cow;
 use std::fmt;
 use std::net::{Ipv4Addr, Ipv6Addr};
 use std::num::NonZeroI64;
+use std::sync::Arc;
 
 /// A store's revision: grows with each change (etcd's `mod_revision` and `create_revision`).
 pub type Revision = i64;
@@ -43,11 +46,14 @@ pub struct Lease {
     pub modified: Revision,
 }
 
+/// The last segment of a key under `subnets/`, shared by all who know it.
+pub type Name = Arc<str>;
+
 /// A key under `subnets/` as it was read: a lease, or something that is none.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Record {
     /// The last segment of the key.
-    pub name: String,
+    pub name: Name,
     /// The lease, or why it is none.
     pub content: Result<Lease, Malformed>,
 }
@@ -72,7 +78,7 @@ impl Record {
             let attrs = LeaseAttrs::from_json(value).map_err(|reason| malformed(reason, Some(subnet.v4)))?;
             Ok(Lease { subnet, attrs, lease_id, created, modified })
         });
-        Record { name: name.to_owned(), content }
+        Record { name: name.into(), content }
     }
 
     /// A record of which only the subnet counts: nobody else may have it.
@@ -107,11 +113,11 @@ pub struct LeaseAttrs {
     /// The underlay IPv6 address of a dual-stack host.
     pub public_ipv6: Option<Ipv6Addr>,
     /// `vxlan`, `host-gw`, ...; empty for `alloc`.
-    pub backend_type: String,
-    /// The backend's own JSON for IPv4, compact.
-    pub backend_data: Option<Box<str>>,
-    /// The backend's own JSON for IPv6, compact.
-    pub backend_v6_data: Option<Box<str>>,
+    pub backend_type: Cow<'static, str>,
+    /// The backend's own JSON for IPv4.
+    pub backend_data: Option<BackendData>,
+    /// The backend's own JSON for IPv6.
+    pub backend_v6_data: Option<BackendData>,
 }
 
 impl LeaseAttrs {
@@ -124,11 +130,13 @@ impl LeaseAttrs {
         if object.has("PublicIP") && object.raw("PublicIP").is_none() {
             return Err("PublicIP is null, not an IPv4 address".into());
         }
-        let data = |name| object.raw(name).map(Box::from);
+        let kind: Option<String> = object.get("BackendType", "text")?;
+        let data = |name| object.raw(name).map(BackendData::from);
         Ok(LeaseAttrs {
             public_ip: object.get("PublicIP", "an IPv4 address")?.unwrap_or(Ipv4Addr::UNSPECIFIED),
             public_ipv6: object.get("PublicIPv6", "an IPv6 address")?,
-            backend_type: object.get("BackendType", "text")?.unwrap_or_default(),
+            // All have the same, as a rule.
+            backend_type: kind.map_or("".into(), |kind| if kind == "vxlan" { "vxlan".into() } else { kind.into() }),
             backend_data: data("BackendData"),
             backend_v6_data: data("BackendV6Data"),
         })
@@ -143,11 +151,11 @@ impl LeaseAttrs {
             None => text.push_str("null"),
         }
         if !self.backend_type.is_empty() {
-            text.push_str(&format!(",\"BackendType\":{}", serde_json::Value::from(self.backend_type.as_str())));
+            text.push_str(&format!(",\"BackendType\":{}", serde_json::Value::from(&*self.backend_type)));
         }
         for (name, data) in [("BackendData", &self.backend_data), ("BackendV6Data", &self.backend_v6_data)] {
             if let Some(data) = data {
-                text.push_str(&format!(",\"{name}\":{data}"));
+                text.push_str(&format!(",\"{name}\":{}", data.text()));
             }
         }
         text.push('}');
@@ -155,52 +163,24 @@ impl LeaseAttrs {
     }
 }
 
-/// What the VXLAN backend publishes of a host: `{"VNI":1,"VtepMAC":"c6:d2:32:6f:8f:44"}`.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub struct VxlanData {
-    /// VXLAN network identifier; absent in 0.7's form.
-    pub vni: Option<u32>,
-    /// MAC of the tunnel endpoint.
-    pub mac: VtepMac,
-}
-
-impl VxlanData {
-    /// Reads `BackendData`.
-    ///
-    /// # Errors
-    /// Says which member is missing or wrong.
-    pub fn from_json(text: &str) -> Result<Self, String> {
-        let object = GoObject::parse(text.as_bytes())
-            .map_err(|_| format!("BackendData is {}, not an object with a VtepMAC", shorten(text)))?;
-        let mac: String = object.get("VtepMAC", "a MAC address")?.ok_or("BackendData has no VtepMAC")?;
-        let mac = mac.parse().map_err(|e| format!("VtepMAC {e}"))?;
-        Ok(VxlanData { vni: object.get("VNI", "a VXLAN network identifier")?, mac })
-    }
-
-    /// The JSON that today's flannel writes.
-    pub fn to_json(&self) -> String {
-        let vni = self.vni.map(|vni| format!("\"VNI\":{vni},")).unwrap_or_default();
-        format!("{{{vni}\"VtepMAC\":\"{}\"}}", self.mac)
-    }
-}
-
 impl LeaseAttrs {
     /// The MAC of the host's VXLAN tunnel endpoint, if the lease has a readable one.
     pub fn vtep_mac(&self) -> Option<VtepMac> {
-        VxlanData::from_json(self.backend_data.as_deref()?).ok().map(|data| data.mac)
+        self.backend_data.as_ref()?.vxlan().ok().map(|data| data.mac)
     }
 }
 
 impl fmt::Display for LeaseAttrs {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        let data = self.backend_data.as_deref().unwrap_or("");
-        write!(f, "{} {} {}", self.public_ip, self.backend_type, shorten(data))
+        let data = self.backend_data.as_ref().map(BackendData::text).unwrap_or_default();
+        write!(f, "{} {} {}", self.public_ip, self.backend_type, shorten(&data))
     }
 }
 
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::model::backend_data::VxlanData;
     use proptest::prelude::*;
 
     const TODAY: &str = r#"{"PublicIP":"192.168.64.3","PublicIPv6":null,"BackendType":"vxlan","BackendData":{"VNI":1,"VtepMAC":"c6:d2:32:6f:8f:44"}}"#;
@@ -221,14 +201,14 @@ mod tests {
     fn the_form_of_0_7_is_read_and_written_in_todays() {
         let attrs = LeaseAttrs::from_json(OF_0_7.as_bytes()).unwrap();
         assert_eq!(attrs.public_ip, Ipv4Addr::new(172, 20, 0, 114));
-        assert_eq!(attrs.backend_data.as_deref(), Some(r#"{"VtepMAC":"56:27:7d:1c:08:22"}"#));
+        assert_eq!(attrs.backend_data, Some(r#"{"VtepMAC":"56:27:7d:1c:08:22"}"#.into()));
         assert!(attrs.to_json().contains(r#""PublicIPv6":null"#));
     }
 
     #[test]
     fn the_vtep_is_read_from_both_forms_and_written_in_todays() {
         let attrs = LeaseAttrs::from_json(TODAY.as_bytes()).unwrap();
-        let data = VxlanData::from_json(attrs.backend_data.as_deref().unwrap()).unwrap();
+        let data = attrs.backend_data.as_ref().unwrap().vxlan().unwrap();
         assert_eq!((data.vni, data.mac.to_string()), (Some(1), "c6:d2:32:6f:8f:44".into()));
         assert_eq!(Some(data.to_json().into()), attrs.backend_data);
         let old = LeaseAttrs::from_json(OF_0_7.as_bytes()).unwrap();
@@ -272,7 +252,7 @@ mod tests {
             let attrs = LeaseAttrs {
                 public_ip: ip.into(),
                 public_ipv6: v6.map(Ipv6Addr::from),
-                backend_type: kind,
+                backend_type: kind.into(),
                 backend_data: data.map(|n| format!("{{\"VNI\":{n}}}").into()),
                 backend_v6_data: None,
             };

@@ -3,11 +3,11 @@
 //! [`Plan::between`] compares everything; [`Plan::at`] compares only some keys, so that one peer's event costs one
 //! peer's work. Both ask the same per-key questions, so both come to the same answer for the same key.
 
-use super::kernel_state::{Device, Found, Have, Oif, PROTOCOL_KERNEL, Route, Scope, Want};
+use super::kernel_state::{Device, Few, Found, Have, Oif, PROTOCOL_KERNEL, Route, Scope, Want};
 use super::mac::VtepMac;
 use ipnet::IpNet;
 use std::borrow::Cow;
-use std::collections::{BTreeMap, BTreeSet};
+use std::collections::BTreeMap;
 use std::fmt;
 use std::net::IpAddr;
 
@@ -17,9 +17,9 @@ pub enum Op {
     /// Remove the device with this index that stands in our device's place.
     DeleteDevice(u32),
     /// Make our device and bring it up.
-    CreateDevice(Device),
+    CreateDevice(Box<Device>),
     /// Change the device with this index in place.
-    ChangeDevice(u32, Device),
+    ChangeDevice(u32, Box<Device>),
     /// Put an address on our device.
     AddAddress(IpNet),
     /// Take an address from our device.
@@ -164,7 +164,9 @@ impl<'a> Differ<'a> {
     }
 
     fn plan(self) -> Plan {
-        Plan { steps: self.steps.into_iter().flatten().collect() }
+        let mut steps = Vec::with_capacity(self.steps.iter().map(Vec::len).sum());
+        self.steps.into_iter().for_each(|phase| steps.extend(phase));
+        Plan { steps }
     }
 
     fn push(&mut self, phase: Phase, op: Op, why: impl Into<Cow<'static, str>>) {
@@ -191,7 +193,7 @@ impl<'a> Differ<'a> {
         match &self.have.device {
             None => {
                 self.replaced = true;
-                self.push(Phase::Device, Op::CreateDevice(want.clone()), "missing");
+                self.push(Phase::Device, Op::CreateDevice(want.clone().into()), "missing");
             }
             Some(Found::Other(index, kind)) => {
                 self.replace_device(*index, format!("{} is a {kind} device, not VXLAN", want.name));
@@ -202,7 +204,7 @@ impl<'a> Differ<'a> {
                     let differences = changeable_differences(have, want);
                     if !differences.is_empty() {
                         self.flushed = have.mac != want.mac;
-                        self.push(Phase::Device, Op::ChangeDevice(*index, want.clone()), differences);
+                        self.push(Phase::Device, Op::ChangeDevice(*index, want.clone().into()), differences);
                     }
                 }
             },
@@ -213,7 +215,7 @@ impl<'a> Differ<'a> {
         self.replaced = true;
         self.push(Phase::Device, Op::DeleteDevice(index), why);
         if let Some(device) = &self.want.device {
-            self.push(Phase::Device, Op::CreateDevice(device.clone()), "replaced");
+            self.push(Phase::Device, Op::CreateDevice(device.clone().into()), "replaced");
         }
     }
 
@@ -264,9 +266,8 @@ impl<'a> Differ<'a> {
     }
 
     fn route(&mut self, dest: IpNet) {
-        let none = Vec::new();
-        let all = self.have.routes.get(&dest).unwrap_or(&none);
-        let have: Vec<&Route> = all.iter().filter(|route| !self.replaced || route.oif != Oif::Ours).collect();
+        let all = self.have.routes.get(&dest).map_or(&[][..], |routes| routes);
+        let have: Few<&Route> = all.iter().filter(|route| !self.replaced || route.oif != Oif::Ours).collect();
         let Some(want) = self.want.routes.get(&dest) else {
             if self.want.peers_complete {
                 for route in have.into_iter().filter(|route| self.scope.owns_route(route)) {
@@ -279,7 +280,7 @@ impl<'a> Differ<'a> {
         let present = have.iter().any(|route| is_as_wanted(route, want));
         let is_other = |route: &Route| !is_as_wanted(route, want) && (!present || !route.same_path(want));
         let is_stray = |route: &&Route| is_other(route) && (in_its_place(route) || self.scope.owns_route(route));
-        let strays: Vec<&Route> = have.iter().copied().filter(is_stray).collect();
+        let strays: Few<&Route> = have.iter().copied().filter(is_stray).collect();
         // To replace is to put ours in the place of the first with this metric, whosever it is.
         let mut in_the_way = have.iter().filter(|route| route.metric == want.metric);
         if let ([stray], Some(first), None) = (&strays[..], in_the_way.next(), in_the_way.next())
@@ -319,7 +320,7 @@ fn only_in<'m, K, V>(map: &'m BTreeMap<K, V>, other: impl Fn(&K) -> bool + 'm) -
 }
 
 /// Where an FDB entry points; one that is more than an address, or not permanent, has no addresses here.
-fn join(addresses: &BTreeSet<IpAddr>) -> String {
+fn join(addresses: &[IpAddr]) -> String {
     if addresses.is_empty() {
         return "something else than an address".to_owned();
     }

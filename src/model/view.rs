@@ -10,7 +10,7 @@
 //! - An answer from before the question was asked is no view of anything, until several agree.
 //! - Only a list moves on the point up to which all is known. What a watch claims about its progress is not used.
 
-use super::lease::{LeaseId, Record, Revision};
+use super::lease::{LeaseId, Name, Record, Revision};
 use super::lease_set::Change;
 use std::collections::{BTreeMap, HashMap};
 
@@ -60,9 +60,9 @@ pub struct View {
     base: Revision,
     /// The last change that was heard of.
     highest: Revision,
-    present: HashMap<String, Seen>,
+    present: HashMap<Name, Seen>,
     /// What was deleted after `base`, and when.
-    gone: HashMap<String, Revision>,
+    gone: HashMap<Name, Revision>,
     /// The last answer that was too old, and how many of them agree.
     behind: Option<(Revision, u32)>,
 }
@@ -118,11 +118,11 @@ impl View {
         match change {
             Change::Put(record) => {
                 self.gone.remove(name);
-                self.present.insert(name.to_owned(), seen(record));
+                self.present.insert(record.name.clone(), seen(record));
             }
-            Change::Delete { .. } => {
+            Change::Delete { name, .. } => {
                 self.present.remove(name);
-                self.gone.insert(name.to_owned(), revision);
+                self.gone.insert(name.clone(), revision);
             }
         }
         true
@@ -163,13 +163,13 @@ impl View {
     /// a missed change, so ask again after a while; to make it good early is no harm, since it is a step forward too,
     /// and will be dropped when the watch tells it.
     pub fn missed(&self, revision: Revision, records: &[Record]) -> Vec<Change> {
-        let listed: BTreeMap<&str, &Record> = records.iter().map(|record| (record.name.as_str(), record)).collect();
+        let listed: BTreeMap<&str, &Record> = records.iter().map(|record| (&*record.name, record)).collect();
         let is_later = |name: &str| self.last_change(name).is_some_and(|known| known > revision);
         let puts = listed.iter().filter(|(name, record)| {
             !is_later(name) && self.present.get(**name).is_none_or(|known| *known != seen(record))
         });
-        let mut deleted: Vec<&String> =
-            self.present.keys().filter(|name| !is_later(name) && !listed.contains_key(name.as_str())).collect();
+        let mut deleted: Vec<&Name> =
+            self.present.keys().filter(|name| !is_later(name) && !listed.contains_key(&***name)).collect();
         deleted.sort_unstable();
         let deletes = deleted.into_iter().map(|name| Change::Delete { name: name.clone(), revision });
         puts.map(|(_, record)| Change::Put((*record).clone())).chain(deletes).collect()

@@ -15,7 +15,7 @@ fn put(third: u8, revision: Revision) -> Change {
 }
 
 fn delete(third: u8, revision: Revision) -> Change {
-    Change::Delete { name: name(third), revision }
+    Change::Delete { name: name(third).into(), revision }
 }
 
 /// Keys 1 and 2, last written at 8 and 9, listed at 10.

@@ -88,7 +88,7 @@ fn a_hundred_thousand_leases_are_listed_completely_in_few_calls() {
     let calls = etcd.calls_during(|| listed = Some(runtime.block_on(store.list()).expect("all leases")));
     println!("{COUNT} leases listed in {:.1?}: {calls:?}", began.elapsed());
 
-    let mut names: Vec<String> = listed.expect("a list").records.into_iter().map(|record| record.name).collect();
+    let mut names: Vec<_> = listed.expect("a list").records.into_iter().map(|record| record.name).collect();
     assert!(names.is_sorted());
     names.dedup();
     assert_eq!(names.len(), COUNT as usize);

@@ -27,6 +27,7 @@ mod kube_proxy;
 mod lease;
 mod neighbours;
 mod offload;
+mod old_kernel;
 mod outage;
 mod overrun;
 mod peers;

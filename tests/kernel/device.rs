@@ -53,7 +53,7 @@ fn a_new_device_has_every_parameter_and_reads_back_as_it_was_made() {
         v6.vxlan.local = Some(addr("fd31::1"));
         v6.mtu = 1430;
         for device in [usual, unusual, v6] {
-            lab.must(&[Op::CreateDevice(device.clone())]).await;
+            lab.must(&[Op::CreateDevice(device.clone().into())]).await;
             assert_eq!(seen("flannel.1"), expected(&device));
             assert_eq!(accept_ra("flannel.1").trim(), "0");
             assert!(!ip("addr show dev flannel.1").contains("inet"), "an address that nobody asked for");
@@ -99,7 +99,7 @@ fn parameters_change_in_place_and_nothing_on_the_device_is_lost() {
             let device = want.device.as_mut().expect("a device");
             change(device);
             let device = device.clone();
-            assert_eq!(lab.plan(&want).await, [Op::ChangeDevice(index, device.clone())]);
+            assert_eq!(lab.plan(&want).await, [Op::ChangeDevice(index, device.clone().into())]);
             lab.reach(&want).await;
             assert_eq!(seen("flannel.1"), expected(&device));
             let have = lab.have().await;
@@ -120,7 +120,7 @@ fn a_new_mac_flushes_the_neighbours_and_nothing_else() {
         let device = want.device.as_mut().expect("a device");
         device.mac = mac("0e:99:00:00:00:01");
         let device = device.clone();
-        lab.must(&[Op::ChangeDevice(index, device.clone())]).await;
+        lab.must(&[Op::ChangeDevice(index, device.clone().into())]).await;
         assert_eq!(seen("flannel.1"), expected(&device));
         let have = lab.have().await;
         assert!(have.neighbors.is_empty());
@@ -138,7 +138,7 @@ fn a_device_that_went_down_comes_up_and_gets_its_routes_back() {
         ip("link set flannel.1 down");
         assert_eq!(lab.have().await.routes.len(), 0);
         let index = lab.index().await;
-        lab.must(&[Op::ChangeDevice(index, lab.device())]).await;
+        lab.must(&[Op::ChangeDevice(index, lab.device().into())]).await;
         lab.reach(&want).await;
         assert_eq!(seen("flannel.1")["up"], true);
     });
@@ -197,7 +197,7 @@ fn a_foreign_group_and_an_underlay_of_ipv6_are_seen() {
         assert_eq!((device.vxlan.ttl, device.vxlan.learning, device.up), (3, true, false));
         let fdb = lab.have().await.fdb;
         // Its entry names the device below, so it is none that an operation of ours could have made or could delete.
-        assert_eq!(fdb[&mac("00:00:00:00:00:00")], [].into());
+        assert!(fdb[&mac("00:00:00:00:00:00")].is_empty());
         let want = lab.want();
         lab.reach(&want).await;
         assert_eq!(seen("flannel.1"), expected(&lab.device()));
@@ -210,17 +210,17 @@ fn refusals_say_why() {
         let index = lab.with_device().await;
         let mut twin = lab.device();
         twin.name = "flannel.2".to_owned();
-        let results = lab.kernel.apply(&lab.scope.clone(), &[Op::CreateDevice(twin)]).await;
+        let results = lab.kernel.apply(&lab.scope.clone(), &[Op::CreateDevice(twin.into())]).await;
         let text = results[0].as_ref().expect_err("a second device with one VNI").to_string();
         assert!(text.contains("create device flannel.2") && text.contains("specified VNI already exists"), "{text}");
 
         let too_much = Device { mtu: 1501, ..lab.device() };
         let other_vni = Device { vxlan: Vxlan { vni: 5, ..lab.device().vxlan }, ..lab.device() };
         let ops = [
-            Op::CreateDevice(lab.device()),
-            Op::ChangeDevice(index, too_much),
-            Op::ChangeDevice(index, other_vni),
-            Op::ChangeDevice(index + 7, lab.device()),
+            Op::CreateDevice(lab.device().into()),
+            Op::ChangeDevice(index, too_much.into()),
+            Op::ChangeDevice(index, other_vni.into()),
+            Op::ChangeDevice(index + 7, lab.device().into()),
         ];
         assert_eq!(lab.try_all(&ops).await, [Err(EEXIST), Err(EINVAL), Err(EOPNOTSUPP), Err(ENODEV)]);
         assert_eq!(seen("flannel.1"), expected(&lab.device()), "refused changes change nothing");

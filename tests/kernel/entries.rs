@@ -74,7 +74,7 @@ fn fdb_entries_are_set_moved_and_deleted() {
                 let mut device = lab.device();
                 device.vxlan.local = Some(addr("fd31::1"));
                 let index = lab.index().await;
-                lab.must(&[Op::DeleteDevice(index), Op::CreateDevice(device)]).await;
+                lab.must(&[Op::DeleteDevice(index), Op::CreateDevice(device.into())]).await;
             }
             for dst in [first, second, second] {
                 lab.must(&[Op::SetFdb(mac(mac_text), addr(dst))]).await;
@@ -102,7 +102,7 @@ fn odd_fdb_entries_are_seen_and_put_right() {
         run("bridge", "fdb append 00:00:00:00:00:00 dev flannel.1 dst 172.31.0.3 self permanent");
         let (odd, zero) = (mac("0e:00:00:00:00:01"), mac("00:00:00:00:00:00"));
         let both = [addr("172.31.0.2"), addr("172.31.0.3")];
-        assert_eq!(lab.have().await.fdb, [(odd, [].into()), (zero, both.into())].into());
+        assert_eq!(lab.have().await.fdb, [(odd, Default::default()), (zero, both[..].into())].into());
         let dynamic = mac("0e:00:00:00:00:02");
         lab.must(&[Op::SetFdb(odd, both[0]), Op::SetFdb(dynamic, both[1]), Op::DeleteFdb(zero, both[0])]).await;
         let right = [(odd, [both[0]].into()), (zero, [both[1]].into()), (dynamic, [both[1]].into())];
@@ -155,16 +155,16 @@ fn routes_are_added_replaced_and_deleted() {
             assert_eq!((&seen[0]["dev"], &seen[0]["flags"]), (&json!("flannel.1"), &json!(["onlink"])));
             assert_eq!(seen[0]["gateway"], json!(ours.gateway));
             assert_eq!((&seen[0]["protocol"], &seen[0]["type"]), (&json!("123"), &json!("unicast")));
-            assert_eq!(lab.have().await.routes, [(ours.dest, vec![ours])].into());
+            assert_eq!(lab.have().await.routes, [(ours.dest, [ours].into())].into());
             assert_eq!(lab.try_all(&[Op::AddRoute(ours)]).await, [Err(EEXIST)]);
 
             let other = Route { gateway: Some(net(dest).hosts().nth(4).expect("a host")), protocol: 124, ..ours };
             lab.must(&[Op::ReplaceRoute(other)]).await;
-            assert_eq!(lab.have().await.routes, [(ours.dest, vec![other])].into());
+            assert_eq!(lab.have().await.routes, [(ours.dest, [other].into())].into());
             lab.must(&[Op::DeleteRoute(ours)]).await;
             assert_eq!(routes(dest).len(), 1, "another way to the same place is another route");
             lab.must(&[Op::DeleteRoute(other), Op::DeleteRoute(other), Op::ReplaceRoute(ours)]).await;
-            assert_eq!(lab.have().await.routes, [(ours.dest, vec![ours])].into());
+            assert_eq!(lab.have().await.routes, [(ours.dest, [ours].into())].into());
             lab.must(&[Op::DeleteRoute(Route { protocol: 7, ..ours })]).await;
             assert_eq!(routes(dest).len(), 0, "who installed it does not matter");
         }

@@ -71,7 +71,7 @@ impl Lab {
     /// Makes that device and gives its index.
     pub async fn with_device(&mut self) -> u32 {
         let device = self.device();
-        self.must(&[Op::CreateDevice(device)]).await;
+        self.must(&[Op::CreateDevice(device.into())]).await;
         self.index().await
     }
 

@@ -123,14 +123,14 @@ async fn damage_to_a_direct_route_is_repaired_and_a_strangers_route_stays() {
         cluster.assert_settled();
         let log = kernel.take_log();
         assert!(log.last().is_some_and(|last| last.to_string().contains(dest.to_string().as_str())), "{op}: {log:?}");
-        assert_eq!(kernel.have(DEVICE).routes[&dest], [before], "{what}");
+        assert_eq!(kernel.have(DEVICE).routes[&dest][..], [before], "{what}");
     }
     // One with the same path that another program has beside ours is its own.
     let mut beside = before;
     (beside.protocol, beside.metric) = (3, 50);
     kernel.disturb(DEVICE, |have| have.routes.get_mut(&dest).expect("it is there").push(beside));
     cluster.pass(mins(2)).await;
-    assert_eq!(kernel.have(DEVICE).routes[&dest], [before, beside]);
+    assert_eq!(kernel.have(DEVICE).routes[&dest][..], [before, beside]);
 }
 
 #[tokio::test(start_paused = true)]

@@ -197,7 +197,7 @@ async fn a_connected_network_in_a_peers_place_stays_and_is_reported() {
         metric: 0,
         protocol: 2,
     };
-    cluster[1].kernel.damage(DEVICE, |have| drop(have.routes.insert(connected.dest, vec![connected])));
+    cluster[1].kernel.damage(DEVICE, |have| drop(have.routes.insert(connected.dest, [connected].into())));
     cluster[1].kernel.fail_next(|op| matches!(op, Op::ReplaceRoute(_)), EEXIST, usize::MAX);
     put(&cluster, &guest);
     put(&cluster, &Peer::guest(202));

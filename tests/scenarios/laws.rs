@@ -42,7 +42,7 @@ fn as_wanted(want: &Want) -> Have {
         addresses: want.addresses.clone(),
         neighbors: want.neighbors.iter().map(|(ip, mac)| (*ip, permanent(mac))).collect(),
         fdb: want.fdb.iter().map(|(mac, dst)| (*mac, [*dst].into())).collect(),
-        routes: want.routes.iter().map(|(dest, route)| (*dest, vec![*route])).collect(),
+        routes: want.routes.iter().map(|(dest, route)| (*dest, [*route].into())).collect(),
     }
 }
 

@@ -13,7 +13,7 @@ fn lease_id(cluster: &Cluster, number: u8) -> Option<LeaseId> {
 fn record(cluster: &Cluster, number: u8) -> Option<(Option<LeaseId>, Revision)> {
     let key = cluster.lease(number)?.key();
     let records = cluster.store.snapshot().records;
-    let lease = records.into_iter().find(|record| record.name == key)?.content.ok()?;
+    let lease = records.into_iter().find(|record| *record.name == key)?.content.ok()?;
     Some((lease.lease_id, lease.modified))
 }
 

@@ -162,7 +162,7 @@ pub async fn what_is_no_lease_is_listed_all_the_same(lab: &impl Lab) {
         lab.put(name, "{");
     }
     let snapshot = store.list().await.unwrap();
-    assert_eq!(snapshot.records.iter().map(|record| record.name.as_str()).collect::<Vec<_>>(), names);
+    assert_eq!(snapshot.records.iter().map(|record| &*record.name).collect::<Vec<_>>(), names);
     assert!(snapshot.records.iter().all(|record| record.content.is_err()));
     assert_eq!(snapshot.records[1].occupies(), Some(subnet(3).v4));
     let mut watch = store.watch(snapshot.revision).await.unwrap();

@@ -100,7 +100,7 @@ impl Follower {
     pub async fn until(&self, what: &str, is_so: impl Fn(&Self) -> bool) {
         let began = Instant::now();
         while !is_so(self) {
-            let keys: Vec<String> = self.records().into_iter().map(|record| record.name).collect();
+            let keys: Vec<String> = self.records().into_iter().map(|record| record.name.to_string()).collect();
             assert!(began.elapsed() < PATIENCE, "not in time: {what}; it knows {keys:?}, {:?}", self.troubles());
             tokio::time::sleep(Duration::from_millis(10)).await;
         }

@@ -43,7 +43,7 @@ impl Scene {
 
     async fn delete(&self, third: u8) {
         let there = self.direct.list().await.expect("etcd works").records;
-        let there = there.iter().find(|record| record.name == name(third)).expect("it is there");
+        let there = there.iter().find(|record| *record.name == *name(third)).expect("it is there");
         assert!(self.direct.remove(subnet(third), there.modified()).await.expect("etcd works"));
     }
 

@@ -27,7 +27,7 @@ fn client(urls: &[String]) -> EtcdStore {
 /// Writes or deletes whatever stands there.
 async fn change(store: &EtcdStore, third: u8, host: Option<u8>) -> Result<(), StoreError> {
     let there = store.list().await?.records;
-    let there = there.iter().find(|record| record.name == subnet(third).to_string());
+    let there = there.iter().find(|record| *record.name == *subnet(third).to_string());
     let guard = there.map_or(Guard::Absent, |record| Guard::Unchanged(record.modified()));
     match (host, there) {
         (Some(host), _) => match store.write(subnet(third), &attrs(host), guard, Life::Forever).await? {

@@ -231,7 +231,7 @@ impl<S: Store> Keeper<S> {
             return None;
         }
         let leases = snapshot.records.iter().filter_map(|record| record.content.as_ref().ok());
-        let kinds = leases.filter(|lease| lease.lease_id.is_some()).map(|lease| lease.attrs.backend_type.as_str());
+        let kinds = leases.filter(|lease| lease.lease_id.is_some()).map(|lease| &*lease.attrs.backend_type);
         let other =
             kinds.filter(|kind| !kind.is_empty()).find(|kind| !kind.eq_ignore_ascii_case(self.backend.kind()))?;
         let ours = self.backend.kind();

@@ -130,7 +130,7 @@ impl<S: Store> Keeper<S> {
                 Err(error) => self.board.waiting(Topic::Lease, format!("no lease yet: {error}"), TRIAL),
             }
         };
-        let content = snapshot.records.iter().find(|record| record.name == name).map(|record| record.content.clone());
+        let content = snapshot.records.iter().find(|record| *record.name == name).map(|record| record.content.clone());
         self.listed = Some(snapshot);
         match content {
             Some(Ok(lease)) if lease.modified == held.modified => Attempt::Held(held),

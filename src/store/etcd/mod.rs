@@ -81,9 +81,12 @@ impl EtcdStore {
         let mut snapshot = Snapshot { revision: header.revision(), history: watch::history(header), records: vec![] };
         let (total, mut page) = (first.count(), first);
         loop {
+            let last = page.kvs().last().filter(|_| page.more());
+            let next = last.map(|last| [last.key(), &[0]].concat());
+            snapshot.records.reserve_exact(page.kvs().len());
             snapshot.records.extend(page.kvs().iter().map(|kv| self.keys.record(kv)));
-            let Some(last) = page.kvs().last().filter(|_| page.more()) else { break };
-            page = self.page([last.key(), &[0]].concat(), limit, snapshot.revision).await?;
+            let Some(next) = next else { break };
+            page = self.page(next, limit, snapshot.revision).await?;
         }
         // Who is absent from a list goes: better none than half of one.
         match i64::try_from(snapshot.records.len()) {

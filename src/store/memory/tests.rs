@@ -24,7 +24,7 @@ fn deleted(changes: &Changes) -> Vec<&str> {
     let mut names = Vec::new();
     for change in &changes.changes {
         if let Change::Delete { name, .. } = change {
-            names.push(name.as_str());
+            names.push(&**name);
         }
     }
     names

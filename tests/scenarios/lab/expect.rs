@@ -55,7 +55,7 @@ impl Peer {
 impl Cluster {
     /// All leases in the store but the hostile ones.
     pub fn peers(&self) -> Vec<Peer> {
-        let names = self.store.snapshot().records.into_iter().map(|record| record.name);
+        let names = self.store.snapshot().records.into_iter().map(|record| record.name.to_string());
         let read = |name: String| Peer::read(&name, &self.store.get(&name)?);
         names.filter(|name| !self.hostile.contains(name)).filter_map(read).collect()
     }

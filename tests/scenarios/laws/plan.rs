@@ -3,7 +3,7 @@
 use super::{as_wanted, config, device, mac, ops};
 use flanneld::kernel::Kernel;
 use flanneld::kernel::fake::FakeKernel;
-use flanneld::model::kernel_state::{Device, Found, Have, Neighbor, Oif, PROTOCOL_KERNEL, Route, Scope, Want};
+use flanneld::model::kernel_state::{Device, Few, Found, Have, Neighbor, Oif, PROTOCOL_KERNEL, Route, Scope, Want};
 use flanneld::model::mac::VtepMac;
 use flanneld::model::plan::{Key, Op, Plan};
 use futures_util::FutureExt;
@@ -103,6 +103,7 @@ fn any_have() -> impl Strategy<Value = Have> {
         prop::collection::vec(any_route(), 0..8),
     )
         .prop_map(|(device, addresses, neighbors, fdb, routes)| {
+            let fdb = fdb.into_iter().map(|(mac, all)| (mac, all.into_iter().collect())).collect();
             let mut have = Have { device, addresses, neighbors, fdb, routes: by_dest(routes) };
             if !matches!(have.device, Some(Found::Vxlan(..))) {
                 // Nothing can stand on a device that is not there.
@@ -112,8 +113,8 @@ fn any_have() -> impl Strategy<Value = Have> {
         })
 }
 
-fn by_dest(routes: Vec<Route>) -> BTreeMap<IpNet, Vec<Route>> {
-    let mut by_dest: BTreeMap<IpNet, Vec<Route>> = BTreeMap::new();
+fn by_dest(routes: Vec<Route>) -> BTreeMap<IpNet, Few<Route>> {
+    let mut by_dest: BTreeMap<IpNet, Few<Route>> = BTreeMap::new();
     for route in routes {
         let beside = by_dest.entry(route.dest).or_default();
         if beside.iter().all(|other| !other.same_path(&route)) {

@@ -4,7 +4,7 @@
 use super::lab::Launch;
 use flanneld::agent;
 use flanneld::firewall::NoFirewall;
-use flanneld::model::lease::{LeaseAttrs, LeaseId, Record, Revision};
+use flanneld::model::lease::{LeaseAttrs, LeaseId, Name, Record, Revision};
 use flanneld::model::subnet::SubnetKey;
 use flanneld::store::memory::{MemoryStore, MemoryWatch};
 use flanneld::store::{Change, Changes, Guard, Life, Snapshot, Store, StoreError, Watch, Written};
@@ -51,7 +51,7 @@ struct Broken {
 /// What a daemon has seen.
 #[derive(Default)]
 struct Known {
-    records: RefCell<BTreeMap<String, Record>>,
+    records: RefCell<BTreeMap<Name, Record>>,
     revision: Cell<Revision>,
     own: Cell<Option<LeaseId>>,
 }
@@ -83,7 +83,7 @@ impl Broken {
     /// What makes the guard hold.
     async fn blind(&self, subnet: SubnetKey) -> Result<Guard, StoreError> {
         let name = subnet.to_string();
-        let record = self.store.list().await?.records.into_iter().find(|record| record.name == name);
+        let record = self.store.list().await?.records.into_iter().find(|record| *record.name == name);
         Ok(record.map_or(Guard::Absent, |record| {
             Guard::Unchanged(match record.content {
                 Ok(lease) => lease.modified,

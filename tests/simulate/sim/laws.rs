@@ -2,7 +2,7 @@
 //! what the kernels were told to do, and what the daemons say of themselves.
 
 use super::lab::{Cluster, Host, secs};
-use flanneld::model::lease::Record;
+use flanneld::model::lease::{Name, Record};
 use flanneld::model::plan::Op;
 use flanneld::store::memory::MemoryWatch;
 use flanneld::store::{Change, Store, Watch};
@@ -39,7 +39,7 @@ pub struct Laws {
     wakes: BTreeMap<u8, (Instant, u64)>,
     watch: Option<MemoryWatch>,
     /// Whose keys there are: MAC and address.
-    owners: BTreeMap<String, (String, String)>,
+    owners: BTreeMap<Name, (String, String)>,
 }
 
 impl Laws {

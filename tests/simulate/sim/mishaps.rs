@@ -279,7 +279,7 @@ fn power_off(sim: &mut Sim, at: u8, _: u64) -> bool {
 fn revoke(sim: &mut Sim, at: u8, _: u64) -> bool {
     let Some(key) = sim.cluster.lease(at).map(|lease| lease.key()) else { return false };
     let records = sim.cluster.store.snapshot().records;
-    let lease = records.into_iter().find(|record| record.name == key).and_then(|record| record.content.ok());
+    let lease = records.into_iter().find(|record| *record.name == key).and_then(|record| record.content.ok());
     lease.and_then(|lease| lease.lease_id).is_some_and(|id| did(sim.cluster.store.revoke(id)))
 }
 
