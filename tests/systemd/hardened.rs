@@ -78,7 +78,7 @@ fn config_with(more: &str) -> String {
     CONFIG.replacen('{', &format!("{{ {more},"), 1)
 }
 
-/// Without a network, in which counters stand still.
+/// Ours alone: what counts packets is not among it.
 const SAVED: &str = "iptables-save | grep -i flannel";
 
 fn with_each_firewall(machine: &Machine, etcd: &Etcd) {
