@@ -82,7 +82,7 @@ async fn watch(etcd: &Etcd, tell: mpsc::UnboundedSender<()>) {
     tokio::spawn(async move {
         let _connection = client;
         while let Ok(Some(message)) = stream.message().await {
-            message.events().iter().for_each(|_| drop(tell.send(())));
+            message.events().iter().for_each(|_| tell.send(()).unwrap_or_default());
         }
     });
 }
