@@ -61,11 +61,8 @@ struct Host {
 impl Host {
     async fn new() -> Host {
         let kernel = NetlinkKernel::new().expect("a netlink socket");
-        let scope = Scope {
-            device: "flannel.1".to_owned(),
-            networks: vec!["10.0.0.0/8".parse().expect("a network")],
-            nic: 0,
-        };
+        let scope =
+            Scope { device: "flannel.1".to_owned(), networks: vec!["10.0.0.0/8".parse().expect("a network")], nic: 0 };
         let mut host = Host { kernel, scope, index: 0 };
         let vxlan = Vxlan {
             vni: 1,
