@@ -1,12 +1,12 @@
 # `make` lists what there is.
 
 .DEFAULT_GOAL := help
-.PHONY: help setup build test check bench-repair bench-allocate bench-routes bench-watchers simulate fuzz install uninstall deb cargo-deb static manual demo demo-down ci
+.PHONY: help setup build test check bench-repair bench-dataplane bench-allocate bench-routes bench-watchers simulate fuzz install uninstall deb cargo-deb static manual demo demo-down ci
 
 profile := $(if $(RELEASE),release,debug)
 
 help: ## List the targets
-	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "  make %-14s %s\n", $$1, $$2 }' $(MAKEFILE_LIST)
+	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "  make %-16s %s\n", $$1, $$2 }' $(MAKEFILE_LIST)
 
 setup: ## Install what building and testing need, where it is missing
 	@.ci/setup
@@ -23,6 +23,10 @@ check: setup ## Check the format and the lints
 
 bench-repair: setup ## Time repairs and joins, as root (ARGS="--peers 10 --join 0": less of it)
 	cargo bench --bench repair -- $(ARGS)
+
+bench-dataplane: setup ## Compare data paths: ours, by hand, and what can be chosen (installs iperf3; ARGS="--only rules --rounds 3")
+	@.ci/setup iperf3
+	cargo bench --bench dataplane -- $(ARGS)
 
 bench-allocate: setup ## Time the choice of a subnet among 65,536, and listings of 100,000 leases
 	cargo bench --bench allocate -- $(ARGS)

@@ -43,14 +43,23 @@ impl Default for FirewallSettings {
 }
 
 impl FirewallSettings {
-    /// The rules of an overlay: its network, our subnet, its device and VNI.
-    pub fn rules(&self, network: IpNet, subnet: IpNet, device: String, vni: u32) -> RuleSet {
+    /// The rules of an overlay: its network, our subnet, its device and VNI, and the interface by which its packets come in
+    /// without a tunnel.
+    pub fn rules(
+        &self,
+        network: IpNet,
+        subnet: IpNet,
+        device: String,
+        direct_nic: Option<String>,
+        vni: u32,
+    ) -> RuleSet {
         RuleSet {
             network,
             subnet,
             forward: self.forward,
             masquerade: self.masquerade,
             docker_user: self.docker_user.then_some(device),
+            direct_nic,
             suffix: RuleSet::suffix(vni),
         }
     }

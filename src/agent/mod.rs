@@ -130,6 +130,7 @@ pub async fn run<S: Store, K: Kernel, F: Firewall>(
         // The network config has changed meanwhile.
         return Box::pin(run(store, kernel, firewall, settings, env, board)).await;
     };
+    let direct_nic = network.backend.routes_directly().then(|| nic.name.clone());
     let own = Own { nic, subnet: held.subnet, mac: held.mac };
     let (device, network_id) = (network.backend.device_name(), network.backend.network_id());
     let mut world = World::new(network.backend, network.net, store.addresses(), own, host, settings.peer_hold);
@@ -144,7 +145,7 @@ pub async fn run<S: Store, K: Kernel, F: Firewall>(
         Some(until) => world.hold(left_behind, until),
         None => drop(left_behind),
     }
-    let rules = settings.firewall.rules(network.net.into(), held.subnet.into(), device, network_id);
+    let rules = settings.firewall.rules(network.net.into(), held.subnet.into(), device, direct_nic, network_id);
     let (tell_rules, rules_stand) = watch::channel(false);
     let guard =
         Guard::new(firewall, network.mode, vec![rules], settings.firewall, env.clone(), board.clone(), tell_rules);

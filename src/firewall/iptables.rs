@@ -65,8 +65,12 @@ impl RuleSet {
     }
 
     fn docker_rules(&self, device: &str) -> Vec<Rule> {
-        let rule = format!("-i {device} -d {} -m comment --comment \"flanneld docker\" -j ACCEPT", self.subnet);
-        vec![Rule::new(&rule)]
+        let rule = |from: String| {
+            let to = self.subnet;
+            Rule::new(&format!("{from} -d {to} -m comment --comment \"flanneld docker\" -j ACCEPT"))
+        };
+        let direct = self.direct_nic.iter().map(|nic| rule(format!("-i {nic} -s {}", self.network)));
+        [rule(format!("-i {device}"))].into_iter().chain(direct).collect()
     }
 
     /// The three rules that flannel 0.7 put into POSTROUTING itself.

@@ -10,6 +10,7 @@ fn set() -> RuleSet {
         forward: true,
         masquerade: Some(Masquerade { random_fully: true }),
         docker_user: None,
+        direct_nic: None,
         suffix: String::new(),
     }
 }

@@ -33,6 +33,8 @@ pub struct RuleSet {
     pub masquerade: Option<Masquerade>,
     /// Whether packets that come in through this device for our containers are accepted in Docker's chain for users.
     pub docker_user: Option<String>,
+    /// The interface by which packets of the overlay come in without a tunnel, too, if any do.
+    pub direct_nic: Option<String>,
     /// What the names of chains and tables end with: nothing for VNI 1, as in flannel, so that its own rules are taken
     /// over; `-7` for VNI 7, so that two overlays on one host have rules of their own.
     pub suffix: String,

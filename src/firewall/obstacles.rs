@@ -81,6 +81,7 @@ mod tests {
             forward: true,
             masquerade: None,
             docker_user: docker_user.then(|| "flannel.1".into()),
+            direct_nic: None,
             suffix: String::new(),
         }
     }

@@ -11,10 +11,14 @@ pub const REPOSITORY: &str = env!("CARGO_MANIFEST_DIR");
 pub const FLANNELD: &str = env!("CARGO_BIN_EXE_flanneld");
 
 /// What is installed below a prefix, and its mode; of a link, what it points to.
-const BELOW_PREFIX: [(&str, &str); 12] = [
+const BELOW_PREFIX: [(&str, &str); 16] = [
     ("bin/flanneld", "755"),
     ("bin/flanneld-start", "755"),
     ("share/flanneld/docker-flannel.conf", "644"),
+    ("share/flanneld/flanneld-credentials.conf", "644"),
+    ("share/flanneld/flanneld-iptables-legacy.conf", "644"),
+    ("share/flanneld/flannel.networkmanager.conf", "644"),
+    ("lib/systemd/network/10-flannel.network", "644"),
     ("lib/systemd/system/flanneld.service", "644"),
     ("lib/sysusers.d/flannel.conf", "644"),
     ("lib/tmpfiles.d/flannel.conf", "644"),

@@ -40,7 +40,9 @@ impl Pair {
         hosts.iter().for_each(|host| host.wait_ready());
         let containers = containers_on(&mut hosts);
         let pair = Pair { hosts, containers, etcd, lab };
-        pair.hosts.iter().for_each(|host| host.follows(&pair.etcd));
+        if !config.contains("DirectRouting") {
+            pair.hosts.iter().for_each(|host| host.follows(&pair.etcd));
+        }
         pair
     }
 
@@ -170,6 +172,19 @@ fn docker_user_rules_let_the_overlay_through_behind_the_users_own() {
             ])
             .is_err()
     );
+}
+
+#[test]
+fn docker_user_rules_let_through_what_comes_directly_too_and_no_more() {
+    let config = CONFIG.replacen(r#""Type""#, r#""DirectRouting": true, "Type""#, 1);
+    let pair = Pair::with_config("directuser", &config, &["--iptables-docker-user-rules"]);
+    pair.others_do(DOCKER_28);
+    pair.comes_to_reach();
+    pair.becomes_ready();
+    assert_eq!(pair.chain("FLANNEL-DOCKER").len(), 2);
+    // The other host itself has an address that is none of the overlay's there.
+    let words = ["ping", "-c1", "-W1", &pair.containers[0].address().to_string()];
+    assert!(pair.hosts[1].run(&words).is_err());
 }
 
 #[test]

@@ -11,5 +11,13 @@ mod lab;
 mod machine;
 #[path = "machine/tests.rs"]
 mod machine_tests;
+#[path = "../store/pki.rs"]
+mod pki;
+mod site;
+
+mod centos;
+mod hardened;
+mod life;
+mod order;
 mod package;
 mod walkthrough;

@@ -12,6 +12,9 @@ use rustls::pki_types::{CertificateDer, PrivateKeyDer};
 use rustls::sign::CertifiedKey;
 use std::cell::{Cell, RefCell};
 use std::fmt;
+use std::fs;
+use std::io;
+use std::os::unix::fs::MetadataExt;
 use std::path::{Path, PathBuf};
 use std::str;
 use std::time::Duration;
@@ -226,7 +229,15 @@ fn named(flag: &str, path: &Path) -> String {
 }
 
 fn read(flag: &str, path: &Path) -> Result<Vec<u8>, String> {
-    files::read(path).map_err(|error| format!("{}: it cannot be read: {error}", named(flag, path)))
+    files::read(path).map_err(|error| {
+        let by = match (error.kind(), fs::metadata("/proc/self")) {
+            (io::ErrorKind::PermissionDenied, Ok(me)) => {
+                format!(" by the user that flanneld runs as (id {})", me.uid())
+            }
+            _ => String::new(),
+        };
+        format!("{}: it cannot be read{by}: {error}", named(flag, path))
+    })
 }
 
 /// The certificates in a text in PEM form, at least one.

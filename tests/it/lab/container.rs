@@ -2,7 +2,7 @@
 
 use std::io::Read;
 use std::net::Ipv4Addr;
-use std::process::{Child, Stdio};
+use std::process::{Child, Command, Stdio};
 
 use ipnet::Ipv4Net;
 use nix::sys::signal::{Signal, kill};
@@ -50,6 +50,12 @@ impl Container {
 
     pub fn address(&self) -> Ipv4Addr {
         self.address
+    }
+
+    /// A command that will run inside.
+    #[allow(dead_code, reason = "a bench uses it")]
+    pub fn command(&self, program: &str) -> Command {
+        self.netns.command(program)
     }
 
     /// A web server on port 80.

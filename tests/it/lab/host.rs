@@ -5,6 +5,7 @@ use std::fs;
 use std::io;
 use std::net::SocketAddr;
 use std::path::PathBuf;
+use std::process::Command;
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 
@@ -265,6 +266,12 @@ impl Host {
 
     pub fn run(&self, words: &[&str]) -> Result<String, String> {
         self.netns.run(words)
+    }
+
+    /// A command that will run inside.
+    #[allow(dead_code, reason = "a bench uses it")]
+    pub fn command(&self, program: &str) -> Command {
+        self.netns.command(program)
     }
 
     /// A shell script that must succeed.

@@ -131,6 +131,16 @@ impl Lab {
         server::ask(&self.underlay.netns, address)
     }
 
+    /// Largest packet, in bytes, that the underlay carries between hosts that are plugged in.
+    #[allow(dead_code, reason = "a bench uses it")]
+    pub fn set_underlay_mtu(&self, mtu: u32) {
+        let ports = self.underlay.netns.ip_json("link show");
+        let names = ports.as_array().into_iter().flatten().filter_map(|port| port["ifname"].as_str());
+        for port in names.filter(|name| *name != "lo") {
+            self.underlay.netns.ip(&format!("link set {port} mtu {mtu}"));
+        }
+    }
+
     /// Packets from outside to the overlay go to this host.
     pub fn route_overlay_to(&self, host: &Host) {
         self.underlay.netns.ip(&format!("route replace {NETWORK} via {}", host.public_ip()));

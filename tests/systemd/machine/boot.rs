@@ -7,11 +7,10 @@ use std::process::Command;
 
 use nix::unistd::Pid;
 
-use super::{Machine, Root, TARGET, children};
+use super::{MINUTE, Machine, Root, TARGET, children, in_time};
 use crate::lab::docker::cgroup_hierarchies;
 use crate::lab::process::Process;
-use crate::lab::wait::PATIENCE;
-use crate::lab::{Host, eventually, wait_until};
+use crate::lab::{Host, wait_until};
 
 /// Makes the file system in namespaces of its own, and stays. `/run` is hidden, where systemd-nspawn leaves things.
 const HOLD: &str = r#"
@@ -71,7 +70,7 @@ impl Machine {
         command.args(["sh", "-ec", HOLD, "sh"]).arg(&dir).arg(host.netns_name());
         let holder = Process::spawn(&mut command, &log);
         let machine = Machine { name, dir, log, options: Vec::new(), nspawn: None, holder, pid: None };
-        let made = wait_until(PATIENCE, || {
+        let made = wait_until(MINUTE, || {
             !children(machine.holder.pid()).is_empty() && machine.root().path("../ready").exists()
         });
         assert!(made, "no file system for a machine: {}", fs::read_to_string(&machine.log).unwrap_or_default());
@@ -118,13 +117,13 @@ impl Machine {
         self.nspawn = Some(Process::spawn(&mut command, &self.log));
         let log = || fs::read_to_string(&self.log).unwrap_or_default();
         let mut pid = None;
-        let boots = wait_until(PATIENCE, || {
+        let boots = wait_until(MINUTE, || {
             pid = self.nspawn.as_ref().and_then(|nspawn| find_systemd(nspawn.pid()));
             pid.is_some()
         });
         assert!(boots, "systemd does not boot: {}", log());
         self.pid = pid;
-        eventually("the machine starts its services", || self.run(&["systemctl", "is-active", "basic.target"]).is_ok());
+        in_time("the machine starts its services", || self.run(&["systemctl", "is-active", "basic.target"]).is_ok());
     }
 
     /// Groups of its own in every hierarchy: the systemds of two machines would use the same names.

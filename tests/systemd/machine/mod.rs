@@ -21,17 +21,26 @@ pub use root::Root;
 
 use std::path::PathBuf;
 use std::process::Command;
+use std::time::Duration;
 
 use nix::unistd::Pid;
 
 use crate::lab::docker::remove_cgroups;
 use crate::lab::netns::output;
 use crate::lab::process::Process;
-use crate::lab::wait::PATIENCE;
 use crate::lab::{Host, wait_until};
 
 /// What boots: systemd's own target, but nothing is enabled that a test did not enable.
 const TARGET: &str = "multi-user.target";
+
+/// How long what takes a machine seconds may take when it is busy with others.
+const MINUTE: Duration = Duration::from_secs(60);
+
+/// Panics unless `condition` becomes true within a minute.
+#[track_caller]
+pub fn in_time(what: &str, condition: impl FnMut() -> bool) {
+    assert!(wait_until(MINUTE, condition), "not within {MINUTE:?}: {what}");
+}
 
 pub struct Machine {
     name: String,
@@ -91,10 +100,11 @@ impl Machine {
         self.run(&["sh", "-ec", script]).unwrap_or_else(|error| panic!("{script}: {error}"))
     }
 
-    /// `systemctl WORDS`, which must succeed.
+    /// `systemctl WORDS`, which must succeed. A service that does not come to start is not waited for longer than a minute.
     #[track_caller]
     pub fn systemctl(&self, words: &[&str]) -> String {
-        self.run(&[&["systemctl"], words].concat()).unwrap_or_else(|error| panic!("systemctl {words:?}: {error}"))
+        self.run(&[&["timeout", "60", "systemctl"], words].concat())
+            .unwrap_or_else(|error| panic!("systemctl {words:?}: {error}"))
     }
 
     /// A property of a unit, such as `ActiveState`.
@@ -106,11 +116,11 @@ impl Machine {
     #[track_caller]
     pub fn eventually_shows(&self, unit: &str, property: &str, value: &str) {
         let mut last = String::new();
-        let shows = wait_until(PATIENCE, || {
+        let shows = wait_until(MINUTE, || {
             last = self.show(unit, property);
             last == value
         });
-        assert!(shows, "{unit}: {property} is {last}, not {value}, after {PATIENCE:?}");
+        assert!(shows, "{unit}: {property} is {last}, not {value}, after {MINUTE:?}");
     }
 
     /// What a unit has logged since the machine was booted.
@@ -124,7 +134,7 @@ impl Machine {
         // It fails where a unit has failed: the state tells.
         let state = || self.run(&["sh", "-c", "systemctl is-system-running || true"]).unwrap_or_default();
         let mut last = String::new();
-        let up = wait_until(3 * PATIENCE, || {
+        let up = wait_until(MINUTE, || {
             last = state();
             ["running", "degraded"].contains(&last.trim())
         });
@@ -142,7 +152,7 @@ impl Machine {
     #[track_caller]
     pub fn power_off(&mut self) {
         self.systemctl(&["poweroff"]);
-        self.nspawn.take().expect("a machine that runs").wait_for(3 * PATIENCE);
+        self.nspawn.take().expect("a machine that runs").wait_for(MINUTE);
         self.pid = None;
     }
 
