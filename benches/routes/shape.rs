@@ -102,5 +102,5 @@ fn mac(n: u32) -> VtepMac {
 }
 
 fn outer(n: u32) -> IpAddr {
-    IpAddr::from((0xac10_0000 | n + 1).to_be_bytes())
+    IpAddr::from((0xac10_0000 | (n + 1)).to_be_bytes())
 }

@@ -61,7 +61,8 @@ struct Host {
 impl Host {
     async fn new() -> Host {
         let kernel = NetlinkKernel::new().expect("a netlink socket");
-        let scope = Scope { device: "flannel.1".to_owned(), networks: vec!["10.0.0.0/8".parse().expect("a network")] };
+        let scope =
+            Scope { device: "flannel.1".to_owned(), networks: vec!["10.0.0.0/8".parse().expect("a network")], nic: 0 };
         let mut host = Host { kernel, scope, index: 0 };
         let vxlan = Vxlan {
             vni: 1,
@@ -74,8 +75,14 @@ impl Host {
             ttl: 0,
             ageing: 300,
         };
-        let device =
-            Device { name: "flannel.1".to_owned(), mac: VtepMac([0x0e, 1, 2, 3, 4, 5]), mtu: 1450, up: true, vxlan };
+        let device = Device {
+            name: "flannel.1".to_owned(),
+            mac: VtepMac([0x0e, 1, 2, 3, 4, 5]),
+            mtu: 1450,
+            up: true,
+            tx_checksum_off: false,
+            vxlan,
+        };
         ip("link set lo up");
         host.must(vec![
             Op::CreateDevice(device.into()),

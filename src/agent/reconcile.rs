@@ -156,7 +156,9 @@ impl<K: Kernel> Reconciler<K> {
     /// Takes in what the kernel reports. All of it, always: only the end of the reports is the kernel's state.
     fn notice(&mut self, progress: &mut Progress, now: Moment) {
         let nic = &self.world.own().nic;
-        for event in self.kernel.take_changes(&self.world.scope()) {
+        let events = self.kernel.take_changes(&self.world.scope());
+        progress.was_large |= events.len() >= heap::MANY;
+        for event in events {
             if progress.damage.is_clean() {
                 progress.damaged_at = now;
             }

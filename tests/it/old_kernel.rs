@@ -50,9 +50,12 @@ fn does_without(errno: &str, options: u32) {
     host.follows(&etcd);
     let state: State = host.state();
     host.stop();
+    let mark = host.log().len();
     host.start_with("strace", &words);
     host.wait_ready();
     host.follows(&etcd);
+    let log = host.log_since(mark);
+    assert!(!log.contains("why="), "something was changed: {log}");
     host.returns_to(&state);
     assert_eq!(others(&host), before);
     let refused = std::fs::read_to_string(&trace).expect("strace's log").matches("(INJECTED)").count();
