@@ -152,19 +152,21 @@ const CONTESTS: &[Contest] = &[
         sides: || [changed(WIRE, "ethtool -K flannel.1 rx-gro-list on"), plain(WIRE)],
     },
     Contest {
-        name: "GRO threaded on flannel.1 / in softirq, wire",
-        metrics: TCP_AND_PING,
-        sides: || [changed(WIRE, &in_sys("threaded", "1")), plain(WIRE)],
-    },
-    Contest {
         name: "RPS to all CPUs on flannel.1 / none, wire",
         metrics: TCP_AND_PING,
-        sides: || [changed(WIRE, &in_sys("queues/rx-0/rps_cpus", "f")), plain(WIRE)],
+        sides: || {
+            [changed(WIRE, &in_sys("queues/rx-0/rps_cpus", "$(printf %x $(((1 << $(nproc)) - 1)))")), plain(WIRE)]
+        },
     },
     Contest {
-        name: "a queue on flannel.1 (fq_codel) / none",
+        name: "a queue on flannel.1 (pfifo_fast) / none",
         metrics: TCP_AND_PING,
-        sides: || [changed(VETH, "tc qdisc replace dev flannel.1 root fq_codel"), plain(VETH)],
+        sides: || {
+            [
+                changed(VETH, "ip link set flannel.1 txqueuelen 1000; tc qdisc replace dev flannel.1 root pfifo_fast"),
+                plain(VETH),
+            ]
+        },
     },
 ];
 
