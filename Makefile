@@ -22,7 +22,7 @@ check: setup ## Check the format and the lints
 	cargo clippy --all-targets -- -D warnings
 
 # The bench's own build of flanneld takes the place of the release's, which is measured: so it is put aside.
-bench: setup ## Measure flanneld with 10 to 50,000 peers, as root, for an hour (PEER=/path/to/flanneld: beside another; ARGS="--peers 10,1000 --rounds 1": less of it)
+bench: setup ## Measure flanneld with 10 to 50,000 peers, as root, for an hour (PEER=PATH: beside another; ARGS="--rounds 1": less)
 	cargo build --release
 	install -D target/release/flanneld target/bench/flanneld
 	cargo bench --bench scale -- --flanneld ours=target/bench/flanneld $(if $(PEER),--flanneld peer=$(abspath $(PEER))) $(ARGS)

@@ -13,6 +13,8 @@ use crate::witness::Witness;
 
 /// What comes after the last route is left to settle for so long.
 pub const SETTLE: Duration = Duration::from_secs(1);
+/// Who uses less of a processor in that time only keeps connections alive.
+const AT_REST: Duration = Duration::from_millis(10);
 
 /// A cold join of a host that has never run a daemon. Tells whether it came to an end.
 pub fn cold(scene: &mut Scene, contestant: &Contestant, patience: Duration, session: &mut Session) -> bool {
@@ -54,14 +56,14 @@ pub fn idle(host: &Host, time: Duration, session: &mut Session) {
 
 /// The same with the forward rules that every flanneld keeps by default, and with the processes that it starts for them.
 pub fn idle_with_rules(scene: &mut Scene, contestant: &Contestant, time: Duration, session: &mut Session) {
-    let Scene { host, etcd, network, run, .. } = scene;
+    let Scene { host, network, run, .. } = scene;
     // Not all end soon when they are asked to.
     host.kill9();
     let mut flags = contestant.flags(host, network, run.path());
     flags.push("--iptables-forward-rules=true".into());
     host.start_with(&contestant.path, &flags);
     host.ready_within(time);
-    until_etcd_is_quiet(etcd, 10 * time);
+    until_at_rest(host, 2 * time);
     let (used, minutes) = used_in(host, time);
     session.set(RULES_CPU, millis(used.cpu + used.children) / minutes);
     session.set(RULES_VOLUNTARY, used.voluntary as f64 / minutes);
@@ -86,7 +88,7 @@ pub fn warm(scene: &mut Scene, contestant: &Contestant, patience: Duration, sess
             let start = Instant::now();
             host.start_with(&contestant.path, &flags);
             let ready = host.ready_within(patience).then(|| host.ready_at()).flatten();
-            until_etcd_is_quiet(etcd, patience);
+            until_at_rest(host, patience);
             let (changes, last) = until_quiet(&mut witness);
             session.set(RESTART_READY, ready.map(|at| millis(at - start)));
             session.set(RESTART_LAST, last.map_or(0.0, |at| millis(at - start)));
@@ -110,17 +112,14 @@ pub fn until_quiet(witness: &mut Witness) -> (usize, Option<Instant>) {
     (changes, last)
 }
 
-/// Waits until etcd is asked nothing for a while: a daemon may find that there is nothing to change long after it was
-/// READY.
-pub fn until_etcd_is_quiet(etcd: &Etcd, patience: Duration) {
-    let start = Instant::now();
-    let mut before = etcd.calls();
-    while start.elapsed() < patience {
+/// Waits until the daemon has nothing to do for a while: it may find that there is nothing to change long after READY.
+pub fn until_at_rest(host: &Host, patience: Duration) {
+    let (start, mut quiet) = (Instant::now(), 0);
+    let mut before = Usage::of(host.pid());
+    while quiet < 2 && start.elapsed() < patience {
         std::thread::sleep(SETTLE);
-        let now = etcd.calls();
-        if now == before {
-            return;
-        }
+        let now = Usage::of(host.pid());
+        quiet = if now.since(before).cpu < AT_REST { quiet + 1 } else { 0 };
         before = now;
     }
 }
