@@ -90,6 +90,7 @@ impl Drop for Server {
 fn iperf(from: &End, to: &End, flags: &[&str], time: Duration) -> (f64, f64) {
     const ATTEMPTS: usize = 20;
     let (address, seconds) = (to.address().to_string(), time.as_secs().max(1).to_string());
+    let patience = (2 * time + Duration::from_secs(20)).as_secs().to_string();
     let mut reason = Value::Null;
     for attempt in 1..=ATTEMPTS {
         let mut server = pinned(to, "1", &["iperf3", "-s", "-1"]);
@@ -97,7 +98,7 @@ fn iperf(from: &End, to: &End, flags: &[&str], time: Duration) -> (f64, f64) {
         let _server = Server(server);
         // It takes a moment to listen.
         sleep(Duration::from_millis(100) * attempt as u32);
-        let mut client = pinned(from, "0", &["iperf3", "-c", &address, "-t", &seconds, "-J"]);
+        let mut client = pinned(from, "0", &["timeout", &patience, "iperf3", "-c", &address, "-t", &seconds, "-J"]);
         let output = client.args(flags).output().expect("iperf3");
         let report: Value = serde_json::from_slice(&output.stdout).unwrap_or_default();
         match received(&report["end"]) {

@@ -275,8 +275,11 @@ fn is_kernels_own(dest: IpNet) -> bool {
 
 /// The next hops of a default route; nothing for other routes.
 pub fn default_routes(message: &RouteMessage, family: AddressFamily) -> Vec<DefaultRoute> {
+    if message.header.destination_prefix_length != 0 {
+        return vec![];
+    }
     let leads_on = message.header.kind == RouteType::Unicast;
-    let route = decode(message, family).filter(|route| leads_on && route.dest.prefix_len() == 0);
+    let route = decode(message, family).filter(|_| leads_on);
     let Some(route) = route else { return vec![] };
     let (metric, is_v6) = (route.metric, family == AddressFamily::Inet6);
     route.hops.iter().map(|hop| DefaultRoute { oif: hop.oif, gateway: hop.gateway, metric, is_v6 }).collect()

@@ -94,3 +94,57 @@ fn the_way_to_an_address_is_the_kernels() {
         }
     });
 }
+
+#[test]
+fn who_is_on_a_link_is_as_the_kernel_routes() {
+    on_a_new_host(async |mut lab| {
+        ip("link add eth1 type veth peer name wire1");
+        ip("link set wire1 up");
+        ip("link set eth1 up");
+        for args in [
+            "addr add 172.31.9.1 peer 172.31.9.2/32 dev eth0",
+            "addr add 10.20.0.1/16 dev eth1",
+            "addr add 10.30.0.1/24 dev eth1 noprefixroute",
+            "route add 172.31.0.64/26 via 172.31.0.9",
+            "route add 172.31.0.80 dev eth1",
+            "route add 10.20.3.0/24 dev eth0",
+            "route add 10.40.0.0/16 dev eth0 metric 100",
+            "route add 10.40.0.0/16 via 172.31.0.9 metric 50",
+            "route add 10.41.0.0/16 via 172.31.0.9 metric 100",
+            "route add 10.41.0.0/16 dev eth0 metric 50",
+            "route add 10.42.0.0/16 dev eth1",
+            "route add blackhole 10.42.1.0/24",
+            "route add 10.42.2.0/24 nexthop via 172.31.0.9 nexthop via 172.31.0.8",
+            "route add 10.42.3.0/24 dev eth0 table 77",
+            "route add default via 172.31.0.254",
+        ] {
+            ip(args);
+        }
+        let links = lab.kernel.host().await.expect("host").links;
+        for host in [
+            "172.31.0.7",
+            "172.31.0.65",
+            "172.31.0.80",
+            "172.31.9.2",
+            "172.31.9.3",
+            "10.20.1.1",
+            "10.20.3.3",
+            "10.30.0.7",
+            "10.40.0.1",
+            "10.41.0.1",
+            "10.42.0.1",
+            "10.42.1.1",
+            "10.42.2.1",
+            "10.42.3.1",
+            "8.8.8.8",
+        ] {
+            let words = ["-j", "route", "get", host];
+            let output = std::process::Command::new("ip").args(words).output().expect("ip");
+            let route: serde_json::Value = serde_json::from_slice(&output.stdout).unwrap_or_default();
+            let direct = route[0]["dev"].as_str().filter(|_| route[0]["gateway"].is_null());
+            let index = direct.map(|dev| ip_json(&format!("link show dev {dev}"))[0]["ifindex"].as_u64());
+            let expected = index.flatten().map(|index| index as u32);
+            assert_eq!(links.of(host.parse().expect("an address")), expected, "{host}: {route}");
+        }
+    });
+}

@@ -31,10 +31,12 @@ const DOCKER: &str = "[Service]\nEnvironmentFile=-/run/flannel/docker\n";
 /// As CentOS's docker.service starts it.
 const DOCKERD: &str = "[Service]\nExecStart=\nExecStart=dockerd -H fd:// $OPTIONS $DOCKER_NETWORK_OPTIONS\n";
 
+/// The script makes flags of it; they count before the variables that the daemon reads itself.
 fn sysconfig() -> String {
     format!(
-        "FLANNEL_ETCD_ENDPOINTS=\"http://172.31.0.254:2379\"\nFLANNEL_ETCD_PREFIX=\"{PREFIX}\"\n\
-         FLANNEL_OPTIONS=\"--logtostderr=false --log_dir=/var/log/k8s/flannel/ --iface=eth0\"\n"
+        "FLANNEL_ETCD_ENDPOINTS=\"http://172.31.0.254:2379\"\nFLANNEL_ETCD_KEY=\"{PREFIX}\"\n\
+         FLANNEL_OPTIONS=\"--logtostderr=false --log_dir=/var/log/k8s/flannel/ --iface=eth0 --ip-masq\"\n\
+         FLANNELD_ETCD_ENDPOINTS=\"http://127.0.0.1:1\"\nFLANNELD_ETCD_PREFIX=\"/elsewhere\"\n"
     )
 }
 
@@ -97,6 +99,7 @@ fn centos_units_work_as_they_are_and_ours_takes_over_from_them_and_gives_back() 
     docker0_is_ours(&machine);
     let written = machine.live().read("/run/flannel/docker").expect("a file");
     assert!(written.contains("\nDOCKER_NETWORK_OPTIONS=\" --bip="), "{written}");
+    assert!(written.contains(" --ip-masq=false "), "flanneld does, as it is told: {written}");
     let before = (host.tables(), machine.sh("ip -o link show flannel.1"), subnet_env(&machine, "FLANNEL_SUBNET"));
     assert_eq!((user(&machine), owner(&machine, "/run/docker_opts.env")), ("root".into(), "root".into()));
 
@@ -112,6 +115,7 @@ fn centos_units_work_as_they_are_and_ours_takes_over_from_them_and_gives_back() 
     machine.systemctl(&["restart", "docker"]);
     docker0_is_ours(&machine);
     // Whoever reads the file at its old place.
+    assert_eq!(machine.sh("readlink /run/docker_opts.env"), "flannel/docker_opts.env\n");
     assert!(machine.sh("cat /run/docker_opts.env").contains("--bip="));
 
     machine.systemctl(&["disable", "flanneld"]);

@@ -69,16 +69,18 @@ fn keeps_its_rules(machine: &Machine, list: &str, flush: &str) {
     is_content(machine);
     let rules = machine.sh(list);
     assert!(rules.contains("172.30.0.0/16") && rules.to_lowercase().contains("masquerade"), "{rules}");
+    // They may be back before anybody looks.
+    let repairs = || machine.journal("flanneld").matches("firewall: ").count();
+    let before = repairs();
     machine.sh(flush);
-    assert_ne!(machine.sh(list), rules);
-    in_time("the rules are back", || machine.sh(list) == rules);
+    in_time("the rules are back", || repairs() > before && machine.sh(list) == rules);
 }
 
 fn config_with(more: &str) -> String {
     CONFIG.replacen('{', &format!("{{ {more},"), 1)
 }
 
-/// Without a network, in which counters stand still.
+/// Ours alone: what counts packets is not among it.
 const SAVED: &str = "iptables-save | grep -i flannel";
 
 fn with_each_firewall(machine: &Machine, etcd: &Etcd) {
