@@ -1,7 +1,7 @@
 # `make` lists what there is.
 
 .DEFAULT_GOAL := help
-.PHONY: help setup build test check bench-repair bench-dataplane bench-allocate simulate fuzz install uninstall deb cargo-deb static manual demo demo-down ci
+.PHONY: help setup build test check bench bench-repair bench-dataplane bench-allocate simulate fuzz install uninstall deb cargo-deb static manual demo demo-down ci
 
 profile := $(if $(RELEASE),release,debug)
 
@@ -20,6 +20,12 @@ test: setup cargo-deb ## Run every test (as root: hosts are network namespaces, 
 check: setup ## Check the format and the lints
 	cargo fmt --check
 	cargo clippy --all-targets -- -D warnings
+
+# The bench's own build of flanneld takes the place of the release's, which is measured: so it is put aside.
+bench: setup ## Measure flanneld with 10 to 50,000 peers, as root, for an hour (PEER=/path/to/flanneld: beside another; ARGS="--peers 10,1000 --rounds 1": less of it)
+	cargo build --release
+	install -D target/release/flanneld target/bench/flanneld
+	cargo bench --bench scale -- --flanneld ours=target/bench/flanneld $(if $(PEER),--flanneld peer=$(abspath $(PEER))) $(ARGS)
 
 bench-repair: setup ## Time repairs and joins, as root (ARGS="--peers 10 --join 0": less of it)
 	cargo bench --bench repair -- $(ARGS)
