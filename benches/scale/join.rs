@@ -48,14 +48,31 @@ pub fn cold(scene: &mut Scene, contestant: &Contestant, patience: Duration, sess
 
 /// What a daemon does while nothing happens.
 pub fn idle(host: &Host, time: Duration, session: &mut Session) {
-    let before = Usage::of(host.pid());
-    let start = Instant::now();
-    std::thread::sleep(time);
-    let used = Usage::of(host.pid()).since(before);
-    let minutes = start.elapsed().as_secs_f64() / 60.0;
+    let (used, minutes) = used_in(host, time);
     session.set(IDLE_CPU, millis(used.cpu) / minutes);
     session.set(IDLE_VOLUNTARY, used.voluntary as f64 / minutes);
     session.set(IDLE_INVOLUNTARY, used.involuntary as f64 / minutes);
+}
+
+/// The same with the forward rules that every flanneld keeps by default, and with the processes that it starts for them.
+pub fn idle_with_rules(scene: &mut Scene, contestant: &Contestant, time: Duration, session: &mut Session) {
+    let Scene { host, network, .. } = scene;
+    host.stop();
+    let mut flags = contestant.flags(host, network);
+    flags.push("--iptables-forward-rules=true".into());
+    host.start_with(&contestant.path, &flags);
+    host.ready_within(time);
+    inside(host, |_| Witness::start().settle(2 * SETTLE));
+    let (used, minutes) = used_in(host, time);
+    session.set(RULES_CPU, millis(used.cpu + used.children) / minutes);
+    session.set(RULES_VOLUNTARY, used.voluntary as f64 / minutes);
+}
+
+/// What is used in so long, and how many minutes that was.
+fn used_in(host: &Host, time: Duration) -> (Usage, f64) {
+    let (before, start) = (Usage::of(host.pid()), Instant::now());
+    std::thread::sleep(time);
+    (Usage::of(host.pid()).since(before), start.elapsed().as_secs_f64() / 60.0)
 }
 
 /// SIGTERM, and a start that finds everything in place.

@@ -180,7 +180,8 @@ impl Options {
             eprintln!("{} did not join {} peers:\n{}", contestant.name, session.peers, end_of(&scene.host.log()));
             return;
         }
-        if self.wants(Part::Idle) && round == 1 && self.idle_peers.contains(&session.peers) {
+        let watched = self.wants(Part::Idle) && round == 1 && self.idle_peers.contains(&session.peers);
+        if watched {
             join::idle(&scene.host, Duration::from_secs(self.idle), session);
         }
         if self.wants(Part::Restart) {
@@ -189,14 +190,18 @@ impl Options {
         if self.wants(Part::Events) {
             events::measure(scene, &self.plan(session.peers), session);
         }
-        if self.wants(Part::Resync) {
-            upsets::resync(scene, patience, session);
-        }
         if self.wants(Part::Repair) {
             upsets::repair(&mut scene.host, &scene.network, session);
         }
         if self.wants(Part::Removal) {
             upsets::removal(scene, patience, session);
+            upsets::arrival(scene, patience, session);
+        }
+        if self.wants(Part::Resync) {
+            upsets::resync(scene, patience, session);
+        }
+        if watched {
+            join::idle_with_rules(scene, contestant, Duration::from_secs(self.idle), session);
         }
     }
 

@@ -51,16 +51,20 @@ pub const RESYNC_CHANGES: Measure = measure("resync_changes", "resync: changes t
 pub const REPAIR: Measure = measure("repair_ms", "a deleted route: back after, p50, ms", 2);
 pub const REMOVAL: Measure = measure("removal_ms", "removal of all peers, ms", 0);
 pub const REMOVAL_ETCD: Measure = measure("removal_etcd_ms", "... of which etcd takes to delete them, ms", 0);
+pub const ARRIVAL: Measure = measure("arrival_ms", "arrival of all peers at once, ms", 0);
 pub const REMOVAL_CPU: Measure = measure("removal_cpu_ms", "removal of all peers: CPU, ms", 0);
 pub const IDLE_CPU: Measure = measure("idle_cpu_ms_per_min", "idle: CPU a minute, ms", 1);
 pub const IDLE_VOLUNTARY: Measure = measure("idle_voluntary_per_min", "idle: wake-ups a minute", 0);
 pub const IDLE_INVOLUNTARY: Measure = measure("idle_involuntary_per_min", "idle: preemptions a minute", 0);
+pub const RULES_CPU: Measure = measure("idle_rules_cpu_ms_per_min", "idle, with forward rules: CPU a minute, ms", 0);
+pub const RULES_VOLUNTARY: Measure =
+    measure("idle_rules_voluntary_per_min", "... wake-ups a minute, without children", 0);
 pub const SIZE: Measure = measure("binary_mib", "binary, MiB", 1);
 pub const FLOOR: Measure = measure("floor_write_ms", "the kernel alone: batch writer, ms", 1);
 pub const RANGE: Measure = measure("floor_range_ms", "etcd alone: range of all leases, ms", 1);
 
 /// In the order of the table.
-pub const ALL: [Measure; 40] = [
+pub const ALL: &[Measure] = &[
     JOIN_READY,
     JOIN_ROUTES,
     JOIN_CPU,
@@ -87,17 +91,20 @@ pub const ALL: [Measure; 40] = [
     EVENT_CALLS,
     SUSTAINED,
     SUSTAINED_ETCD,
-    RESYNC,
-    RESYNC_CPU,
-    RESYNC_CALLS,
-    RESYNC_CHANGES,
     REPAIR,
     REMOVAL,
     REMOVAL_ETCD,
     REMOVAL_CPU,
+    ARRIVAL,
+    RESYNC,
+    RESYNC_CPU,
+    RESYNC_CALLS,
+    RESYNC_CHANGES,
     IDLE_CPU,
     IDLE_VOLUNTARY,
     IDLE_INVOLUNTARY,
+    RULES_CPU,
+    RULES_VOLUNTARY,
     SIZE,
     FLOOR,
     RANGE,

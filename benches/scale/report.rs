@@ -118,7 +118,7 @@ impl Results {
     /// Everything, a line for each measure and contestant and a column for each size.
     pub fn tables(&self) -> String {
         let mut rows = Vec::new();
-        for measure in ALL {
+        for &measure in ALL {
             self.add_rows(measure, &mut rows);
         }
         for who in self.names() {

@@ -74,12 +74,16 @@ fn memory_against(results: &Results, who: &str, size: u32) -> Row {
 fn calls(results: &Results, ours: &str) -> Row {
     let counts = results.sizes.iter().filter_map(|&size| Some((size, results.value(ours, size, JOIN_CALLS)??)));
     let counts: Vec<(u32, f64)> = counts.collect();
-    // A list of more than 10,000 keys comes in pages.
-    let of_one_page: Vec<f64> =
-        counts.iter().filter(|(size, _)| *size <= SIZE_AIMED_AT).map(|(_, count)| *count).collect();
-    let constant = of_one_page.iter().all(|count| Some(count) == of_one_page.first());
+    // Each of the two lists of a join comes in pages of 10,000 keys.
+    let pages = |size: u32| f64::from(2 * (size / SIZE_AIMED_AT));
+    let least = counts.iter().map(|(_, count)| *count).fold(f64::INFINITY, f64::min);
+    let constant = counts.iter().all(|(size, count)| *count <= least + pages(*size));
     let numbers = counts.iter().map(|(size, count)| format!("{count} at {}", thousands(f64::from(*size), 0)));
-    ("calls to etcd at the join constant".into(), Some(constant), numbers.collect::<Vec<_>>().join(", "))
+    (
+        "calls to etcd at the join constant but for pages of 10,000 keys".into(),
+        Some(constant),
+        numbers.collect::<Vec<_>>().join(", "),
+    )
 }
 
 fn events(results: &Results, ours: &str) -> Vec<Row> {

@@ -4,7 +4,7 @@ use std::time::{Duration, Instant};
 
 use crate::cluster::{Network, Peer, inside, runtime};
 use crate::damage::{Damage, Vandal, right_route};
-use crate::join::{count, until_quiet};
+use crate::join::{SETTLE, count, until_quiet};
 use crate::lab::{DEVICE, Etcd, Host};
 use crate::measures::*;
 use crate::scene::{Scene, leases, newcomers};
@@ -16,35 +16,53 @@ const DAMAGES: usize = 20;
 /// A route that is not back by then never comes back.
 const REPAIR_PATIENCE: Duration = Duration::from_secs(10);
 
-/// While the daemon is stopped a peer comes, etcd forgets the history in which it came, and the daemon's connections are
-/// cut. So it has to read everything anew. The time is that from SIGCONT to the route to that peer.
+/// After [`removal`]: all peers come while the daemon runs, as fast as etcd takes them.
+pub fn arrival(scene: &mut Scene, patience: Duration, session: &mut Session) {
+    let Scene { host, etcd, network, .. } = scene;
+    let (etcd, network): (&Etcd, &Network) = (etcd, network);
+    let all = leases(0..network.peers.len() as u32);
+    inside(host, |_| {
+        let mut witness = Witness::start();
+        let start = Instant::now();
+        etcd.fill(&network.prefix, &all);
+        let routes = network.peers.iter().map(|peer| right_route(peer, true)).collect();
+        session.set(ARRIVAL, witness.all(start + patience, routes).map(|at| millis(at - start)));
+        witness.settle(SETTLE);
+    });
+}
+
+/// While the daemon is stopped its connections are cut, a peer comes, and etcd forgets the history in which it came. So it
+/// has to read everything anew. The time is that from SIGCONT to the route to that peer.
 pub fn resync(scene: &mut Scene, patience: Duration, session: &mut Session) {
     let Scene { host, etcd, network, .. } = scene;
     let (etcd, network): (&Etcd, &Network) = (etcd, network);
     let present = network.peers.len() as u32;
     let (missed, lease) = (newcomers(network.peers.len(), 1)[0], leases(present..present + 1));
     host.freeze();
+    // Before anything happens, since what has reached a socket can still be read when it is cut off.
+    host.sh("ss -K dport = 2379 > /dev/null");
     // A watch can begin with the newest revision that is left, so the peer must have come before that.
     etcd.fill(&network.prefix, &lease);
     etcd.fill(&network.prefix, &lease);
     etcd.compact();
-    host.sh("ss -K dport = 2379 > /dev/null");
     let calls = etcd.calls_during(|| {
         inside(host, |host| {
             let mut witness = Witness::start();
             let (before, start) = (Usage::of(host.pid()), Instant::now());
             host.thaw();
-            let known = witness.first(start + patience, |report| *report == right_route(&missed, true));
-            let (changes, _) = until_quiet(&mut witness);
+            let mut changes = 0;
+            let known = witness.first(start + patience, |report| {
+                changes += 1;
+                *report == right_route(&missed, true)
+            });
             session.set(RESYNC, known.map(|at| millis(at - start)));
+            changes += until_quiet(&mut witness).0;
             session.set(RESYNC_CPU, millis(Usage::of(host.pid()).since(before).cpu));
             session.set(RESYNC_CHANGES, changes as f64);
         });
     });
     session.set(RESYNC_CALLS, count(&calls));
     session.calls.insert("resync", calls);
-    etcd.empty(&network.prefix, &lease);
-    inside(host, |_| Witness::start().settle(Duration::from_secs(1)));
 }
 
 /// Deletes routes, one after the other. One that never comes back is put back in the end.
@@ -78,7 +96,7 @@ fn repaired(witness: &mut Witness, peer: &Peer) -> Option<Duration> {
     Some(back - gone)
 }
 
-/// Deletes the leases of all peers, as fast as etcd does that. The last measure of a session.
+/// Deletes the leases of all peers, as fast as etcd does that.
 pub fn removal(scene: &mut Scene, patience: Duration, session: &mut Session) {
     let Scene { host, etcd, network, .. } = scene;
     let (etcd, network): (&Etcd, &Network) = (etcd, network);

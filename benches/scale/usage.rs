@@ -15,6 +15,8 @@ pub struct Usage {
     /// Context switches of its threads: of their own accord, and because their time was up.
     pub voluntary: u64,
     pub involuntary: u64,
+    /// Time of the children that it has waited for, in the kernel's ticks of 10 ms.
+    pub children: Duration,
 }
 
 impl Usage {
@@ -27,6 +29,7 @@ impl Usage {
             cpu: clock.map_or(Duration::ZERO, Duration::from),
             voluntary: sum("voluntary_ctxt_switches"),
             involuntary: sum("nonvoluntary_ctxt_switches"),
+            children: children(pid),
         }
     }
 
@@ -35,6 +38,7 @@ impl Usage {
             cpu: self.cpu.saturating_sub(before.cpu),
             voluntary: self.voluntary.saturating_sub(before.voluntary),
             involuntary: self.involuntary.saturating_sub(before.involuntary),
+            children: self.children.saturating_sub(before.children),
         }
     }
 }
@@ -49,4 +53,11 @@ fn field(path: &Path, name: &str) -> u64 {
     let text = fs::read_to_string(path).unwrap_or_default();
     let value = text.lines().find_map(|line| line.strip_prefix(name)?.strip_prefix(':'));
     value.and_then(|value| value.split_whitespace().next()?.parse().ok()).unwrap_or(0)
+}
+
+fn children(pid: i32) -> Duration {
+    let stat = fs::read_to_string(format!("/proc/{pid}/stat")).unwrap_or_default();
+    let fields: Vec<&str> = stat.rsplit(") ").next().unwrap_or_default().split(' ').collect();
+    let ticks = |at: usize| fields.get(at).and_then(|field| field.parse::<u64>().ok()).unwrap_or(0);
+    Duration::from_millis((ticks(13) + ticks(14)) * 10)
 }
