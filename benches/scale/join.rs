@@ -57,7 +57,8 @@ pub fn idle(host: &Host, time: Duration, session: &mut Session) {
 /// The same with the forward rules that every flanneld keeps by default, and with the processes that it starts for them.
 pub fn idle_with_rules(scene: &mut Scene, contestant: &Contestant, time: Duration, session: &mut Session) {
     let Scene { host, network, .. } = scene;
-    host.stop();
+    // Not all end soon when they are asked to.
+    host.kill9();
     let mut flags = contestant.flags(host, network);
     flags.push("--iptables-forward-rules=true".into());
     host.start_with(&contestant.path, &flags);

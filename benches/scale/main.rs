@@ -130,12 +130,13 @@ fn main() {
                 }
                 progress(start, round, &contestant.name, peers);
                 results.sessions.push(options.session(round, contestant, peers));
+                results.write(&options.json);
             }
             if options.wants(Part::Floor) {
                 progress(start, round, report::FLOOR_NAME, peers);
                 results.sessions.push(floor(round, peers));
+                results.write(&options.json);
             }
-            results.write(&options.json);
         }
     }
     results.seconds = start.elapsed().as_secs();
