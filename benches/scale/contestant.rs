@@ -1,5 +1,6 @@
 //! The binaries that are compared.
 
+use std::path::Path;
 use std::process::Command;
 use std::str::FromStr;
 
@@ -29,9 +30,16 @@ impl FromStr for Contestant {
 }
 
 impl Contestant {
-    /// How it is started to join `network`.
-    pub fn flags(&self, host: &Host, network: &Network) -> Vec<String> {
-        if self.has_own_flags { network.own_flags(host) } else { network.flags(host) }
+    /// How it is started to join `network`. What flanneld writes to /run by default goes to `run`; of the same flag given
+    /// twice, the second counts.
+    pub fn flags(&self, host: &Host, network: &Network, run: &Path) -> Vec<String> {
+        let file = |flag: &str, name: &str| format!("--{flag}={}", run.join(name).display());
+        let mut flags = if self.has_own_flags { network.own_flags(host) } else { network.flags(host) };
+        flags.push(file("subnet-file", "subnet.env"));
+        if self.has_own_flags {
+            flags.push(file("docker-opts-file", "docker_opts.env"));
+        }
+        flags
     }
 
     /// How large the binary is, in MiB.

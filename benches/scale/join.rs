@@ -18,9 +18,9 @@ const BYTES: &str = "etcd_network_client_grpc_sent_bytes_total ";
 
 /// A cold join of a host that has never run a daemon. Tells whether it came to an end.
 pub fn cold(scene: &mut Scene, contestant: &Contestant, patience: Duration, session: &mut Session) -> bool {
-    let Scene { host, etcd, network, .. } = scene;
+    let Scene { host, etcd, network, run, .. } = scene;
     let (etcd, network): (&Etcd, &Network) = (etcd, network);
-    let flags = contestant.flags(host, network);
+    let flags = contestant.flags(host, network, run.path());
     let bytes = etcd.metric(BYTES);
     let mut joined = false;
     let calls = etcd.calls_during(|| {
@@ -56,14 +56,14 @@ pub fn idle(host: &Host, time: Duration, session: &mut Session) {
 
 /// The same with the forward rules that every flanneld keeps by default, and with the processes that it starts for them.
 pub fn idle_with_rules(scene: &mut Scene, contestant: &Contestant, time: Duration, session: &mut Session) {
-    let Scene { host, network, .. } = scene;
+    let Scene { host, etcd, network, run, .. } = scene;
     // Not all end soon when they are asked to.
     host.kill9();
-    let mut flags = contestant.flags(host, network);
+    let mut flags = contestant.flags(host, network, run.path());
     flags.push("--iptables-forward-rules=true".into());
     host.start_with(&contestant.path, &flags);
     host.ready_within(time);
-    inside(host, |_| Witness::start().settle(2 * SETTLE));
+    until_etcd_is_quiet(etcd, 10 * time);
     let (used, minutes) = used_in(host, time);
     session.set(RULES_CPU, millis(used.cpu + used.children) / minutes);
     session.set(RULES_VOLUNTARY, used.voluntary as f64 / minutes);
@@ -78,9 +78,9 @@ fn used_in(host: &Host, time: Duration) -> (Usage, f64) {
 
 /// SIGTERM, and a start that finds everything in place.
 pub fn warm(scene: &mut Scene, contestant: &Contestant, patience: Duration, session: &mut Session) {
-    let Scene { host, etcd, network, .. } = scene;
+    let Scene { host, etcd, network, run, .. } = scene;
     let (etcd, network): (&Etcd, &Network) = (etcd, network);
-    let flags = contestant.flags(host, network);
+    let flags = contestant.flags(host, network, run.path());
     let calls = etcd.calls_during(|| {
         inside(host, |host| {
             host.stop();
@@ -88,6 +88,7 @@ pub fn warm(scene: &mut Scene, contestant: &Contestant, patience: Duration, sess
             let start = Instant::now();
             host.start_with(&contestant.path, &flags);
             let ready = host.ready_within(patience).then(|| host.ready_at()).flatten();
+            until_etcd_is_quiet(etcd, patience);
             let (changes, last) = until_quiet(&mut witness);
             session.set(RESTART_READY, ready.map(|at| millis(at - start)));
             session.set(RESTART_LAST, last.map_or(0.0, |at| millis(at - start)));
@@ -109,6 +110,21 @@ pub fn until_quiet(witness: &mut Witness) -> (usize, Option<Instant>) {
         last = Some(at);
     }
     (changes, last)
+}
+
+/// Waits until etcd is asked nothing for a while: a daemon may find that there is nothing to change long after it was
+/// READY.
+pub fn until_etcd_is_quiet(etcd: &Etcd, patience: Duration) {
+    let start = Instant::now();
+    let mut before = etcd.calls();
+    while start.elapsed() < patience {
+        std::thread::sleep(SETTLE);
+        let now = etcd.calls();
+        if now == before {
+            return;
+        }
+        before = now;
+    }
 }
 
 /// All calls, streams counted once each.

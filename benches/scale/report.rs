@@ -146,7 +146,7 @@ impl Results {
                 title = "";
             }
         }
-        for who in &names[1..] {
+        for who in names[1..].iter().filter(|_| measure.is_compared) {
             let cells = self.sizes.iter().map(|&n| self.against(who, n, measure).map(spread)).collect();
             push(rows, "", &format!("{who} / {}", names[0]), cells);
         }

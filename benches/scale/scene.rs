@@ -2,6 +2,8 @@
 
 use std::time::Duration;
 
+use tempfile::TempDir;
+
 use crate::cluster::{Network, Peer};
 use crate::lab::{Etcd, Host, Lab, Lease};
 
@@ -13,6 +15,8 @@ pub struct Scene {
     pub host: Host,
     pub etcd: Etcd,
     pub network: Network,
+    /// In memory, as /run is.
+    pub run: TempDir,
     _lab: Lab,
 }
 
@@ -24,7 +28,8 @@ impl Scene {
         let network = Network::new(&etcd, peers);
         etcd.fill(&network.prefix, &leases(0..peers));
         std::thread::sleep(SETTLE);
-        Scene { host: lab.host(1), etcd, network, _lab: lab }
+        let run = TempDir::with_prefix_in("flanneld-scale-", "/run").expect("a directory in /run");
+        Scene { host: lab.host(1), etcd, network, run, _lab: lab }
     }
 }
 

@@ -31,7 +31,7 @@ pub fn measure(contestant: &Contestant, peers: u32, patience: Duration, session:
 /// What strace writes of a join; nothing if it comes to no end.
 fn traced(contestant: &Contestant, peers: u32, patience: Duration, options: &[&str]) -> Option<String> {
     let mut scene = Scene::new(peers);
-    let flags = contestant.flags(&scene.host, &scene.network);
+    let flags = contestant.flags(&scene.host, &scene.network, scene.run.path());
     let output = scene.host.path("strace");
     let words = [&["-f", "-qq"][..], options, &["-o", output.to_str()?, &contestant.path]].concat();
     let words: Vec<String> = words.into_iter().map(str::to_owned).chain(flags).collect();

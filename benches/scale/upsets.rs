@@ -4,7 +4,7 @@ use std::time::{Duration, Instant};
 
 use crate::cluster::{Network, Peer, inside, runtime};
 use crate::damage::{Damage, Vandal, right_route};
-use crate::join::{SETTLE, count, until_quiet};
+use crate::join::{SETTLE, count, until_etcd_is_quiet, until_quiet};
 use crate::lab::{DEVICE, Etcd, Host};
 use crate::measures::*;
 use crate::scene::{Scene, leases, newcomers};
@@ -56,6 +56,7 @@ pub fn resync(scene: &mut Scene, patience: Duration, session: &mut Session) {
                 *report == right_route(&missed, true)
             });
             session.set(RESYNC, known.map(|at| millis(at - start)));
+            until_etcd_is_quiet(etcd, patience);
             changes += until_quiet(&mut witness).0;
             session.set(RESYNC_CPU, millis(Usage::of(host.pid()).since(before).cpu));
             session.set(RESYNC_CHANGES, changes as f64);
