@@ -7,21 +7,19 @@ use crate::contestant::Contestant;
 use crate::damage::right_route;
 use crate::lab::{Calls, Etcd, Host};
 use crate::measures::*;
-use crate::scene::Scene;
+use crate::scene::{Scene, sent_by};
 use crate::usage::{Usage, memory};
 use crate::witness::Witness;
 
 /// What comes after the last route is left to settle for so long.
 pub const SETTLE: Duration = Duration::from_secs(1);
-/// What etcd counts of what it sent to clients.
-const BYTES: &str = "etcd_network_client_grpc_sent_bytes_total ";
 
 /// A cold join of a host that has never run a daemon. Tells whether it came to an end.
 pub fn cold(scene: &mut Scene, contestant: &Contestant, patience: Duration, session: &mut Session) -> bool {
     let Scene { host, etcd, network, run, .. } = scene;
     let (etcd, network): (&Etcd, &Network) = (etcd, network);
     let flags = contestant.flags(host, network, run.path());
-    let bytes = etcd.metric(BYTES);
+    let sent = sent_by(etcd);
     let mut joined = false;
     let calls = etcd.calls_during(|| {
         joined = inside(host, |host| {
@@ -40,7 +38,7 @@ pub fn cold(scene: &mut Scene, contestant: &Contestant, patience: Duration, sess
     });
     session.set(RSS, memory(host.pid(), "VmRSS"));
     session.set(PEAK, memory(host.pid(), "VmHWM"));
-    session.set(JOIN_BYTES, (etcd.metric(BYTES) - bytes) / 1024.0);
+    session.set(JOIN_BYTES, sent_by(etcd) - sent);
     session.set(JOIN_CALLS, count(&calls));
     session.calls.insert("join", calls);
     joined

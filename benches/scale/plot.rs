@@ -1,6 +1,5 @@
 //! Plots on two logarithmic axes, as SVG.
 
-use std::fmt::Write;
 use std::path::Path;
 
 use crate::measures::*;
@@ -10,7 +9,7 @@ use crate::save;
 const WIDTH: f64 = 640.0;
 const HEIGHT: f64 = 420.0;
 const LEFT: f64 = 70.0;
-const RIGHT: f64 = 20.0;
+const RIGHT: f64 = 30.0;
 const TOP: f64 = 40.0;
 const BOTTOM: f64 = 50.0;
 const COLOURS: [&str; 4] = ["#1b6ca8", "#c0392b", "#7f8c8d", "#27813a"];
@@ -62,62 +61,74 @@ fn decades(values: impl Iterator<Item = f64>) -> (i32, i32) {
     (low, high.max(low + 1))
 }
 
+/// Where values are drawn.
+struct Axes {
+    x: (i32, i32),
+    y: (i32, i32),
+}
+
+impl Axes {
+    fn around(lines: &[Line]) -> Axes {
+        let all = || lines.iter().flat_map(|line| &line.points);
+        Axes { x: decades(all().map(|point| point.0)), y: decades(all().map(|point| point.1)) }
+    }
+
+    fn x(&self, value: f64) -> f64 {
+        LEFT + share(value, self.x) * (WIDTH - LEFT - RIGHT)
+    }
+
+    fn y(&self, value: f64) -> f64 {
+        HEIGHT - BOTTOM - share(value, self.y) * (HEIGHT - TOP - BOTTOM)
+    }
+
+    /// A line and a label for each power of ten.
+    fn grid(&self, svg: &mut String) {
+        let text = |x: f64, y: f64, anchor: &str, text: &str| {
+            format!("<text x=\"{x:.1}\" y=\"{y:.1}\" text-anchor=\"{anchor}\">{text}</text>\n")
+        };
+        for value in powers(self.x) {
+            let (x, bottom) = (self.x(value), HEIGHT - BOTTOM);
+            *svg += &format!("<path d=\"M{x:.1} {TOP}V{bottom}\" stroke=\"#ddd\"/>");
+            *svg += &text(x, bottom + 18.0, "middle", &thousands(value, 0));
+        }
+        for value in powers(self.y) {
+            let (y, right) = (self.y(value), WIDTH - RIGHT);
+            *svg += &format!("<path d=\"M{LEFT} {y:.1}H{right}\" stroke=\"#ddd\"/>");
+            *svg += &text(LEFT - 8.0, y + 4.0, "end", &thousands(value, if value < 1.0 { 2 } else { 0 }));
+        }
+        *svg += &text((LEFT + WIDTH - RIGHT) / 2.0, HEIGHT - 12.0, "middle", "peers");
+    }
+
+    fn line(&self, line: &Line, colour: &str) -> String {
+        let at = |point: &(f64, f64)| (self.x(point.0), self.y(point.1));
+        let points: Vec<String> = line.points.iter().map(at).map(|(x, y)| format!("{x:.1},{y:.1}")).collect();
+        let circle = |(x, y)| format!("<circle cx=\"{x:.1}\" cy=\"{y:.1}\" r=\"3\" fill=\"{colour}\"/>\n");
+        let polyline = points.join(" ");
+        format!("<polyline points=\"{polyline}\" fill=\"none\" stroke=\"{colour}\" stroke-width=\"2\"/>\n")
+            + &line.points.iter().map(at).map(circle).collect::<String>()
+    }
+}
+
+fn share(value: f64, (low, high): (i32, i32)) -> f64 {
+    (value.log10() - f64::from(low)) / f64::from(high - low)
+}
+
+fn powers((low, high): (i32, i32)) -> impl Iterator<Item = f64> {
+    (low..=high).map(|decade| 10f64.powi(decade))
+}
+
 fn draw(title: &str, lines: &[Line]) -> String {
-    let all = || lines.iter().flat_map(|line| &line.points);
-    let (x_low, x_high) = decades(all().map(|point| point.0));
-    let (y_low, y_high) = decades(all().map(|point| point.1));
-    let scale = |value: f64, low: i32, high: i32| (value.log10() - f64::from(low)) / f64::from(high - low);
-    let x = |value: f64| LEFT + scale(value, x_low, x_high) * (WIDTH - LEFT - RIGHT);
-    let y = |value: f64| HEIGHT - BOTTOM - scale(value, y_low, y_high) * (HEIGHT - TOP - BOTTOM);
+    let axes = Axes::around(lines);
     let mut svg = format!(
         "<svg xmlns=\"http://www.w3.org/2000/svg\" viewBox=\"0 0 {WIDTH} {HEIGHT}\" font-family=\"sans-serif\" \
          font-size=\"12\">\n<rect width=\"100%\" height=\"100%\" fill=\"white\"/>\n\
          <text x=\"{LEFT}\" y=\"22\" font-size=\"15\">{title}</text>\n"
     );
-    for (axis, low, high) in [('x', x_low, x_high), ('y', y_low, y_high)] {
-        for value in (low..=high).map(|decade| 10f64.powi(decade)) {
-            let label = thousands(value, if value < 1.0 { 2 } else { 0 });
-            let (at, bottom, right) = (if axis == 'x' { x(value) } else { y(value) }, HEIGHT - BOTTOM, WIDTH - RIGHT);
-            let _ = match axis {
-                'x' => writeln!(
-                    svg,
-                    "<path d=\"M{at:.1} {TOP}V{bottom}\" stroke=\"#ddd\"/><text x=\"{at:.1}\" y=\"{}\" text-anchor=\"middle\">{label}</text>",
-                    bottom + 18.0
-                ),
-                _ => writeln!(
-                    svg,
-                    "<path d=\"M{LEFT} {at:.1}H{right}\" stroke=\"#ddd\"/><text x=\"{}\" y=\"{:.1}\" text-anchor=\"end\">{label}</text>",
-                    LEFT - 8.0,
-                    at + 4.0
-                ),
-            };
-        }
-    }
-    let _ = writeln!(
-        svg,
-        "<text x=\"{}\" y=\"{}\" text-anchor=\"middle\">peers</text>",
-        (LEFT + WIDTH - RIGHT) / 2.0,
-        HEIGHT - 12.0
-    );
+    axes.grid(&mut svg);
     for (at, (line, colour)) in lines.iter().zip(COLOURS.iter().cycle()).enumerate() {
-        let points: Vec<String> =
-            line.points.iter().map(|point| format!("{:.1},{:.1}", x(point.0), y(point.1))).collect();
-        let _ = writeln!(
-            svg,
-            "<polyline points=\"{}\" fill=\"none\" stroke=\"{colour}\" stroke-width=\"2\"/>",
-            points.join(" ")
-        );
-        for point in &line.points {
-            let _ =
-                writeln!(svg, "<circle cx=\"{:.1}\" cy=\"{:.1}\" r=\"3\" fill=\"{colour}\"/>", x(point.0), y(point.1));
-        }
-        let _ = writeln!(
-            svg,
-            "<text x=\"{}\" y=\"{}\" fill=\"{colour}\">{}</text>",
-            LEFT + 12.0,
-            TOP + 18.0 + 16.0 * at as f64,
-            line.name
-        );
+        let (x, y) = (LEFT + 12.0, TOP + 18.0 + 16.0 * at as f64);
+        svg += &axes.line(line, colour);
+        svg += &format!("<text x=\"{x}\" y=\"{y}\" fill=\"{colour}\">{}</text>\n", line.name);
     }
     svg + "</svg>\n"
 }

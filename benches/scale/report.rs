@@ -130,7 +130,7 @@ impl Results {
         }
         let sizes = self.sizes.iter().map(|size| thousands(f64::from(*size), 0));
         let head: Vec<String> = ["peers".to_owned(), String::new()].into_iter().chain(sizes).collect();
-        let mut text = format!("\n{}\n\n{}", self.machine.join("; "), table(&head, &rows));
+        let mut text = format!("\n{}\n\n{}", self.machine.join("; "), table(&head, &rows, 2));
         for what in &self.left_out {
             text += &format!("\nleft out: {what}");
         }
@@ -209,23 +209,24 @@ pub fn thousands(value: f64, decimals: usize) -> String {
     rest.map_or(out.clone(), |rest| format!("{out}.{rest}"))
 }
 
-/// A table in Markdown whose columns stand below each other also where nobody renders it.
-pub fn table(head: &[String], rows: &[Vec<String>]) -> String {
+/// A table in Markdown whose columns stand below each other also where nobody renders it; after the first `left` ones they
+/// hold numbers.
+pub fn table(head: &[String], rows: &[Vec<String>], left: usize) -> String {
     let width = |column: usize| {
         let cells = rows.iter().filter_map(|row| row.get(column)).chain([&head[column]]);
         cells.map(|cell| cell.chars().count()).max().unwrap_or(0)
     };
     let widths: Vec<usize> = (0..head.len()).map(width).collect();
     let line = |cells: &[String]| {
-        let padded = cells.iter().zip(&widths).enumerate().map(|(column, (cell, width))| match column {
-            0 | 1 => format!(" {cell:<width$} "),
-            _ => format!(" {cell:>width$} "),
+        let padded = cells.iter().zip(&widths).enumerate().map(|(column, (cell, width))| match column < left {
+            true => format!(" {cell:<width$} "),
+            false => format!(" {cell:>width$} "),
         });
         format!("|{}|\n", padded.collect::<Vec<_>>().join("|"))
     };
-    let rule = widths.iter().enumerate().map(|(column, width)| match column {
-        0 | 1 => "-".repeat(width + 2),
-        _ => format!("{}:", "-".repeat(width + 1)),
+    let rule = widths.iter().enumerate().map(|(column, width)| match column < left {
+        true => "-".repeat(width + 2),
+        false => format!("{}:", "-".repeat(width + 1)),
     });
     let rule = format!("|{}|\n", rule.collect::<Vec<_>>().join("|"));
     line(head) + &rule + &rows.iter().map(|row| line(row)).collect::<String>()

@@ -38,7 +38,7 @@ pub fn table_of(results: &Results) -> String {
     let verdict = |reached: Option<bool>| reached.map_or("-", |reached| if reached { "yes" } else { "NO" }).to_owned();
     let rows: Vec<Vec<String>> =
         rows.into_iter().map(|(what, reached, numbers)| vec![what, verdict(reached), numbers]).collect();
-    format!("\n{}", table(&head, &rows))
+    format!("\n{}", table(&head, &rows, 3))
 }
 
 fn join_against(results: &Results, who: &str, size: u32) -> Row {

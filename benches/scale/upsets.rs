@@ -7,7 +7,7 @@ use crate::damage::{Damage, Vandal, right_route};
 use crate::join::{SETTLE, count, until_etcd_is_quiet, until_quiet};
 use crate::lab::{DEVICE, Etcd, Host};
 use crate::measures::*;
-use crate::scene::{Scene, leases, newcomers};
+use crate::scene::{Scene, compact, leases, newcomers};
 use crate::usage::Usage;
 use crate::witness::Witness;
 
@@ -44,7 +44,7 @@ pub fn resync(scene: &mut Scene, patience: Duration, session: &mut Session) {
     // A watch can begin with the newest revision that is left, so the peer must have come before that.
     etcd.fill(&network.prefix, &lease);
     etcd.fill(&network.prefix, &lease);
-    etcd.compact();
+    compact(etcd);
     let calls = etcd.calls_during(|| {
         inside(host, |host| {
             let mut witness = Witness::start();

@@ -41,22 +41,6 @@ impl Etcd {
         });
     }
 
-    /// One of etcd's metrics that have no labels; 0 while it is not known.
-    pub fn metric(&self, name: &str) -> f64 {
-        let (_, text) = self.enter(|| http_get(self.clients(), "/metrics")).expect("etcd's metrics");
-        let value = text.lines().find_map(|line| line.strip_prefix(name)?.trim().parse().ok());
-        value.unwrap_or(0.0)
-    }
-
-    /// Forgets all history, as etcd does by itself every now and then.
-    pub fn compact(&self) {
-        self.with_client(async |client| {
-            let now =
-                client.kv_client().get("/", None).await.expect("a revision").header().expect("a header").revision();
-            client.kv_client().compact(now, None).await.expect("the history is forgotten");
-        });
-    }
-
     fn with_client(&self, work: impl AsyncFnOnce(Client) + Send) {
         self.enter(|| {
             let runtime = Builder::new_current_thread().enable_all().build().expect("a runtime");
