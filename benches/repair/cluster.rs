@@ -36,7 +36,8 @@ pub struct Peer {
 }
 
 impl Peer {
-    fn number(n: u32) -> Peer {
+    /// One of [`MOST_PEERS`].
+    pub fn number(n: u32) -> Peer {
         let [_, a, b, c] = (n + 1).to_be_bytes();
         let subnet = Ipv4Addr::from(0x0a01_0000 + (n << 8));
         Peer {
@@ -61,7 +62,7 @@ impl Peer {
 /// A network with its own prefix in etcd.
 pub struct Network {
     pub peers: Vec<Peer>,
-    prefix: String,
+    pub prefix: String,
     endpoint: String,
 }
 

@@ -72,7 +72,7 @@ impl Witness {
     }
 
     /// When the first report came for which `is` holds.
-    pub fn first(&mut self, deadline: Instant, is: impl Fn(&Report) -> bool) -> Option<Instant> {
+    pub fn first(&mut self, deadline: Instant, mut is: impl FnMut(&Report) -> bool) -> Option<Instant> {
         while let Some((at, report)) = self.next(deadline) {
             if is(&report) {
                 return Some(at);
