@@ -10,6 +10,7 @@ const ALL_OPTIONS: u32 = 7;
 /// Entries like ours that are none of ours: a filter that the kernel ignores lets them through.
 const NEIGHBOURHOOD: &str = "
     ip link add other.9 address 0e:00:00:00:09:09 type vxlan id 9 dstport 9999 local $IP dev eth0
+    ip link set other.9 addrgenmode none
     ip addr add 172.30.222.1/32 dev other.9
     ip link set other.9 up
     ip neigh add 172.30.200.0 lladdr 0e:00:00:00:00:ee dev other.9 nud permanent
@@ -34,7 +35,7 @@ fn does_without(errno: &str, options: u32) {
     (200..206).for_each(|n| etcd.put_lease(&Lease::guest(n)));
     host.sh(&NEIGHBOURHOOD.replace("$IP", &host.public_ip()));
     let others = |host: &crate::lab::Host| {
-        host.sh("ip addr show dev other.9; ip neigh show dev other.9; bridge fdb show dev other.9 | sort; ip route show table 99")
+        host.sh("ip -4 addr show dev other.9; ip -4 neigh show dev other.9; bridge fdb show dev other.9 | sort; ip route show table 99")
     };
     let before = others(&host);
     let inject = format!("inject=setsockopt:error={errno}:when=1..{options}");
