@@ -326,7 +326,10 @@ impl World {
     }
 
     fn way_to(&self, endpoint: Endpoint) -> Way {
-        let link = self.links.of(endpoint.address).filter(|index| *index == self.own.nic.index);
+        let link = match self.routes_directly() {
+            true => self.links.of(endpoint.address).filter(|index| *index == self.own.nic.index),
+            false => None,
+        };
         Way { endpoint, link }
     }
 

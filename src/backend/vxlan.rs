@@ -135,7 +135,11 @@ impl Backend for Vxlan {
     fn recover(&self, have: &Have) -> Vec<Record> {
         let routes = have.routes.values().flatten();
         let lease = |route: &Route| {
+            // No key names a single address.
             let IpNet::V4(subnet) = route.dest else { return None };
+            if subnet.prefix_len() == 32 {
+                return None;
+            }
             let mac = have.neighbors.get(&route.dest.network()).filter(|neighbor| neighbor.permanent)?.mac?;
             let IpAddr::V4(address) = *have.fdb.get(&mac)?.first()? else { return None };
             let direct = matches!(route.oif, Oif::Other(_)) && route.gateway == Some(address.into());
@@ -202,6 +206,7 @@ mod tests {
     use super::*;
     use crate::backend::from_config;
     use crate::model::config::NetworkConfig;
+    use crate::model::kernel_state::Neighbor;
     use crate::model::lease::Record;
 
     fn backend(text: &str) -> Result<Vxlan, String> {
@@ -283,6 +288,25 @@ mod tests {
             let reading = format!("{:?}", Vxlan::default().read(&record.content.unwrap()));
             assert!(reading.contains(expected), "{value}: {reading}");
         }
+    }
+
+    #[test]
+    fn a_route_to_a_single_address_is_no_peers() {
+        let mac = "0e:00:00:00:00:02".parse().unwrap();
+        let mut have = Have { fdb: [(mac, [[192, 168, 0, 2].into()].into())].into(), ..Have::default() };
+        for (dest, gateway, oif, onlink) in [
+            ("10.5.2.0/24", "10.5.2.0", Oif::Ours, true),
+            ("10.5.3.0/24", "192.168.0.2", Oif::Other(2), false),
+            ("10.5.4.1/32", "10.5.4.1", Oif::Ours, true),
+            ("10.5.5.1/32", "192.168.0.2", Oif::Other(2), false),
+        ] {
+            let (dest, gateway) = (dest.parse::<IpNet>().unwrap(), gateway.parse().ok());
+            let route = Route { dest, gateway, oif, onlink, metric: 0, protocol: 100 };
+            have.routes.insert(dest, [route].into());
+            have.neighbors.insert(dest.network(), Neighbor { mac: Some(mac), permanent: true });
+        }
+        let names: Vec<String> = Vxlan::default().recover(&have).iter().map(|peer| peer.name.to_string()).collect();
+        assert_eq!(names, ["10.5.2.0-24", "10.5.3.0-24"]);
     }
 
     #[test]

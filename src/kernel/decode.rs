@@ -15,7 +15,7 @@ use rtnetlink::packet_route::link::{
 };
 use rtnetlink::packet_route::neighbour::{NeighbourAddress, NeighbourAttribute, NeighbourMessage};
 use rtnetlink::packet_route::route::{
-    RouteAddress, RouteAttribute, RouteFlags, RouteHeader, RouteMessage, RouteNextHop, RouteType, RouteVia,
+    RouteAddress, RouteAttribute, RouteFlags, RouteHeader, RouteMessage, RouteNextHop, RouteScope, RouteType, RouteVia,
 };
 use std::net::{IpAddr, Ipv4Addr, Ipv6Addr};
 
@@ -285,13 +285,14 @@ pub fn default_routes(message: &RouteMessage, family: AddressFamily) -> Vec<Defa
     route.hops.iter().map(|hop| DefaultRoute { oif: hop.oif, gateway: hop.gateway, metric, is_v6 }).collect()
 }
 
-/// An IPv4 route, as far as it tells who is on a link. One with several next hops leads to no single one.
+/// An IPv4 route, as far as it tells who is on a link. One with several next hops leads to no single one, and on a link that
+/// is not said to be one by the route's scope the kernel takes no gateway.
 pub fn link_route(message: &RouteMessage) -> Option<LinkRoute> {
     let route = decode(message, AddressFamily::Inet)?;
     let IpNet::V4(dest) = route.dest else { return None };
-    let leads_on = message.header.kind == RouteType::Unicast;
+    let is_link = message.header.kind == RouteType::Unicast && message.header.scope == RouteScope::Link;
     let link = match &route.hops[..] {
-        [Hop { oif, gateway: None }] if leads_on && *oif != 0 => Some(*oif),
+        [Hop { oif, gateway: None }] if is_link && *oif != 0 => Some(*oif),
         _ => None,
     };
     Some(LinkRoute { dest, metric: route.metric, link })

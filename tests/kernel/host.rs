@@ -148,3 +148,24 @@ fn who_is_on_a_link_is_as_the_kernel_routes() {
         }
     });
 }
+
+#[test]
+fn a_link_on_which_the_kernel_takes_no_gateway_is_none() {
+    on_a_new_host(async |mut lab| {
+        for args in [
+            "route add 10.43.0.0/24 dev eth0 scope global",
+            "route add 10.44.0.0/24 dev eth0 scope site",
+            "route add 10.45.0.0/24 dev eth0 scope link",
+        ] {
+            ip(args);
+        }
+        let host = lab.kernel.host().await.expect("host");
+        let nic = host.interfaces.iter().find(|interface| interface.name == "eth0").expect("eth0").index;
+        for gateway in ["10.43.0.2", "10.44.0.2", "10.45.0.2"] {
+            let words = ["route", "add", "10.5.9.0/24", "via", gateway, "dev", "eth0"];
+            let taken = std::process::Command::new("ip").args(words).output().expect("ip").status.success();
+            let link = host.links.of(gateway.parse().expect("an address"));
+            assert_eq!(link, Some(nic).filter(|_| taken), "{gateway}");
+        }
+    });
+}
