@@ -1,7 +1,7 @@
 # `make` lists what there is.
 
 .DEFAULT_GOAL := help
-.PHONY: help setup build test check bench bench-repair bench-dataplane bench-allocate bench-routes bench-watchers simulate fuzz install uninstall deb cargo-deb static manual demo demo-down ci
+.PHONY: help setup setup-build build test check bench bench-repair bench-dataplane bench-allocate bench-routes bench-watchers simulate fuzz install uninstall deb cargo-deb static manual demo demo-down ci
 
 profile := $(if $(RELEASE),release,debug)
 
@@ -11,7 +11,11 @@ help: ## List the targets
 setup: ## Install what building and testing need, where it is missing
 	@.ci/setup
 
-build: setup ## Build flanneld (RELEASE=1: optimised, takes minutes)
+# A host that only builds needs neither etcd nor Docker.
+setup-build:
+	@.ci/setup --to-build
+
+build: setup-build ## Build flanneld (RELEASE=1: optimised, takes minutes)
 	cargo build $(if $(RELEASE),--release)
 
 test: setup cargo-deb ## Run every test (as root: hosts are network namespaces, etcd is real)
@@ -49,11 +53,12 @@ simulate: setup ## Let SEEDS (300) clusters live through anything, from seed STA
 fuzz: setup ## Fuzz each reader of foreign data for FUZZ_SECONDS (20), or only TARGET
 	@fuzz/run $(TARGET)
 
-deb: setup cargo-deb ## Make a Debian package of an optimised build, in target/debian
+deb: setup-build cargo-deb ## Make a Debian package of an optimised build, in target/debian
+	@.ci/setup --to-build dpkg-shlibdeps:dpkg-dev
 	cargo deb --locked
 
 # The flag is for the program alone: what it is linked with is the same as for the other build, and is not built again.
-static: setup ## Build a flanneld that needs no libc of the host: target/static/release/flanneld (PROFILE=dev: unoptimised)
+static: setup-build ## Build a flanneld that needs no libc of the host: target/static/release/flanneld (PROFILE=dev: unoptimised)
 	CARGO_BUILD_BUILD_DIR=$(CURDIR)/target cargo rustc --locked --bin flanneld --profile $(or $(PROFILE),release) \
 	  --target-dir target/static -- -C target-feature=+crt-static
 
@@ -73,7 +78,7 @@ export DESTDIR PREFIX CONFIG ZSHDIR BINARY
 manual: setup ## Write the manual pages and the completions anew, after a change of the command line
 	WRITE_MANUAL=1 cargo test --quiet --test install the_manual_and_the_completions
 
-demo: build ## Show three hosts join one overlay (KEEP=1: leave it standing)
+demo: setup build ## Show three hosts join one overlay (KEEP=1: leave it standing)
 	@FLANNELD=$${FLANNELD:-target/$(profile)/flanneld} examples/demo/demo.sh
 
 demo-down: ## Remove the demos that were left standing

@@ -161,7 +161,8 @@ fn upgrades(lab: &Lab, machine: &Machine, container: &Container, address: Ipv4Ad
 fn goes(machine: &Machine, container: &Container, address: Ipv4Addr) {
     let docker = pid_of(machine, "docker");
     let pinging = container.ping_background(address);
-    dpkg(machine, "--remove flanneld");
+    let said = dpkg(machine, "--remove flanneld");
+    assert!(said.contains("/docker.service.d/flannel.conf Docker goes on to wait for flanneld"), "{said}");
     assert!(machine.run(&["systemctl", "is-active", "flanneld"]).is_err());
     let left = traces(machine);
     for path in ["/etc/default/flanneld\n", "/var/lib/flannel\n"] {
