@@ -46,7 +46,7 @@ impl Default for Cadence {
     }
 }
 
-/// All hosts of a cluster together may read so many leases a second for their audits: about 8 MB/s, and a few percent
+/// All hosts of a cluster together may read so many leases a second for their audits: about 7 MB/s, and a few percent
 /// of one core of etcd.
 const AUDITED_A_SECOND: f64 = 32_000.0;
 
