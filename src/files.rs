@@ -155,7 +155,7 @@ fn put(path: &Path, text: &str) -> Result<(), String> {
 
 /// The state file of this host in one network.
 #[derive(Debug)]
-pub struct Memory {
+pub struct StateFile {
     directory: PathBuf,
     prefix: String,
     network_id: u32,
@@ -163,10 +163,10 @@ pub struct Memory {
     failed: bool,
 }
 
-impl Memory {
+impl StateFile {
     /// The memory in `directory` of the network at `prefix` with this VNI.
     pub fn new(directory: PathBuf, prefix: &str, network_id: u32) -> Self {
-        Memory { directory, prefix: prefix.to_owned(), network_id, stored: None, failed: false }
+        StateFile { directory, prefix: prefix.to_owned(), network_id, stored: None, failed: false }
     }
 
     /// What is remembered of the host with this public IP, or of the one with this NIC when its address has changed.
@@ -315,7 +315,7 @@ mod tests {
             assert!(error.contains("is not a regular file"), "{error}");
         }
         assert!(!fs::metadata(&fifo).unwrap().is_file() && !fs::metadata(&device).unwrap().is_file());
-        let mut memory = Memory::new(dir.path().join("state"), "/coreos.com/network", 1);
+        let mut memory = StateFile::new(dir.path().join("state"), "/coreos.com/network", 1);
         let state = state("192.168.0.1", "0e:00:00:00:00:aa");
         let path = memory.path(state.public_ip);
         fs::create_dir(path.parent().unwrap()).unwrap();
@@ -361,7 +361,7 @@ mod tests {
     #[test]
     fn a_host_is_remembered_by_its_address_or_else_by_its_nic() {
         let dir = tempfile::tempdir().unwrap();
-        let memory = || Memory::new(dir.path().join("state"), "/coreos.com/network", 1);
+        let memory = || StateFile::new(dir.path().join("state"), "/coreos.com/network", 1);
         let [a, b] = [state("192.168.0.1", "0e:00:00:00:00:aa"), state("192.168.0.2", "0e:00:00:00:00:bb")];
         memory().save(&a);
         memory().save(&b);
@@ -371,6 +371,6 @@ mod tests {
         assert_eq!(moved.load("192.168.0.9".parse().unwrap(), b.nic_mac), Some(b.clone()));
         moved.save(&state("192.168.0.9", "0e:00:00:00:00:bb"));
         assert_eq!(memory().load(b.public_ip, None), None, "the old address is forgotten");
-        assert_eq!(Memory::new(dir.path().join("state"), "/coreos.com/network", 2).load(a.public_ip, None), None);
+        assert_eq!(StateFile::new(dir.path().join("state"), "/coreos.com/network", 2).load(a.public_ip, None), None);
     }
 }

@@ -1,6 +1,6 @@
-//! The health endpoints: `/healthz` and `/readyz`, rendered from the [`Board`].
+//! The health endpoints: `/healthz` and `/readyz`, rendered from the [`StatusHandle`].
 
-use crate::agent::status::Board;
+use crate::agent::status::StatusHandle;
 use http_body_util::Full;
 use hyper::body::{Bytes, Incoming};
 use hyper::header::{ALLOW, CONTENT_TYPE};
@@ -22,7 +22,7 @@ const MOST_CONNECTIONS: usize = 64;
 const STUCK: &str = "flanneld is stuck";
 
 /// Serves for ever on `listener`. Must run in a `LocalSet`.
-pub async fn serve(listener: TcpListener, board: Board) -> Infallible {
+pub async fn serve(listener: TcpListener, status: StatusHandle) -> Infallible {
     let slots = std::sync::Arc::new(tokio::sync::Semaphore::new(MOST_CONNECTIONS));
     loop {
         let Ok(slot) = slots.clone().acquire_owned().await else { continue };
@@ -34,10 +34,10 @@ pub async fn serve(listener: TcpListener, board: Board) -> Infallible {
                 continue;
             }
         };
-        let board = board.clone();
+        let status = status.clone();
         tokio::task::spawn_local(async move {
             let service = service_fn(|request: Request<Incoming>| {
-                let response = answer(request.method(), request.uri().path(), &board);
+                let response = answer(request.method(), request.uri().path(), &status);
                 std::future::ready(Ok::<_, Infallible>(response))
             });
             let connection = http1::Builder::new()
@@ -53,18 +53,18 @@ pub async fn serve(listener: TcpListener, board: Board) -> Infallible {
     }
 }
 
-fn answer(method: &Method, path: &str, board: &Board) -> Response<Full<Bytes>> {
+fn answer(method: &Method, path: &str, status: &StatusHandle) -> Response<Full<Bytes>> {
     if !matches!(*method, Method::GET | Method::HEAD) {
         let mut response = text(StatusCode::METHOD_NOT_ALLOWED, "GET or HEAD only".into());
         response.headers_mut().insert(ALLOW, hyper::header::HeaderValue::from_static("GET, HEAD"));
         return response;
     }
     match path {
-        "/healthz" if board.is_alive() => text(StatusCode::OK, "flanneld is running".into()),
+        "/healthz" if status.is_alive() => text(StatusCode::OK, "flanneld is running".into()),
         "/healthz" => text(StatusCode::SERVICE_UNAVAILABLE, STUCK.into()),
         "/readyz" => {
-            let mut reasons = board.read().reasons();
-            if !board.is_alive() {
+            let mut reasons = status.read().reasons();
+            if !status.is_alive() {
                 reasons.push(STUCK.into());
             }
             match reasons.is_empty() {
@@ -90,39 +90,39 @@ fn text(status: StatusCode, body: String) -> Response<Full<Bytes>> {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::agent::env::Env;
-    use crate::agent::status::Topic;
+    use crate::agent::runtime::Runtime;
+    use crate::agent::status::Condition;
     use std::cell::Cell;
     use std::rc::Rc;
 
-    fn board() -> (Board, Rc<Cell<Duration>>) {
+    fn status() -> (StatusHandle, Rc<Cell<Duration>>) {
         let clock: Rc<Cell<Duration>> = Rc::default();
         let hands = clock.clone();
-        let board = Board::new(Rc::new(Env::new(move || hands.get(), 1, |_| {})));
-        board.update(|status| (status.started, status.last_turn) = (true, Some(Duration::ZERO)));
-        (board, clock)
+        let status = StatusHandle::new(Rc::new(Runtime::new(move || hands.get(), 1, |_| {})));
+        status.update(|status| (status.started, status.last_tick) = (true, Some(Duration::ZERO)));
+        (status, clock)
     }
 
-    fn code(path: &str, board: &Board) -> u16 {
-        answer(&Method::GET, path, board).status().as_u16()
+    fn code(path: &str, status: &StatusHandle) -> u16 {
+        answer(&Method::GET, path, status).status().as_u16()
     }
 
     #[test]
     fn what_stands_in_the_way_makes_it_unready_and_a_loop_that_stands_still_ill() {
-        let (board, clock) = board();
-        assert_eq!((code("/healthz", &board), code("/readyz", &board)), (200, 200));
-        board.trouble(Topic::Peers, "etcd does not answer");
-        assert_eq!((code("/healthz", &board), code("/readyz", &board)), (200, 503));
-        board.over(Topic::Peers);
+        let (status, clock) = status();
+        assert_eq!((code("/healthz", &status), code("/readyz", &status)), (200, 200));
+        status.raise(Condition::Peers, "etcd does not answer");
+        assert_eq!((code("/healthz", &status), code("/readyz", &status)), (200, 503));
+        status.clear(Condition::Peers);
         clock.set(Duration::from_secs(60));
-        assert_eq!((code("/healthz", &board), code("/readyz", &board)), (503, 503));
+        assert_eq!((code("/healthz", &status), code("/readyz", &status)), (503, 503));
     }
 
     #[test]
     fn other_paths_and_methods_are_refused() {
-        let (board, _) = board();
-        assert_eq!((code("/", &board), code("/healthz/", &board)), (404, 404));
-        assert_eq!(answer(&Method::HEAD, "/healthz", &board).status().as_u16(), 200);
-        assert_eq!(answer(&Method::POST, "/healthz", &board).status().as_u16(), 405);
+        let (status, _) = status();
+        assert_eq!((code("/", &status), code("/healthz/", &status)), (404, 404));
+        assert_eq!(answer(&Method::HEAD, "/healthz", &status).status().as_u16(), 200);
+        assert_eq!(answer(&Method::POST, "/healthz", &status).status().as_u16(), 405);
     }
 }

@@ -25,7 +25,7 @@ pub mod files;
 
 pub mod agent;
 
-pub mod heap;
+pub mod malloc;
 
 pub mod http;
 

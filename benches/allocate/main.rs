@@ -15,7 +15,7 @@ use std::time::Instant;
 
 use clap::Parser;
 use flanneld::model::config::{NetworkConfig, Overlay};
-use flanneld::model::identity::Me;
+use flanneld::model::identity::Identity;
 use flanneld::model::lease::{LeaseId, Record};
 use flanneld::store::Store;
 use flanneld::store::etcd::EtcdStore;
@@ -88,12 +88,12 @@ fn claims(overlay: &Overlay, taken: &[u32], rounds: usize) -> Vec<String> {
     let mut taken = taken.to_vec();
     taken.sort_unstable_by_key(|&n| subnet(n).to_string());
     let records: Vec<Record> = taken.iter().map(|&n| record(n)).collect();
-    let me = Me {
+    let me = Identity {
         public_ip: Some(Ipv4Addr::new(192, 168, 0, 1)),
         remembered_mac: "0e:ff:ff:ff:ff:ff".parse().ok(),
         remembered_lease: LeaseId::new(i64::MAX),
         remembered_subnet: taken.first().map(|&n| subnet(n)),
-        ..Me::default()
+        ..Identity::default()
     };
     let on_host = [Ipv4Net::new_assert(Ipv4Addr::new(10, 1, 2, 0), 24)];
     row("decide what is ours", records.len(), rounds, |random| {

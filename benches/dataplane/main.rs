@@ -56,7 +56,7 @@ struct Options {
 }
 
 /// Two paths, the first of which is judged by the second.
-struct Contest {
+struct OwnershipProbe {
     name: &'static str,
     metrics: &'static [Metric],
     sides: fn() -> [Side; 2],
@@ -92,75 +92,79 @@ fn in_sys(file: &str, value: &str) -> String {
 
 const OURS: &str = "ours / by hand";
 
-const CONTESTS: &[Contest] = &[
-    Contest { name: OURS, metrics: ALL, sides: || [plain(VETH), by_hand(VETH, "")] },
-    Contest { name: "ours / by hand, wire", metrics: TCP, sides: || [plain(WIRE), by_hand(WIRE, "")] },
-    Contest {
+const CONTESTS: &[OwnershipProbe] = &[
+    OwnershipProbe { name: OURS, metrics: ALL, sides: || [plain(VETH), by_hand(VETH, "")] },
+    OwnershipProbe { name: "ours / by hand, wire", metrics: TCP, sides: || [plain(WIRE), by_hand(WIRE, "")] },
+    OwnershipProbe {
         name: "ours / bare link, host to host",
         metrics: ALL,
         sides: || [plain(VETH), Side { bare: true, ..by_hand(VETH, "") }],
     },
-    Contest {
+    OwnershipProbe {
         name: "DirectRouting / tunnel",
         metrics: ALL,
         sides: || [ours(VETH, r#","DirectRouting":true"#, &[]), plain(VETH)],
     },
-    Contest {
+    OwnershipProbe {
         name: "DirectRouting / tunnel, wire",
         metrics: TCP,
         sides: || [ours(WIRE, r#","DirectRouting":true"#, &[]), plain(WIRE)],
     },
-    Contest { name: "MTU 9000 / 1500", metrics: TCP, sides: || [plain(JUMBO), plain(VETH)] },
-    Contest { name: "MTU 9000 / 1500, wire", metrics: TCP, sides: || [plain(JUMBO_WIRE), plain(WIRE)] },
-    Contest {
+    OwnershipProbe { name: "MTU 9000 / 1500", metrics: TCP, sides: || [plain(JUMBO), plain(VETH)] },
+    OwnershipProbe { name: "MTU 9000 / 1500, wire", metrics: TCP, sides: || [plain(JUMBO_WIRE), plain(WIRE)] },
+    OwnershipProbe {
         name: "--vxlan-tx-checksum-off / without",
         metrics: TCP,
         sides: || [ours(VETH, "", CHECKSUM_OFF), plain(VETH)],
     },
-    Contest {
+    OwnershipProbe {
         name: "--vxlan-tx-checksum-off / without, wire",
         metrics: TCP,
         sides: || [ours(WIRE, "", CHECKSUM_OFF), plain(WIRE)],
     },
-    Contest {
+    OwnershipProbe {
         name: "rules: forward (default) / none",
         metrics: TCP_AND_PING,
         sides: || [plain(VETH), ours(VETH, "", NO_RULES)],
     },
-    Contest {
+    OwnershipProbe {
         name: "rules: --ip-masq / forward",
         metrics: TCP_AND_PING,
         sides: || [ours(VETH, "", MASQ), plain(VETH)],
     },
-    Contest { name: "noudpcsum / udpcsum", metrics: TCP, sides: || [by_hand(VETH, "noudpcsum"), by_hand(VETH, "")] },
-    Contest {
+    OwnershipProbe {
+        name: "noudpcsum / udpcsum",
+        metrics: TCP,
+        sides: || [by_hand(VETH, "noudpcsum"), by_hand(VETH, "")],
+    },
+    OwnershipProbe {
         name: "noudpcsum / udpcsum, wire",
         metrics: TCP,
         sides: || [by_hand(WIRE, "noudpcsum"), by_hand(WIRE, "")],
     },
-    Contest {
+    OwnershipProbe {
         name: "GRO off on flannel.1 / on",
         metrics: TCP,
         sides: || [changed(VETH, "ethtool -K flannel.1 gro off"), plain(VETH)],
     },
-    Contest {
+    OwnershipProbe {
         name: "GRO off on flannel.1 / on, wire",
         metrics: TCP,
         sides: || [changed(WIRE, "ethtool -K flannel.1 gro off"), plain(WIRE)],
     },
-    Contest {
+    OwnershipProbe {
         name: "GRO by fraglist on flannel.1 / plain, wire",
         metrics: TCP,
         sides: || [changed(WIRE, "ethtool -K flannel.1 rx-gro-list on"), plain(WIRE)],
     },
-    Contest {
+    OwnershipProbe {
         name: "RPS to all CPUs on flannel.1 / none, wire",
         metrics: TCP_AND_PING,
         sides: || {
             [changed(WIRE, &in_sys("queues/rx-0/rps_cpus", "$(printf %x $(((1 << $(nproc)) - 1)))")), plain(WIRE)]
         },
     },
-    Contest {
+    OwnershipProbe {
         name: "a queue on flannel.1 (pfifo_fast) / none",
         metrics: TCP_AND_PING,
         sides: || {
@@ -191,7 +195,7 @@ fn main() {
     table::print(&["A / B", "", "A", "B", "A / B", "min", "max", "aim"], &rows);
 }
 
-impl Contest {
+impl OwnershipProbe {
     fn run(&self, options: &Options) -> Vec<Vec<String>> {
         let sides = (self.sides)();
         let paths = sides.each_ref().map(|side| if side.bare { side.pair.hosts() } else { side.pair.containers() });

@@ -11,7 +11,7 @@ use flanneld::model::kernel_state::{Oif, Route, Scope};
 use flanneld::model::mac::VtepMac;
 use flanneld::model::subnet::SubnetKey;
 use flanneld::store::etcd::EtcdStore;
-use flanneld::store::{Guard, Life, Store, Written};
+use flanneld::store::{Expiry, Precondition, Store, WriteOutcome};
 use futures_util::{StreamExt, stream};
 use ipnet::Ipv4Net;
 use nix::sched::{CloneFlags, setns};
@@ -80,8 +80,9 @@ impl Network {
         let store = EtcdStore::new(vec![self.endpoint.clone()], &self.prefix).expect("an endpoint");
         let write = async |peer: &Peer| {
             let attrs = Vxlan::default().attrs(peer.public_ip, peer.mac);
-            let written = store.write(SubnetKey::v4(peer.subnet), &attrs, Guard::Absent, Life::Grant(LEASE)).await;
-            assert!(matches!(written, Ok(Written::Done(_))), "{peer:?}: {written:?}");
+            let written =
+                store.write(SubnetKey::v4(peer.subnet), &attrs, Precondition::Absent, Expiry::Grant(LEASE)).await;
+            assert!(matches!(written, Ok(WriteOutcome::Committed(_))), "{peer:?}: {written:?}");
         };
         runtime().block_on(stream::iter(&self.peers).for_each_concurrent(IN_FLIGHT, write));
     }

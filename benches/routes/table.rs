@@ -4,7 +4,7 @@ use crate::objects;
 use crate::shape::{Shape, subnet};
 use flanneld::kernel::Kernel;
 use flanneld::kernel::netlink::NetlinkKernel;
-use flanneld::model::kernel_state::{Device, Found, Scope, Vxlan};
+use flanneld::model::kernel_state::{Device, ExistingDevice, Scope, Vxlan};
 use flanneld::model::mac::VtepMac;
 use flanneld::model::plan::Op;
 use std::fmt;
@@ -90,7 +90,7 @@ impl Host {
         ])
         .await;
         let have = host.kernel.observe(&host.scope).await.expect("a device");
-        if let Some(Found::Vxlan(index, _)) = have.device {
+        if let Some(ExistingDevice::Vxlan(index, _)) = have.device {
             host.index = index;
         }
         host

@@ -2,7 +2,7 @@
 
 use flanneld::kernel::wire::{Kind, frames};
 use flanneld::kernel::{Event, decode, listener};
-use flanneld::model::kernel_state::{Device, Found, Have, Scope, Vxlan, Want};
+use flanneld::model::kernel_state::{Device, ExistingDevice, Have, Scope, Vxlan, Want};
 use flanneld::model::mac::VtepMac;
 use flanneld::model::mirror::{Noticed, Observed};
 use flanneld::model::plan::Plan;
@@ -97,7 +97,7 @@ fn what_is_ours_can_be_cleared(mut have: Have, scope: &Scope, index: u32) {
         tx_checksum_off: false,
         vxlan,
     };
-    have.device = Some(Found::Vxlan(index, device.clone()));
+    have.device = Some(ExistingDevice::Vxlan(index, device.clone()));
     let want = Want { device: Some(device), peers_complete: true, ..Want::default() };
     for step in Plan::between(&have, &want, scope).steps {
         have.apply(&step.op, index);

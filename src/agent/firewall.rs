@@ -1,7 +1,7 @@
 //! Keeps the firewall's rules as they should be: looked at when somebody changed some, and from time to time.
 
-use super::env::{Backoff, Env};
-use super::status::{Board, Topic};
+use super::runtime::{Backoff, Runtime};
+use super::status::{Condition, StatusHandle};
 use crate::firewall::obstacles::OnHost;
 use crate::firewall::tools::ToolError;
 use crate::firewall::{Firewall, Look, Masquerade, Mode, RuleSet};
@@ -72,13 +72,13 @@ impl FirewallSettings {
 
 /// Keeps the rules for ever. A missing program is an error when the operator asked for what it does; for what is done by
 /// default it is only a warning.
-pub struct Guard<F> {
+pub struct FirewallLoop<F> {
     firewall: F,
     mode: Mode,
     sets: Vec<RuleSet>,
     settings: FirewallSettings,
-    env: Rc<Env>,
-    board: Board,
+    runtime: Rc<Runtime>,
+    status: StatusHandle,
     /// Tells whether the rules have stood, as far as they are wanted and can be had.
     stand: watch::Sender<bool>,
     /// Whether they have been in place: what differs from then on is somebody else's doing.
@@ -87,18 +87,18 @@ pub struct Guard<F> {
     warned: Vec<String>,
 }
 
-impl<F: Firewall> Guard<F> {
+impl<F: Firewall> FirewallLoop<F> {
     /// A guard of these rules, one set a family.
     pub fn new(
         firewall: F,
         mode: Mode,
         sets: Vec<RuleSet>,
         settings: FirewallSettings,
-        env: Rc<Env>,
-        board: Board,
+        runtime: Rc<Runtime>,
+        status: StatusHandle,
         stand: watch::Sender<bool>,
     ) -> Self {
-        Guard { firewall, mode, sets, settings, env, board, stand, stood: false, warned: Vec::new() }
+        FirewallLoop { firewall, mode, sets, settings, runtime, status, stand, stood: false, warned: Vec::new() }
     }
 
     /// Runs for ever; `on_host` are the networks on the host's interfaces.
@@ -112,18 +112,18 @@ impl<F: Firewall> Guard<F> {
             let (rest, pause) = match self.firewall.ensure(self.mode, &self.sets, &networks).await {
                 Ok(look) => {
                     failing.reset();
-                    let (repaired, now) = (!look.changes.is_empty(), self.env.now());
+                    let (repaired, now) = (!look.changes.is_empty(), self.runtime.now());
                     self.tell(look);
                     if repaired {
                         repaired_at = now;
                     } else if now.saturating_sub(repaired_at) > PEACE {
                         restraint.reset();
                     }
-                    (if repaired { restraint.pause(&self.env) } else { BETWEEN_LOOKS }, self.period())
+                    (if repaired { restraint.pause(&self.runtime) } else { BETWEEN_LOOKS }, self.period())
                 }
                 Err(error) => {
                     self.tell_failure(&error);
-                    (BETWEEN_LOOKS, failing.pause(&self.env))
+                    (BETWEEN_LOOKS, failing.pause(&self.runtime))
                 }
             };
             sleep(rest).await;
@@ -139,20 +139,20 @@ impl<F: Firewall> Guard<F> {
     fn period(&self) -> Duration {
         let resync = self.settings.resync;
         let period = if self.firewall.reports_changes() { resync.max(TO_BE_SURE) } else { resync };
-        self.env.jittered(period)
+        self.runtime.jittered(period)
     }
 
     fn tell(&mut self, look: Look) {
-        self.board.over(Topic::Firewall);
+        self.status.clear(Condition::Firewall);
         let first = !std::mem::replace(&mut self.stood, true);
         let kind = if first { "" } else { "repaired: " };
         look.changes.iter().for_each(|change| tracing::info!("{kind}firewall: {change}"));
         let repairs = if first { 0 } else { look.changes.len() as u64 };
-        self.board.update(|status| status.rule_repairs += repairs);
+        self.status.update(|status| status.rule_repairs += repairs);
         self.stand.send_if_modified(|stand| !std::mem::replace(stand, true));
         match look.obstacles.is_empty() {
-            true => self.board.over(Topic::Obstacle),
-            false => self.board.trouble(Topic::Obstacle, look.obstacles.join("; ")),
+            true => self.status.clear(Condition::Obstacle),
+            false => self.status.raise(Condition::Obstacle, look.obstacles.join("; ")),
         }
         let networks = self.sets.iter().map(|set| set.network.to_string()).collect::<Vec<_>>().join(" and ");
         let chains = look.dropping_chains.iter().map(|chain| {
@@ -171,7 +171,7 @@ impl<F: Firewall> Guard<F> {
             self.stand.send_if_modified(|stand| !std::mem::replace(stand, true));
         }
         if asked || !matches!(error, ToolError::Missing { .. }) {
-            self.board.trouble(Topic::Firewall, format!("the firewall's rules cannot be kept: {error}"));
+            self.status.raise(Condition::Firewall, format!("the firewall's rules cannot be kept: {error}"));
             return;
         }
         self.warn(vec![format!(

@@ -3,45 +3,45 @@
 //! ```text
 //!  store --- peers ----+                        +--- kernel
 //!   |                  v                        |
-//!   +------ keeper <-> reconcile (world: want) -+--- subnet.env, docker_opts.env
+//!   +------ lease_manager <-> reconcile (desired: want) -+--- subnet.env, docker_opts.env
 //!                      |
 //!                    status --- /healthz, /readyz, systemd
 //! ```
 
-pub mod env;
-pub mod fights;
+pub mod desired;
 pub mod firewall;
-pub mod keeper;
+pub mod lease_manager;
+mod loop_state;
 pub mod peers;
-mod progress;
 pub mod reconcile;
+pub mod repair_limiter;
 mod report;
-pub mod retries;
+pub mod retry_queue;
+pub mod runtime;
 pub mod status;
-pub mod world;
 
 use crate::backend::{self, Backend};
-use crate::files::{EnvFiles, Memory};
+use crate::files::{EnvFiles, StateFile};
 use crate::firewall::{Firewall, Mode};
 use crate::kernel::Kernel;
 use crate::model::config::{NetworkConfig, Overlay};
-use crate::model::identity::Me;
+use crate::model::identity::Identity;
 use crate::model::iface::{self, ExternalInterface, HostView, IfaceRules};
 use crate::model::kernel_state::{Have, Scope};
 use crate::model::subnet::SubnetKey;
 use crate::store::Store;
-use env::{Backoff, Env};
-use firewall::{FirewallSettings, Guard};
+use desired::{DesiredState, LocalNode};
+use firewall::{FirewallLoop, FirewallSettings};
 use ipnet::IpNet;
-use keeper::{Address, Contest, Horizon, Keeper, Terms};
+use lease_manager::{Address, LeaseManager, LeaseTimes, OwnershipProbe, StoreProgress};
 use reconcile::Reconciler;
-use status::{Board, Topic};
+use runtime::{Backoff, Runtime};
+use status::{Condition, StatusHandle};
 use std::convert::Infallible;
 use std::path::PathBuf;
 use std::rc::Rc;
 use std::time::Duration;
 use tokio::sync::{mpsc, watch};
-use world::{Own, World};
 
 /// What the operator wants, beyond what stands in the store.
 #[derive(Debug, Clone)]
@@ -51,7 +51,7 @@ pub struct Settings {
     /// How to find the external interface.
     pub iface: IfaceRules,
     /// How long our lease lives, and when it is renewed.
-    pub terms: Terms,
+    pub times: LeaseTimes,
     /// `subnet.env`.
     pub subnet_file: PathBuf,
     /// `docker_opts.env`, if it is wanted.
@@ -77,21 +77,21 @@ pub async fn run<S: Store, K: Kernel, F: Firewall>(
     mut kernel: K,
     firewall: F,
     settings: Settings,
-    env: Rc<Env>,
-    board: Board,
+    runtime: Rc<Runtime>,
+    status: StatusHandle,
 ) -> Infallible {
-    let network = wait_for_config(&*store, &settings, &env, &board).await;
-    let (nic, host) = wait_for_interface(&mut kernel, &settings.iface, &env, &board).await;
+    let network = wait_for_config(&*store, &settings, &runtime, &status).await;
+    let (nic, host) = wait_for_interface(&mut kernel, &settings.iface, &runtime, &status).await;
     let ip_masq = settings.firewall.masquerade.is_some();
     let files = EnvFiles::new(settings.subnet_file.clone(), settings.docker_opts_file.clone(), ip_masq);
-    let mut memory = Memory::new(settings.state_dir.clone(), &settings.prefix, network.backend.network_id());
-    let remembered = memory.load(nic.public_ip, nic.mac);
+    let mut state_file = StateFile::new(settings.state_dir.clone(), &settings.prefix, network.backend.network_id());
+    let remembered = state_file.load(nic.public_ip, nic.mac);
     let address = Address { public_ip: nic.public_ip, nic_mac: nic.mac };
     let (device_mac, left_behind) = {
-        let left = left_behind(&mut kernel, &network, nic.index, &env, &board).await;
+        let left = left_behind(&mut kernel, &network, nic.index, &runtime, &status).await;
         (left.device_mac(), network.backend.recover(&left))
     };
-    let me = Me {
+    let identity = Identity {
         public_ip: Some(nic.public_ip),
         remembered_mac: remembered.as_ref().map(|state| state.mac),
         remembered_lease: remembered.as_ref().and_then(|state| state.lease_id),
@@ -101,69 +101,76 @@ pub async fn run<S: Store, K: Kernel, F: Firewall>(
         rivals: remembered.as_ref().map(|state| state.rivals.clone()).unwrap_or_default(),
         in_use: None,
     };
-    let horizon = remembered
+    let store_progress = remembered
         .as_ref()
-        .map(|state| Horizon { revision: state.revision, hold_until: state.hold_until.map(Duration::from_secs) });
-    let on_trial = remembered.as_ref().and_then(|state| Some((SubnetKey::v4(state.subnet), state.trial?)));
-    let mut keeper = Keeper {
+        .map(|state| StoreProgress { revision: state.revision, hold_until: state.hold_until.map(Duration::from_secs) });
+    let probed = remembered.as_ref().and_then(|state| Some((SubnetKey::v4(state.subnet), state.trial?)));
+    let mut lease_manager = LeaseManager {
         store: store.clone(),
-        env: env.clone(),
-        board: board.clone(),
+        runtime: runtime.clone(),
+        status: status.clone(),
         config: network.config,
         backend: network.backend.clone(),
         backend_is_explicit: network.backend_is_explicit,
         overlay: network.overlay,
-        terms: settings.terms,
-        memory,
-        me,
+        times: settings.times,
+        state_file,
+        identity,
         address,
         on_host: host.connected(&network.backend.device_name()).map(|(_, net)| net.trunc()).collect(),
         left_behind,
-        horizon: horizon.unwrap_or_default(),
+        store_progress: store_progress.unwrap_or_default(),
         peer_hold: settings.peer_hold,
         gives_back: settings.gives_back,
         set_back: None,
-        contest: Contest::new(on_trial),
+        probe: OwnershipProbe::new(probed),
         listed: None,
     };
-    let Some(held) = keeper.acquire().await else {
+    let Some(held) = lease_manager.acquire().await else {
         // The network config has changed meanwhile.
-        return Box::pin(run(store, kernel, firewall, settings, env, board)).await;
+        return Box::pin(run(store, kernel, firewall, settings, runtime, status)).await;
     };
     let direct_nic = network.backend.routes_directly().then(|| nic.name.clone());
-    let own = Own { nic, subnet: held.subnet, mac: held.mac };
+    let own = LocalNode { nic, subnet: held.subnet, mac: held.mac };
     let (device, network_id) = (network.backend.device_name(), network.backend.network_id());
-    let mut world = World::new(network.backend, network.net, store.addresses(), own, host, settings.peer_hold);
+    let mut desired = DesiredState::new(network.backend, network.net, store.addresses(), own, host, settings.peer_hold);
     if settings.blackhole_route {
-        world.add_blackhole();
+        desired.add_blackhole();
     }
     if settings.tx_checksum_off {
-        world.set_tx_checksum_off();
+        desired.set_tx_checksum_off();
     }
-    let (left_behind, listed) = (std::mem::take(&mut keeper.left_behind), keeper.listed.take());
-    match keeper.hold_until() {
-        Some(until) => world.hold(left_behind, until),
+    let (left_behind, listed) = (std::mem::take(&mut lease_manager.left_behind), lease_manager.listed.take());
+    match lease_manager.hold_until() {
+        Some(until) => desired.hold(left_behind, until),
         None => drop(left_behind),
     }
     let rules = settings.firewall.rules(network.net.into(), held.subnet.into(), device, direct_nic, network_id);
     let (tell_rules, rules_stand) = watch::channel(false);
-    let guard =
-        Guard::new(firewall, network.mode, vec![rules], settings.firewall, env.clone(), board.clone(), tell_rules);
+    let firewall_loop = FirewallLoop::new(
+        firewall,
+        network.mode,
+        vec![rules],
+        settings.firewall,
+        runtime.clone(),
+        status.clone(),
+        tell_rules,
+    );
     let (tell_on_host, on_host) = watch::channel(Vec::new());
-    let (tell_sighting, sightings) = watch::channel(None);
-    let (tell_horizon, horizons) = watch::channel(keeper.horizon);
+    let (observe_key, observations) = watch::channel(None);
+    let (publish_store_progress, store_progress_updates) = watch::channel(lease_manager.store_progress);
     let (tell_address, addresses) = watch::channel(address);
     let (tell_news, news) = mpsc::channel(64);
     let reconciler = Reconciler {
         kernel,
-        world,
+        desired,
         files,
         public_ip: settings.iface.public_ip,
-        env: env.clone(),
-        board: board.clone(),
-        sightings: tell_sighting,
+        runtime: runtime.clone(),
+        status: status.clone(),
+        observations: observe_key,
         addresses: tell_address,
-        horizons: tell_horizon,
+        store_progress_updates: publish_store_progress,
         on_host: tell_on_host,
         rules_stand,
     };
@@ -171,9 +178,9 @@ pub async fn run<S: Store, K: Kernel, F: Firewall>(
     tokio::select! {
         biased;
         never = reconciler.run(news) => never,
-        never = guard.run(on_host) => never,
-        never = keeper.maintain(held, sightings, addresses, horizons) => never,
-        never = peers::follow(store, env, board, tell_news, peers::Cadence::default(), listed) => never,
+        never = firewall_loop.run(on_host) => never,
+        never = lease_manager.maintain(held, observations, addresses, store_progress_updates) => never,
+        never = peers::follow(store, runtime, status, tell_news, peers::Cadence::default(), listed) => never,
     }
 }
 
@@ -187,7 +194,12 @@ struct Network {
     config: Vec<u8>,
 }
 
-async fn wait_for_config<S: Store>(store: &S, settings: &Settings, env: &Env, board: &Board) -> Network {
+async fn wait_for_config<S: Store>(
+    store: &S,
+    settings: &Settings,
+    runtime: &Runtime,
+    status: &StatusHandle,
+) -> Network {
     let key = format!("{}/config", settings.prefix);
     let mut backoff = Backoff::new(Duration::from_millis(200), Duration::from_secs(2));
     loop {
@@ -199,7 +211,7 @@ async fn wait_for_config<S: Store>(store: &S, settings: &Settings, env: &Env, bo
             ),
             Ok(Some(text)) => match read_config(&text) {
                 Ok(network) => {
-                    board.over(Topic::Config);
+                    status.clear(Condition::Config);
                     let (net, subnets) = (network.net, network.overlay.subnets);
                     tracing::info!(
                         network = %net, subnet_len = subnets.subnet_len(), backend = network.backend.kind(),
@@ -210,8 +222,8 @@ async fn wait_for_config<S: Store>(store: &S, settings: &Settings, env: &Env, bo
                 Err(problems) => format!("waiting for a valid network config: {key}: {problems}"),
             },
         };
-        let pause = backoff.pause(env);
-        board.waiting(Topic::Config, reason, pause);
+        let pause = backoff.pause(runtime);
+        status.raise_starting(Condition::Config, reason, pause);
         tokio::time::sleep(pause).await;
     }
 }
@@ -232,21 +244,21 @@ fn read_config(text: &[u8]) -> Result<Network, String> {
 async fn wait_for_interface<K: Kernel>(
     kernel: &mut K,
     rules: &IfaceRules,
-    env: &Env,
-    board: &Board,
+    runtime: &Runtime,
+    status: &StatusHandle,
 ) -> (ExternalInterface, HostView) {
     let mut backoff = Backoff::new(Duration::from_millis(200), Duration::from_secs(2));
     loop {
         let reason = match find_interface(kernel, rules).await {
             Ok((nic, host)) => {
-                board.over(Topic::Interface);
+                status.clear(Condition::Interface);
                 tracing::info!("external interface {nic}");
                 return (nic, host);
             }
             Err(reason) => reason,
         };
-        let pause = backoff.pause(env);
-        board.waiting(Topic::Interface, format!("waiting: {reason}"), pause);
+        let pause = backoff.pause(runtime);
+        status.raise_starting(Condition::Interface, format!("waiting: {reason}"), pause);
         tokio::time::sleep(pause).await;
     }
 }
@@ -265,18 +277,24 @@ async fn find_interface<K: Kernel>(
 }
 
 /// What an earlier run left in the kernel. It is part of the proof of who we are, so a failure to read it is waited out.
-async fn left_behind<K: Kernel>(kernel: &mut K, network: &Network, nic: u32, env: &Env, board: &Board) -> Have {
+async fn left_behind<K: Kernel>(
+    kernel: &mut K,
+    network: &Network,
+    nic: u32,
+    runtime: &Runtime,
+    status: &StatusHandle,
+) -> Have {
     let scope = Scope { device: network.backend.device_name(), networks: vec![network.net.into()], nic };
     let mut backoff = Backoff::new(Duration::from_millis(200), Duration::from_secs(2));
     loop {
         match kernel.observe(&scope).await {
             Ok(have) => {
-                board.over(Topic::Kernel);
+                status.clear(Condition::Kernel);
                 return have;
             }
             Err(error) => {
-                let pause = backoff.pause(env);
-                board.waiting(Topic::Kernel, format!("the kernel's state cannot be read: {error}"), pause);
+                let pause = backoff.pause(runtime);
+                status.raise_starting(Condition::Kernel, format!("the kernel's state cannot be read: {error}"), pause);
                 tokio::time::sleep(pause).await;
             }
         }

@@ -1,9 +1,9 @@
 //! The peers' leases: listed once, then followed by a watch for as long as the daemon runs. From time to time a
 //! complete list audits what the watch has told (see [`crate::model::view`] for why, and for what it decides).
 
-use super::env::{Backoff, Env};
-use super::status::{Board, Topic};
-use crate::heap;
+use super::runtime::{Backoff, Runtime};
+use super::status::{Condition, StatusHandle};
+use crate::malloc;
 use crate::model::view::{Answer, View};
 use crate::store::{Change, Changes, Snapshot, Store, StoreError, Watch};
 use std::convert::Infallible;
@@ -75,15 +75,15 @@ impl Cadence {
 /// `listed` is a list that was just read; without it the first thing to do is to read one.
 pub async fn follow<S: Store>(
     store: Rc<S>,
-    env: Rc<Env>,
-    board: Board,
+    runtime: Rc<Runtime>,
+    status: StatusHandle,
     news: mpsc::Sender<News>,
     cadence: Cadence,
     listed: Option<Snapshot>,
 ) -> Infallible {
     let (view, audit_due) = (View::default(), Duration::ZERO);
     let backoff = Backoff::new(Duration::from_millis(200), Duration::from_secs(5));
-    let mut follower = Follower { store, env, board, news, cadence, view, audit_due, backoff, just_listed: false };
+    let mut follower = Follower { store, runtime, status, news, cadence, view, audit_due, backoff, just_listed: false };
     if let Some(snapshot) = listed {
         follower.begin(snapshot, Answer::Fresh).await;
     }
@@ -99,16 +99,16 @@ pub async fn follow<S: Store>(
                     continue;
                 }
             }
-            Err(error) => follower.board.trouble(Topic::Peers, format!("peers cannot be followed: {error}")),
+            Err(error) => follower.status.raise(Condition::Peers, format!("peers cannot be followed: {error}")),
         }
-        sleep(follower.backoff.pause(&follower.env)).await;
+        sleep(follower.backoff.pause(&follower.runtime)).await;
     }
 }
 
 struct Follower<S> {
     store: Rc<S>,
-    env: Rc<Env>,
-    board: Board,
+    runtime: Rc<Runtime>,
+    status: StatusHandle,
     news: mpsc::Sender<News>,
     cadence: Cadence,
     view: View,
@@ -130,9 +130,9 @@ impl<S: Store> Follower<S> {
         if !self.view.is_continued_by(watch.history()) {
             return Err(StoreError::Compacted(from));
         }
-        self.board.over(Topic::Peers);
+        self.status.clear(Condition::Peers);
         loop {
-            let rest = self.audit_due.saturating_sub(self.env.now());
+            let rest = self.audit_due.saturating_sub(self.runtime.now());
             self.meanwhile(Some(&mut watch), sleep(rest)).await?;
             if !self.audit(&mut watch).await? {
                 return Ok(());
@@ -163,7 +163,7 @@ impl<S: Store> Follower<S> {
             Ok(read) => read,
             Err(error) => {
                 tracing::debug!("no audit now: {error}");
-                self.audit_due = self.env.now() + self.env.jittered(self.cadence.audit_at_least);
+                self.audit_due = self.runtime.now() + self.runtime.jittered(self.cadence.audit_at_least);
                 return Ok(true);
             }
         };
@@ -176,8 +176,8 @@ impl<S: Store> Follower<S> {
         tracing::debug!(leases = snapshot.records.len(), missed = missed.len(), "audited");
         if missed.is_empty() {
             drop(snapshot);
-            if self.view.len() >= heap::MANY {
-                heap::trim();
+            if self.view.len() >= malloc::MANY {
+                malloc::trim();
             }
             return Ok(true);
         }
@@ -190,7 +190,7 @@ impl<S: Store> Follower<S> {
 
     fn plan_audit(&mut self) {
         let period = self.cadence.audit_every(self.view.len());
-        self.audit_due = self.env.now() + self.env.jittered(period);
+        self.audit_due = self.runtime.now() + self.runtime.jittered(period);
     }
 
     /// What the watch has not told of a list, after it had its time to do so.
@@ -215,7 +215,7 @@ impl<S: Store> Follower<S> {
         tracing::warn!(
             "etcd's watch did not tell {count} changes up to revision {revision}, which are made good now: {names}"
         );
-        self.board.update(|status| status.missed_events += count as u64);
+        self.status.update(|status| status.missed_events += count as u64);
     }
 
     /// Reads a complete list that is a view of the store: answers from the past are asked for again. The outer error
@@ -239,7 +239,7 @@ impl<S: Store> Follower<S> {
                 answer => return Ok(Ok((snapshot, answer))),
             }
             self.store.ask_another();
-            let pause = self.env.jittered(self.cadence.ask_again);
+            let pause = self.runtime.jittered(self.cadence.ask_again);
             self.meanwhile(watch.as_deref_mut(), sleep(pause)).await?;
         }
     }

@@ -4,19 +4,19 @@
 //! one entry's repair costs one entry's work. It is read in full again when something happened that takes entries
 //! along without a word (the device, its addresses), when reports were lost, and from time to time to be sure.
 
-use super::env::{Env, Notice};
-use super::keeper::{Address, Horizon, Sighting};
+use super::desired::{DesiredState, Dirty, LocalNode};
+use super::lease_manager::{Address, KeyObservation, StoreProgress};
+use super::loop_state::{LoopState, PATIENCE};
 use super::peers::News;
-use super::progress::{PATIENCE, Progress};
 use super::report;
-use super::retries::Tried;
-use super::status::{Board, Topic};
-use super::world::{Dirty, Own, World};
+use super::retry_queue::Tried;
+use super::runtime::{Notice, Runtime};
+use super::status::{Condition, StatusHandle};
 use crate::files::EnvFiles;
 use crate::firewall::obstacles::OnHost;
-use crate::heap;
 use crate::kernel::{Event, Kernel, KernelError};
-use crate::model::kernel_state::Found;
+use crate::malloc;
+use crate::model::kernel_state::ExistingDevice;
 use crate::model::lease_set::{Change, Moment};
 use crate::model::mirror::Noticed;
 use crate::model::plan::{Key, Op, Plan, Step};
@@ -32,21 +32,21 @@ pub struct Reconciler<K> {
     /// Where it is applied.
     pub kernel: K,
     /// The facts, and what follows from them.
-    pub world: World,
+    pub desired: DesiredState,
     /// The files that others read.
     pub files: EnvFiles,
     /// `--public-ip`.
     pub public_ip: Option<Ipv4Addr>,
     /// Time, and the service manager.
-    pub env: Rc<Env>,
+    pub runtime: Rc<Runtime>,
     /// Where to say how it goes.
-    pub board: Board,
-    /// Tells the keeper what is seen of our own key.
-    pub sightings: watch::Sender<Option<Sighting>>,
-    /// Tells the keeper under what addresses we are known.
+    pub status: StatusHandle,
+    /// Tells the lease_manager what is seen of our own key.
+    pub observations: watch::Sender<Option<KeyObservation>>,
+    /// Tells the lease_manager under what addresses we are known.
     pub addresses: watch::Sender<Address>,
-    /// Tells the keeper what is to be remembered of the store.
-    pub horizons: watch::Sender<Horizon>,
+    /// Tells the lease_manager what is to be remembered of the store.
+    pub store_progress_updates: watch::Sender<StoreProgress>,
     /// Tells the guard of the firewall what networks are on the host's interfaces.
     pub on_host: watch::Sender<Vec<OnHost>>,
     /// Hears from it whether the rules stand, without which the host is not ready.
@@ -56,16 +56,16 @@ pub struct Reconciler<K> {
 impl<K: Kernel> Reconciler<K> {
     /// Runs for ever.
     pub async fn run(mut self, mut news: mpsc::Receiver<News>) -> Infallible {
-        let mut progress = Progress::new(self.env.now());
+        let mut state = LoopState::new(self.runtime.now());
         loop {
-            self.turn(&mut progress).await;
-            let pause = progress.pause(self.env.now());
+            self.tick(&mut state).await;
+            let pause = state.pause(self.runtime.now());
             tokio::select! {
                 biased;
                 Some(first) = news.recv() => {
-                    self.take(first, &mut progress);
+                    self.take(first, &mut state);
                     while let Ok(more) = news.try_recv() {
-                        self.take(more, &mut progress);
+                        self.take(more, &mut state);
                     }
                 }
                 () = self.kernel.changed() => {}
@@ -75,347 +75,349 @@ impl<K: Kernel> Reconciler<K> {
         }
     }
 
-    async fn turn(&mut self, progress: &mut Progress) {
-        let now = self.env.now();
-        self.notice(progress, now);
-        let over = self.world.expire(now);
-        progress.news.merge(over);
+    async fn tick(&mut self, state: &mut LoopState) {
+        let now = self.runtime.now();
+        self.take_kernel_events(state, now);
+        let over = self.desired.expire(now);
+        state.news.merge(over);
         let mut readable = true;
-        if now >= progress.read_at {
-            readable = self.read(progress).await;
-        } else if progress.read_host_at.is_some_and(|at| now >= at)
-            && let Err(error) = self.read_host(progress).await
+        if now >= state.read_at {
+            readable = self.read(state).await;
+        } else if state.read_host_at.is_some_and(|at| now >= at)
+            && let Err(error) = self.read_host(state).await
         {
             // What is known of the rest still holds.
-            self.board.trouble(Topic::Host, format!("the host's interfaces cannot be read: {error}"));
-            progress.read_host_at = Some(now + progress.unreadable.pause(&self.env));
+            self.status.raise(Condition::Host, format!("the host's interfaces cannot be read: {error}"));
+            state.read_host_at = Some(now + state.unreadable.pause(&self.runtime));
         }
-        if readable && !progress.nic_is_gone {
-            self.reconcile(progress).await;
-            self.report_failures(progress);
+        if readable && !state.nic_is_gone {
+            self.reconcile(state).await;
+            self.report_failures(state);
         }
-        self.write_files(progress, now);
-        self.tell_horizon();
-        self.board.say(Topic::PublicIp, self.world.double());
-        let (tally, held) = (self.world.tally(), self.world.leases().held_count());
-        self.board.update(|status| {
+        self.write_files(state, now);
+        self.publish_store_progress();
+        self.status.set(Condition::PublicIp, self.desired.duplicate_ip());
+        let (tally, held) = (self.desired.tally(), self.desired.leases().held_count());
+        self.status.update(|status| {
             (status.leases, status.held) = (tally, held);
-            status.last_turn = Some(now);
+            status.last_tick = Some(now);
         });
-        self.env.notify(Notice::Alive);
-        self.tell_readiness(progress);
-        if std::mem::take(&mut progress.was_large) {
-            heap::trim();
+        self.runtime.notify(Notice::Alive);
+        self.report_readiness(state);
+        if std::mem::take(&mut state.was_large) {
+            malloc::trim();
         }
     }
 
     /// Takes in what the store says.
-    fn take(&mut self, news: News, progress: &mut Progress) {
-        let own = SubnetKey::v4(self.world.own().subnet).to_string();
-        let now = self.env.now();
+    fn take(&mut self, news: News, state: &mut LoopState) {
+        let own = SubnetKey::v4(self.desired.own().subnet).to_string();
+        let now = self.runtime.now();
         match news {
-            News::OtherHistory => self.world.doubt_next_list(),
+            News::OtherHistory => self.desired.doubt_next_list(),
             News::All(snapshot) => {
                 let record = snapshot.records.iter().find(|record| *record.name == own).cloned();
-                self.sightings.send_replace(Some(Sighting { revision: snapshot.revision, record }));
+                self.observations.send_replace(Some(KeyObservation { revision: snapshot.revision, record }));
                 tracing::info!(leases = snapshot.records.len(), revision = snapshot.revision, "leases listed");
-                progress.was_large |= snapshot.records.len() >= heap::MANY;
-                progress.news.merge(self.world.set_leases(snapshot.revision, snapshot.records, now));
+                state.was_large |= snapshot.records.len() >= malloc::MANY;
+                state.news.merge(self.desired.set_leases(snapshot.revision, snapshot.records, now));
             }
             News::Some(changes) => {
-                if self.board.read().lease_ends.is_some_and(|end| now >= end) {
-                    self.world.expect_loss_of_own(now);
+                if self.status.read().lease_ends.is_some_and(|end| now >= end) {
+                    self.desired.expect_loss_of_own(now);
                 }
                 for change in &changes.changes {
                     match change {
                         Change::Put(record) if *record.name == own => {
-                            let sighting = Sighting { revision: changes.revision, record: Some(record.clone()) };
-                            self.sightings.send_replace(Some(sighting));
+                            let observation =
+                                KeyObservation { revision: changes.revision, record: Some(record.clone()) };
+                            self.observations.send_replace(Some(observation));
                         }
                         Change::Delete { name, revision } if **name == own => {
-                            self.sightings.send_replace(Some(Sighting { revision: *revision, record: None }));
+                            self.observations.send_replace(Some(KeyObservation { revision: *revision, record: None }));
                         }
                         _ => {}
                     }
                 }
-                progress.news.merge(self.world.change_leases(changes.revision, changes.changes, now));
+                state.news.merge(self.desired.change_leases(changes.revision, changes.changes, now));
             }
         }
     }
 
-    /// Tells the keeper how much of the store's history is known. An older revision than before is told as well: the
+    /// Tells the lease_manager how much of the store's history is known. An older revision than before is told as well: the
     /// store was set back, and this is its history now.
-    fn tell_horizon(&self) {
-        let leases = self.world.leases();
+    fn publish_store_progress(&self) {
+        let leases = self.desired.leases();
         if leases.is_known() {
-            let horizon = Horizon { revision: leases.revision(), hold_until: leases.last_expiry() };
-            self.horizons.send_if_modified(|known| std::mem::replace(known, horizon) != horizon);
+            let store_progress = StoreProgress { revision: leases.revision(), hold_until: leases.last_expiry() };
+            self.store_progress_updates
+                .send_if_modified(|known| std::mem::replace(known, store_progress) != store_progress);
         }
     }
 
     /// Takes in what the kernel reports. All of it, always: only the end of the reports is the kernel's state.
-    fn notice(&mut self, progress: &mut Progress, now: Moment) {
-        let nic = &self.world.own().nic;
-        let events = self.kernel.take_changes(&self.world.scope());
-        progress.was_large |= events.len() >= heap::MANY;
+    fn take_kernel_events(&mut self, state: &mut LoopState, now: Moment) {
+        let nic = &self.desired.own().nic;
+        let events = self.kernel.take_changes(&self.desired.scope());
+        state.was_large |= events.len() >= malloc::MANY;
         for event in events {
-            if progress.damage.is_clean() {
-                progress.damaged_at = now;
+            if state.damage.is_clean() {
+                state.damaged_at = now;
             }
             match event {
-                Event::Entry(observed) => match progress.have.notice(&observed) {
+                Event::Entry(observed) => match state.have.notice(&observed) {
                     Noticed::Nothing => {}
-                    Noticed::Key(key) => progress.damage.merge(Dirty::Keys([key].into())),
-                    Noticed::Doubt => progress.read_soon(now),
+                    Noticed::Key(key) => state.damage.merge(Dirty::Keys([key].into())),
+                    Noticed::Doubt => state.read_soon(now),
                 },
-                Event::Device => progress.read_soon(now),
+                Event::Device => state.read_soon(now),
                 Event::Host { index, name } if index == nic.index || name.as_ref() == Some(&nic.name) => {
-                    progress.read_host_soon(now);
-                    if self.world.routes_directly() {
+                    state.read_host_soon(now);
+                    if self.desired.routes_directly() {
                         // Routes by an interface go with it without a word.
-                        progress.read_soon(now);
+                        state.read_soon(now);
                     }
                 }
-                Event::Underlay if self.world.routes_directly() => progress.read_host_some_time(now),
+                Event::Underlay if self.desired.routes_directly() => state.read_host_some_time(now),
                 Event::Underlay => {}
-                Event::Host { .. } => progress.read_host_some_time(now),
+                Event::Host { .. } => state.read_host_some_time(now),
                 Event::Overrun => {
                     tracing::info!("the kernel's reports came faster than they were read: reading everything");
-                    self.board.update(|status| status.overruns += 1);
-                    progress.read_soon(now);
+                    self.status.update(|status| status.overruns += 1);
+                    state.read_soon(now);
                 }
             }
         }
     }
 
     /// Reads in full what the kernel holds; tells whether it could.
-    async fn read(&mut self, progress: &mut Progress) -> bool {
+    async fn read(&mut self, state: &mut LoopState) -> bool {
         // What was reported before the reading is in it.
-        drop(self.kernel.take_changes(&self.world.scope()));
+        drop(self.kernel.take_changes(&self.desired.scope()));
         self.files.doubt();
-        let started = self.env.now();
-        let have = match self.read_host(progress).await {
-            Ok(()) => self.kernel.observe(&self.world.scope()).await,
+        let started = self.runtime.now();
+        let have = match self.read_host(state).await {
+            Ok(()) => self.kernel.observe(&self.desired.scope()).await,
             Err(error) => Err(error),
         };
-        let now = self.env.now();
+        let now = self.runtime.now();
         match have {
             Ok(have) => {
-                progress.was_read(have, started, now, &self.env);
-                self.tell_of_offload(progress);
-                self.board.update(|status| status.full_reads += 1);
+                state.was_read(have, started, now, &self.runtime);
+                self.log_offload(state);
+                self.status.update(|status| status.full_reads += 1);
                 true
             }
             Err(error) => {
-                self.board.trouble(Topic::Kernel, format!("the kernel's state cannot be read: {error}"));
-                progress.read_at = now + progress.unreadable.pause(&self.env);
-                progress.read_host_at = None;
+                self.status.raise(Condition::Kernel, format!("the kernel's state cannot be read: {error}"));
+                state.read_at = now + state.unreadable.pause(&self.runtime);
+                state.read_host_at = None;
                 false
             }
         }
     }
 
     /// Without the flag it is not known who had a reason to switch it off, perhaps an earlier run of ours: so it stays.
-    fn tell_of_offload(&self, progress: &mut Progress) {
-        let Some(Found::Vxlan(_, have)) = &progress.have.device else { return };
-        let wanted = self.world.want().device.as_ref().is_some_and(|want| want.tx_checksum_off);
+    fn log_offload(&self, state: &mut LoopState) {
+        let Some(ExistingDevice::Vxlan(_, have)) = &state.have.device else { return };
+        let wanted = self.desired.want().device.as_ref().is_some_and(|want| want.tx_checksum_off);
         let strange = have.tx_checksum_off && !wanted;
-        if strange && !progress.told_of_offload {
+        if strange && !state.offload_was_logged {
             let name = &have.name;
             tracing::info!(
                 "{name} has tx-checksum-ip-generic off, which costs most of its throughput: if nothing below it needs that, \
                  do: ethtool -K {name} tx-checksum-ip-generic on"
             );
         }
-        progress.told_of_offload = strange;
+        state.offload_was_logged = strange;
     }
 
     /// Looks at the host's interfaces.
-    async fn read_host(&mut self, progress: &mut Progress) -> Result<(), KernelError> {
+    async fn read_host(&mut self, state: &mut LoopState) -> Result<(), KernelError> {
         let host = self.kernel.host().await?;
-        self.board.over(Topic::Host);
-        progress.host_was_read(self.env.now());
-        let own = self.world.own().clone();
+        self.status.clear(Condition::Host);
+        state.host_was_read(self.runtime.now());
+        let own = self.desired.own().clone();
         let Some(nic) = own.nic.follow(&host, self.public_ip) else {
             let name = &own.nic.name;
-            self.board
-                .trouble(Topic::Interface, format!("the external interface {name} is gone or has no IPv4 address"));
-            progress.nic_is_gone = true;
+            self.status
+                .raise(Condition::Interface, format!("the external interface {name} is gone or has no IPv4 address"));
+            state.nic_is_gone = true;
             return Ok(());
         };
-        self.board.over(Topic::Interface);
-        progress.nic_is_gone = false;
+        self.status.clear(Condition::Interface);
+        state.nic_is_gone = false;
         if nic != own.nic {
             tracing::info!("external interface {nic}, it was {}", own.nic);
         }
         let address = Address { public_ip: nic.public_ip, nic_mac: nic.mac };
         self.addresses.send_if_modified(|known| std::mem::replace(known, address) != address);
         let on_host: Vec<OnHost> =
-            host.connected(&self.world.scope().device).map(|(name, net)| (name.to_owned(), net.into())).collect();
+            host.connected(&self.desired.scope().device).map(|(name, net)| (name.to_owned(), net.into())).collect();
         self.on_host.send_if_modified(|known| std::mem::replace(known, on_host.clone()) != on_host);
-        let changed = self.world.set_host(Own { nic, ..own }, host);
-        progress.news.merge(changed);
-        self.board.say(Topic::Docker, self.world.docker_complaint());
+        let changed = self.desired.set_host(LocalNode { nic, ..own }, host);
+        state.news.merge(changed);
+        self.status.set(Condition::Docker, self.desired.docker_complaint());
         Ok(())
     }
 
     /// Does what is to be done: the device first, and then, from what the kernel made of it, the rest.
-    async fn reconcile(&mut self, progress: &mut Progress) {
+    async fn reconcile(&mut self, state: &mut LoopState) {
         const ROUNDS: usize = 4;
         for _ in 0..ROUNDS {
-            let Some(plan) = self.plan(progress) else { return };
+            let Some(plan) = self.plan(state) else { return };
             let on_device = plan.touches_device();
             let steps: Vec<&Step> = match on_device {
                 true => plan.steps.iter().filter(|step| step.op.is_on_device()).collect(),
                 false => plan.steps.iter().collect(),
             };
-            self.execute(&steps, progress).await;
-            if on_device && !self.read(progress).await {
+            self.execute(&steps, state).await;
+            if on_device && !self.read(state).await {
                 return;
             }
             if !on_device {
-                (progress.news, progress.damage) = (Dirty::default(), Dirty::default());
+                (state.news, state.damage) = (Dirty::default(), Dirty::default());
             }
         }
     }
 
     /// What is to be done now; `None` when there is nothing, or nothing that could be done yet.
-    fn plan(&self, progress: &mut Progress) -> Option<Plan> {
-        let now = self.env.now();
-        let due = [progress.retries.next(), progress.fights.next()].into_iter().flatten().any(|at| now >= at);
-        if progress.news.is_clean() && progress.damage.is_clean() && !due {
+    fn plan(&self, state: &mut LoopState) -> Option<Plan> {
+        let now = self.runtime.now();
+        let due = [state.retries.next(), state.repair_limiter.next()].into_iter().flatten().any(|at| now >= at);
+        if state.news.is_clean() && state.damage.is_clean() && !due {
             return None;
         }
-        let (want, scope) = (self.world.want(), self.world.scope());
-        let mut plan = match (&progress.news, &progress.damage) {
+        let (want, scope) = (self.desired.want(), self.desired.scope());
+        let mut plan = match (&state.news, &state.damage) {
             (Dirty::Keys(news), Dirty::Keys(damage)) if !due => {
                 let keys: Vec<Key> = news.union(damage).copied().collect();
-                Plan::at(&keys, &progress.have, want, &scope)
+                Plan::at(&keys, &state.have, want, &scope)
             }
             _ => {
-                let plan = Plan::between(&progress.have, want, &scope);
-                progress.fights.look_again();
-                progress.retries.keep_only(plan.steps.iter().map(|step| &step.op));
+                let plan = Plan::between(&state.have, want, &scope);
+                state.repair_limiter.look_again();
+                state.retries.keep_only(plan.steps.iter().map(|step| &step.op));
                 plan
             }
         };
-        let needs_device = !plan.steps.is_empty() && !matches!(progress.have.device, Some(Found::Vxlan(..)));
+        let needs_device = !plan.steps.is_empty() && !matches!(state.have.device, Some(ExistingDevice::Vxlan(..)));
         // An object waits as a whole: what is added in a stray's place cannot be added before the stray has gone.
-        let mut waiting = progress.retries.waiting(plan.steps.iter().map(|step| &step.op), now);
-        waiting.extend(progress.fights.postpone(plan.steps.iter().map(|step| step.op.key()), now));
+        let mut waiting = state.retries.waiting(plan.steps.iter().map(|step| &step.op), now);
+        waiting.extend(state.repair_limiter.postpone(plan.steps.iter().map(|step| step.op.key()), now));
         plan.steps.retain(|step| !waiting.contains(&step.op.key()));
         let device_waits = needs_device && !plan.touches_device();
         if device_waits {
-            progress.retries.wait_for_device();
+            state.retries.wait_for_device();
         }
         if plan.is_empty() || device_waits {
-            (progress.news, progress.damage) = (Dirty::default(), Dirty::default());
+            (state.news, state.damage) = (Dirty::default(), Dirty::default());
             return None;
         }
         Some(plan)
     }
 
-    fn report_failures(&self, progress: &Progress) {
-        let failures = progress.retries.describe().or_else(|| progress.fights.describe(self.env.now()));
-        self.board.say(Topic::Kernel, failures);
+    fn report_failures(&self, state: &LoopState) {
+        let failures = state.retries.describe().or_else(|| state.repair_limiter.describe(self.runtime.now()));
+        self.status.set(Condition::Kernel, failures);
     }
 
     /// Applies steps and keeps `have` in step with what was done.
-    async fn execute(&mut self, steps: &[&Step], progress: &mut Progress) {
-        let started = self.env.now();
+    async fn execute(&mut self, steps: &[&Step], state: &mut LoopState) {
+        let started = self.runtime.now();
         let refusals = self.apply(steps).await;
-        let now = self.env.now();
-        let repairs: Vec<bool> = steps.iter().map(|step| self.is_repair(step, progress)).collect();
+        let now = self.runtime.now();
+        let repairs: Vec<bool> = steps.iter().map(|step| self.is_repair(step, state)).collect();
         for (_, step) in steps.iter().enumerate().filter(|(at, _)| !refusals.contains_key(at)) {
-            progress.have.apply(&step.op, 0);
+            state.have.apply(&step.op, 0);
         }
-        if steps.len() >= heap::MANY {
-            progress.have.compact();
-            progress.was_large = true;
+        if steps.len() >= malloc::MANY {
+            state.have.compact();
+            state.was_large = true;
         }
-        if !(refusals.is_empty() && progress.retries.is_empty()) {
+        if !(refusals.is_empty() && state.retries.is_empty()) {
             let tried = steps.iter().zip(&repairs).enumerate().map(|(at, (step, repair))| {
                 let refusal = refusals.get(&at).map(|error| error.reason.as_str());
                 Tried { op: &step.op, refusal, repair: *repair }
             });
-            progress.retries.tried(&tried.collect::<Vec<_>>(), &self.env);
+            state.retries.tried(&tried.collect::<Vec<_>>(), &self.runtime);
         }
         let failures = refusals.len();
         if failures > 0 {
             // What they left behind is not known: by the time of the next attempt it is.
-            progress.read_soon(progress.retries.next().unwrap_or(now));
+            state.read_soon(state.retries.next().unwrap_or(now));
         }
         let done = |repair: bool| {
             let done = steps.iter().zip(&repairs).enumerate().filter(|(at, _)| !refusals.contains_key(at));
             done.filter(|(_, (_, is_repair))| **is_repair == repair).map(|(_, (step, _))| *step).collect::<Vec<&Step>>()
         };
         let (changes, repairs) = (done(false), done(true));
-        self.board.update(|status| {
+        self.status.update(|status| {
             status.kernel_changes += changes.len() as u64;
             status.repairs += repairs.len() as u64;
             status.kernel_failures += failures as u64;
         });
-        progress.fights.repaired(repairs.iter().map(|step| &step.op), now);
+        state.repair_limiter.repaired(repairs.iter().map(|step| &step.op), now);
         report::log("", &changes, now.saturating_sub(started));
-        report::log("repaired: ", &repairs, now.saturating_sub(progress.damaged_at));
+        report::log("repaired: ", &repairs, now.saturating_sub(state.damaged_at));
         if refusals.values().any(KernelError::device_is_out) {
             // Its end is reported after that of what it held.
-            progress.read_soon(now);
+            state.read_soon(now);
         }
     }
 
     /// Has the kernel do some steps; gives those that it refuses, by their place.
     async fn apply(&mut self, steps: &[&Step]) -> BTreeMap<usize, KernelError> {
-        let (scope, mut refusals) = (self.world.scope(), BTreeMap::new());
-        for (nth, part) in steps.chunks(heap::MANY).enumerate() {
+        let (scope, mut refusals) = (self.desired.scope(), BTreeMap::new());
+        for (nth, part) in steps.chunks(malloc::MANY).enumerate() {
             let ops: Vec<Op> = part.iter().map(|step| step.op.clone()).collect();
             let results = self.kernel.apply(&scope, &ops).await.into_iter().enumerate();
-            refusals.extend(results.filter_map(|(at, result)| Some((nth * heap::MANY + at, result.err()?))));
+            refusals.extend(results.filter_map(|(at, result)| Some((nth * malloc::MANY + at, result.err()?))));
         }
         refusals
     }
 
     /// Whether a step makes good what somebody else did, not what the store or the host's interfaces ask for.
-    fn is_repair(&self, step: &Step, progress: &Progress) -> bool {
+    fn is_repair(&self, step: &Step, state: &LoopState) -> bool {
         let key = step.op.key();
-        let damaged = progress.damage.covers(&key) || progress.retries.is_repair(&key);
-        self.board.read().started && damaged && !progress.news.covers(&key)
+        let damaged = state.damage.covers(&key) || state.retries.is_repair(&key);
+        self.status.read().started && damaged && !state.news.covers(&key)
     }
 
-    fn write_files(&mut self, progress: &mut Progress, now: Moment) {
-        if now < progress.write_files_at {
+    fn write_files(&mut self, state: &mut LoopState, now: Moment) {
+        if now < state.write_files_at {
             return;
         }
-        let network = self.world.network();
-        match self.files.write(network, self.world.own().subnet, self.world.mtu()) {
+        let network = self.desired.network();
+        match self.files.write(network, self.desired.own().subnet, self.desired.mtu()) {
             Ok(()) => {
-                progress.unwritable.reset();
-                self.board.over(Topic::Files);
+                state.unwritable.reset();
+                self.status.clear(Condition::Files);
             }
             Err(error) => {
-                progress.write_files_at = now + progress.unwritable.pause(&self.env);
-                self.board.trouble(Topic::Files, error);
+                state.write_files_at = now + state.unwritable.pause(&self.runtime);
+                self.status.raise(Condition::Files, error);
             }
         }
     }
 
     /// Says that everything is in place, once.
-    fn tell_readiness(&mut self, progress: &Progress) {
-        if self.board.read().started {
+    fn report_readiness(&mut self, state: &LoopState) {
+        if self.status.read().started {
             return;
         }
-        let listed = self.world.leases().is_known() && progress.news.is_clean();
-        let addresses: Vec<Key> = self.world.want().addresses.iter().copied().map(Key::Address).collect();
-        let plan = Plan::at(&addresses, &progress.have, self.world.want(), &self.world.scope());
-        let stands = !plan.touches_device() && !progress.nic_is_gone;
+        let listed = self.desired.leases().is_known() && state.news.is_clean();
+        let addresses: Vec<Key> = self.desired.want().addresses.iter().copied().map(Key::Address).collect();
+        let plan = Plan::at(&addresses, &state.have, self.desired.want(), &self.desired.scope());
+        let stands = !plan.touches_device() && !state.nic_is_gone;
         let rules_stand = *self.rules_stand.borrow();
         if listed && stands && rules_stand && self.files.are_written() {
-            let (subnet, peers) = (self.world.own().subnet, self.world.tally().peers);
-            tracing::info!(%subnet, peers, mtu = self.world.mtu(), "ready");
-            self.board.update(|status| status.started = true);
-            self.env.notify(Notice::Ready);
+            let (subnet, peers) = (self.desired.own().subnet, self.desired.tally().peers);
+            tracing::info!(%subnet, peers, mtu = self.desired.mtu(), "ready");
+            self.status.update(|status| status.started = true);
+            self.runtime.notify(Notice::Ready);
         } else {
-            self.env.notify(Notice::StillStarting(PATIENCE));
+            self.runtime.notify(Notice::StillStarting(PATIENCE));
         }
     }
 }

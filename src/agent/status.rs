@@ -1,9 +1,9 @@
 //! How the daemon is doing: one value that the health endpoints and the service manager's status line render.
 
-use super::env::{Env, Notice};
-use crate::model::judge::Tally;
+use super::runtime::{Notice, Runtime};
 use crate::model::lease::LeaseId;
 use crate::model::lease_set::Moment;
+use crate::model::peer_policy::Tally;
 use ipnet::Ipv4Net;
 use std::cell::{Ref, RefCell};
 use std::collections::BTreeMap;
@@ -12,7 +12,7 @@ use std::time::Duration;
 
 /// Something that keeps the daemon from being ready, or that an administrator should know.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord)]
-pub enum Topic {
+pub enum Condition {
     /// The network config in the store.
     Config,
     /// The external interface.
@@ -69,15 +69,15 @@ pub struct Status {
     /// Rules and chains put right since the start because somebody else had changed them.
     pub rule_repairs: u64,
     /// When the main loop last turned.
-    pub last_turn: Option<Moment>,
+    pub last_tick: Option<Moment>,
     /// Whether everything has been in place once.
     pub started: bool,
-    troubles: BTreeMap<Topic, Trouble>,
+    raised: BTreeMap<Condition, Raised>,
 }
 
 /// What stands in the way, and what the log has heard of it.
 #[derive(Debug, Clone, Default, PartialEq)]
-struct Trouble {
+struct Raised {
     reason: String,
     /// The reasons that were logged, the last one at the end.
     logged: Vec<String>,
@@ -93,7 +93,7 @@ const NEW_REASONS: usize = 10;
 /// The first and the longest pause between those.
 const PAUSES: (Duration, Duration) = (Duration::from_secs(60), Duration::from_secs(3600));
 
-impl Trouble {
+impl Raised {
     /// Whether the reason as it stands is worth a line. A trouble that lasts may alternate between reasons for hours.
     fn is_worth_a_line(&mut self, now: Moment) -> bool {
         if self.logged.last() == Some(&self.reason) {
@@ -120,13 +120,13 @@ const STUCK_AFTER: Duration = Duration::from_secs(30);
 impl Status {
     /// Why the host is not ready; empty when it is.
     pub fn reasons(&self) -> Vec<String> {
-        let starting = (!self.started && self.troubles.is_empty()).then(|| "starting".to_owned());
-        self.troubles.values().map(|trouble| trouble.reason.clone()).chain(starting).collect()
+        let starting = (!self.started && self.raised.is_empty()).then(|| "starting".to_owned());
+        self.raised.values().map(|raised| raised.reason.clone()).chain(starting).collect()
     }
 
     /// Whether the main loop turns.
     pub fn is_alive(&self, now: Moment) -> bool {
-        self.last_turn.is_none_or(|turn| now.saturating_sub(turn) < STUCK_AFTER)
+        self.last_tick.is_none_or(|turn| now.saturating_sub(turn) < STUCK_AFTER)
     }
 
     /// One line for `systemctl status`.
@@ -146,15 +146,15 @@ impl Status {
 /// The one [`Status`] of a daemon, shared by its tasks. Tells the service manager when its line changes, and the log
 /// when a trouble begins, changes or ends.
 #[derive(Clone)]
-pub struct Board {
+pub struct StatusHandle {
     status: Rc<RefCell<Status>>,
-    env: Rc<Env>,
+    runtime: Rc<Runtime>,
 }
 
-impl Board {
-    /// A board with nothing on it yet.
-    pub fn new(env: Rc<Env>) -> Self {
-        Board { status: Rc::default(), env }
+impl StatusHandle {
+    /// A status with nothing on it yet.
+    pub fn new(runtime: Rc<Runtime>) -> Self {
+        StatusHandle { status: Rc::default(), runtime }
     }
 
     /// The status as it is now.
@@ -164,7 +164,7 @@ impl Board {
 
     /// Whether the main loop turns.
     pub fn is_alive(&self) -> bool {
-        self.status.borrow().is_alive(self.env.now())
+        self.status.borrow().is_alive(self.runtime.now())
     }
 
     /// Changes the status.
@@ -173,46 +173,46 @@ impl Board {
         change(&mut self.status.borrow_mut());
         let after = self.read().line();
         if before != after {
-            self.env.notify(Notice::Status(after));
+            self.runtime.notify(Notice::Status(after));
         }
     }
 
     /// Something stands in the way. Logged when it is new and when it has another reason than before; if the reason
     /// changes often, less and less often.
-    pub fn trouble(&self, topic: Topic, reason: impl Into<String>) {
-        let (reason, now) = (reason.into(), self.env.now());
+    pub fn raise(&self, topic: Condition, reason: impl Into<String>) {
+        let (reason, now) = (reason.into(), self.runtime.now());
         self.update(|status| {
-            let trouble = status.troubles.entry(topic).or_default();
-            trouble.reason = reason;
-            if trouble.is_worth_a_line(now) {
-                tracing::warn!("{}", trouble.reason);
+            let raised = status.raised.entry(topic).or_default();
+            raised.reason = reason;
+            if raised.is_worth_a_line(now) {
+                tracing::warn!("{}", raised.reason);
             }
         });
     }
 
     /// It no longer does.
-    pub fn over(&self, topic: Topic) {
-        if self.read().troubles.contains_key(&topic) {
+    pub fn clear(&self, topic: Condition) {
+        if self.read().raised.contains_key(&topic) {
             self.update(|status| {
-                if let Some(trouble) = status.troubles.remove(&topic) {
-                    tracing::info!("over: {}", trouble.reason);
+                if let Some(raised) = status.raised.remove(&topic) {
+                    tracing::info!("over: {}", raised.reason);
                 }
             });
         }
     }
 
     /// A trouble with this reason, or none.
-    pub fn say(&self, topic: Topic, reason: Option<String>) {
+    pub fn set(&self, topic: Condition, reason: Option<String>) {
         match reason {
-            Some(reason) => self.trouble(topic, reason),
-            None => self.over(topic),
+            Some(reason) => self.raise(topic, reason),
+            None => self.clear(topic),
         }
     }
 
     /// The same as `trouble` while waiting at start-up: the service manager is asked for patience as well.
-    pub fn waiting(&self, topic: Topic, reason: impl Into<String>, pause: Duration) {
-        self.trouble(topic, reason);
-        self.env.notify(Notice::StillStarting(pause + Duration::from_secs(30)));
+    pub fn raise_starting(&self, topic: Condition, reason: impl Into<String>, pause: Duration) {
+        self.raise(topic, reason);
+        self.runtime.notify(Notice::StillStarting(pause + Duration::from_secs(30)));
     }
 }
 
@@ -220,65 +220,68 @@ impl Board {
 mod tests {
     use super::*;
 
-    fn board() -> (Board, Rc<RefCell<Vec<Notice>>>) {
+    fn status() -> (StatusHandle, Rc<RefCell<Vec<Notice>>>) {
         let heard: Rc<RefCell<Vec<Notice>>> = Rc::default();
         let ear = heard.clone();
-        (Board::new(Rc::new(Env::new(Duration::default, 1, move |notice| ear.borrow_mut().push(notice)))), heard)
+        (
+            StatusHandle::new(Rc::new(Runtime::new(Duration::default, 1, move |notice| ear.borrow_mut().push(notice)))),
+            heard,
+        )
     }
 
     #[test]
     fn a_trouble_is_told_once_and_its_end_too() {
-        let (board, heard) = board();
-        board.trouble(Topic::Config, "no config");
-        board.trouble(Topic::Config, "no config");
+        let (status, heard) = status();
+        status.raise(Condition::Config, "no config");
+        status.raise(Condition::Config, "no config");
         assert_eq!(*heard.borrow(), [Notice::Status("no config".into())]);
-        assert_eq!(board.read().reasons(), ["no config"]);
-        board.over(Topic::Config);
-        board.over(Topic::Config);
+        assert_eq!(status.read().reasons(), ["no config"]);
+        status.clear(Condition::Config);
+        status.clear(Condition::Config);
         assert_eq!(heard.borrow()[1..], [Notice::Status("starting".into())]);
     }
 
     #[test]
     fn reasons_that_alternate_for_an_hour_are_some_lines_and_the_last_one_is_told() {
-        let mut trouble = Trouble::default();
+        let mut raised = Raised::default();
         let hour = 1..3600;
         let lines = hour.filter(|second| {
-            trouble.reason = ["no answer", "no connection"][second % 2].to_owned();
-            trouble.is_worth_a_line(Duration::from_secs(*second as u64))
+            raised.reason = ["no answer", "no connection"][second % 2].to_owned();
+            raised.is_worth_a_line(Duration::from_secs(*second as u64))
         });
         let lines: Vec<usize> = lines.collect();
         assert_eq!(lines, [1, 2, 3, 64, 185, 426, 907, 1868]);
-        trouble.reason = "permission denied".to_owned();
-        assert!(trouble.is_worth_a_line(Duration::from_secs(3600)), "what is new is told at once");
+        raised.reason = "permission denied".to_owned();
+        assert!(raised.is_worth_a_line(Duration::from_secs(3600)), "what is new is told at once");
     }
 
     #[test]
     fn reasons_that_are_new_each_time_are_not_told_for_ever() {
-        let mut trouble = Trouble::default();
+        let mut raised = Raised::default();
         let lines = (1..3600u64).filter(|second| {
-            trouble.reason = format!("attempt {second}");
-            trouble.is_worth_a_line(Duration::from_secs(*second))
+            raised.reason = format!("attempt {second}");
+            raised.is_worth_a_line(Duration::from_secs(*second))
         });
         assert!((10..20).contains(&lines.count()));
     }
 
     #[test]
     fn the_line_tells_subnet_and_peers_and_what_is_wrong() {
-        let (board, _) = board();
-        board.update(|status| {
+        let (status, _) = status();
+        status.update(|status| {
             status.started = true;
             status.subnet = "10.5.34.0/24".parse().ok();
             status.leases = Tally { peers: 12, refused: 1, ..Tally::default() };
         });
-        assert_eq!(board.read().line(), "subnet 10.5.34.0/24, 12 peers, 1 refused");
-        assert!(board.read().reasons().is_empty());
-        board.trouble(Topic::Peers, "etcd does not answer");
-        assert_eq!(board.read().line(), "etcd does not answer, subnet 10.5.34.0/24, 12 peers, 1 refused");
+        assert_eq!(status.read().line(), "subnet 10.5.34.0/24, 12 peers, 1 refused");
+        assert!(status.read().reasons().is_empty());
+        status.raise(Condition::Peers, "etcd does not answer");
+        assert_eq!(status.read().line(), "etcd does not answer, subnet 10.5.34.0/24, 12 peers, 1 refused");
     }
 
     #[test]
     fn a_loop_that_stands_still_is_not_alive() {
-        let status = Status { last_turn: Some(Duration::from_secs(100)), ..Status::default() };
+        let status = Status { last_tick: Some(Duration::from_secs(100)), ..Status::default() };
         assert!(status.is_alive(Duration::from_secs(129)));
         assert!(!status.is_alive(Duration::from_secs(131)));
     }

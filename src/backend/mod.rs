@@ -4,10 +4,10 @@ pub mod vxlan;
 
 use crate::model::config::NetworkConfig;
 use crate::model::iface::ExternalInterface;
-use crate::model::judge::{Endpoint, Reading};
 use crate::model::kernel_state::{Device, Have, Route};
 use crate::model::lease::{Lease, LeaseAttrs, Record};
 use crate::model::mac::VtepMac;
+use crate::model::peer_policy::{Endpoint, Reading};
 use ipnet::{IpNet, Ipv4Net};
 use std::net::{IpAddr, Ipv4Addr};
 

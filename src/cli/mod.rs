@@ -2,8 +2,8 @@
 
 pub mod args;
 pub mod docker_opts;
-pub mod manager;
 pub mod run;
+pub mod service_manager;
 
 use args::Invocation;
 use std::collections::BTreeMap;

@@ -1,10 +1,10 @@
 //! The daemon: puts real store, kernel, clock and service manager together, and runs until a signal.
 
 use super::args::Options;
-use super::manager::Manager;
-use crate::agent::env::{Env, Notice};
-use crate::agent::keeper::Terms;
-use crate::agent::status::Board;
+use super::service_manager::ServiceManager;
+use crate::agent::lease_manager::LeaseTimes;
+use crate::agent::runtime::{Notice, Runtime};
+use crate::agent::status::StatusHandle;
 use crate::agent::{self, Settings};
 use crate::firewall::host::HostFirewall;
 use crate::http;
@@ -36,14 +36,14 @@ pub fn run(options: Options, warnings: &[String]) -> ExitCode {
         Ok(runtime) => runtime,
         Err(error) => return fail(&format!("the runtime cannot be started: {error}")),
     };
-    let manager = Rc::new(Manager::from_env());
-    let outcome = LocalSet::new().block_on(&runtime, daemon(options, manager.clone()));
+    let service_manager = Rc::new(ServiceManager::from_env());
+    let outcome = LocalSet::new().block_on(&runtime, daemon(options, service_manager.clone()));
     // A host name that is being looked up is not waited for.
     runtime.shutdown_background();
     match outcome {
         Ok(()) => ExitCode::SUCCESS,
         Err(reason) => {
-            manager.tell(&NotifyState::Status(&reason));
+            service_manager.tell(&NotifyState::Status(&reason));
             fail(&reason)
         }
     }
@@ -54,19 +54,19 @@ fn fail(reason: &str) -> ExitCode {
     ExitCode::FAILURE
 }
 
-async fn daemon(options: Options, manager: Rc<Manager>) -> Result<(), String> {
+async fn daemon(options: Options, service_manager: Rc<ServiceManager>) -> Result<(), String> {
     let mut terminate = signal(SignalKind::terminate()).map_err(|error| format!("no signals: {error}"))?;
     let mut interrupt = signal(SignalKind::interrupt()).map_err(|error| format!("no signals: {error}"))?;
-    let env = Rc::new(Env::of_host({
-        let manager = manager.clone();
-        move |notice| tell(&manager, notice)
+    let env = Rc::new(Runtime::of_host({
+        let service_manager = service_manager.clone();
+        move |notice| tell(&service_manager, notice)
     }));
-    let board = Board::new(env.clone());
+    let status = StatusHandle::new(env.clone());
     if let Some(address) = options.healthz {
         let listener = TcpListener::bind(address).await.map_err(|error| {
             format!("cannot listen on {address}: {error}; choose another --healthz-ip or --healthz-port")
         })?;
-        tokio::task::spawn_local(http::serve(listener, board.clone()));
+        tokio::task::spawn_local(http::serve(listener, status.clone()));
     }
     warn_about_the_host();
     let store =
@@ -75,14 +75,14 @@ async fn daemon(options: Options, manager: Rc<Manager>) -> Result<(), String> {
     let store = Rc::new(store);
     let kernel = NetlinkKernel::new().map_err(|error| error.to_string())?;
     let releases = options.release_lease_on_exit;
-    let agent = agent::run(store.clone(), kernel, HostFirewall::new(), settings(options), env, board.clone());
+    let agent = agent::run(store.clone(), kernel, HostFirewall::new(), settings(options), env, status.clone());
     tokio::select! {
         never = agent => match never {},
         _ = terminate.recv() => tracing::info!("SIGTERM: stopping; network and files are left as they are"),
         _ = interrupt.recv() => tracing::info!("SIGINT: stopping; network and files are left as they are"),
     }
-    manager.tell(&NotifyState::Stopping);
-    let lease = board.read().lease;
+    service_manager.tell(&NotifyState::Stopping);
+    let lease = status.read().lease;
     if let Some(id) = lease.filter(|_| releases) {
         release(&store, id).await;
     }
@@ -107,7 +107,7 @@ fn settings(options: Options) -> Settings {
             can_reach: options.iface_can_reach,
             public_ip: options.public_ip,
         },
-        terms: Terms { ttl: options.subnet_lease_ttl, renew_margin: options.renew_margin },
+        times: LeaseTimes { ttl: options.subnet_lease_ttl, renew_margin: options.renew_margin },
         subnet_file: options.subnet_file,
         docker_opts_file: options.docker_opts_file,
         state_dir: options.state_dir,
@@ -128,14 +128,14 @@ fn warn_about_the_host() {
     }
 }
 
-fn tell(manager: &Manager, notice: Notice) {
+fn tell(service_manager: &ServiceManager, notice: Notice) {
     match notice {
-        Notice::Ready => manager.tell(&NotifyState::Ready),
-        Notice::Status(line) => manager.tell(&NotifyState::Status(&line)),
+        Notice::Ready => service_manager.tell(&NotifyState::Ready),
+        Notice::Status(line) => service_manager.tell(&NotifyState::Status(&line)),
         Notice::StillStarting(time) => {
             let micros = u32::try_from(time.as_micros()).unwrap_or(u32::MAX);
-            manager.tell(&NotifyState::ExtendTimeoutUsec(micros));
+            service_manager.tell(&NotifyState::ExtendTimeoutUsec(micros));
         }
-        Notice::Alive => manager.tell(&NotifyState::Watchdog),
+        Notice::Alive => service_manager.tell(&NotifyState::Watchdog),
     }
 }

@@ -4,7 +4,7 @@
 //! everything that was asked for is checked again here.
 
 use crate::model::iface::{DefaultRoute, Interface, InterfaceAddress, WayOut};
-use crate::model::kernel_state::{Device, Found, Neighbor, Oif, Route, Scope, Vxlan};
+use crate::model::kernel_state::{Device, ExistingDevice, Neighbor, Oif, Route, Scope, Vxlan};
 use crate::model::links::LinkRoute;
 use crate::model::mac::VtepMac;
 use ipnet::IpNet;
@@ -80,7 +80,7 @@ pub fn device_address(message: &AddressMessage, index: u32) -> Option<IpNet> {
 }
 
 /// What kind of device it is that has our name. Of its offloads the message says nothing.
-pub fn found(message: &LinkMessage) -> Found {
+pub fn found(message: &LinkMessage) -> ExistingDevice {
     let index = message.header.index;
     let info = message.attributes.iter().find_map(|attribute| match attribute {
         LinkAttribute::LinkInfo(info) => Some(info.as_slice()),
@@ -95,11 +95,11 @@ pub fn found(message: &LinkMessage) -> Found {
         }
     }
     match vxlan {
-        None => Found::Other(index, kind),
+        None => ExistingDevice::Other(index, kind),
         Some(vxlan) => {
             let Interface { name, mtu, mac, up, .. } = interface(message);
             let mac = mac.unwrap_or(VtepMac([0; 6]));
-            Found::Vxlan(index, Device { name, mac, mtu, up, tx_checksum_off: false, vxlan })
+            ExistingDevice::Vxlan(index, Device { name, mac, mtu, up, tx_checksum_off: false, vxlan })
         }
     }
 }
@@ -253,7 +253,7 @@ pub fn route(message: &RouteMessage, family: AddressFamily, index: Option<u32>, 
         (RouteType::Unicast, Some(id)) => Oif::Nexthop(id),
         (RouteType::Unicast, None) if ours => Oif::Ours,
         (RouteType::Unicast, None) => Oif::Other(hop.oif),
-        (kind, _) => Oif::Nowhere(kind.into()),
+        (kind, _) => Oif::Special(kind.into()),
     };
     Some(Route {
         dest: route.dest,

@@ -95,7 +95,7 @@ fn route(route: &Route, index: u32) -> RouteMessage {
         Oif::Ours => message.attributes.push(RouteAttribute::Oif(index)),
         Oif::Other(other) => message.attributes.push(RouteAttribute::Oif(other)),
         Oif::Nexthop(id) => message.attributes.push(RouteAttribute::NhId(id)),
-        Oif::Nowhere(kind) => message.header.kind = RouteType::from(kind),
+        Oif::Special(kind) => message.header.kind = RouteType::from(kind),
     }
     if route.metric != 0 {
         message.attributes.push(RouteAttribute::Priority(route.metric));

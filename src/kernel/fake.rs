@@ -3,7 +3,7 @@
 
 use super::{Event, Kernel, KernelError};
 use crate::model::iface::{HostView, Interface, InterfaceAddress, WayOut};
-use crate::model::kernel_state::{Found, Have, Oif, Scope};
+use crate::model::kernel_state::{ExistingDevice, Have, Oif, Scope};
 use crate::model::mirror::Observed;
 use crate::model::plan::Op;
 use ipnet::IpNet;
@@ -211,11 +211,11 @@ fn demanded(faults: &mut Vec<Fault>, op: &Op) -> Option<i32> {
 
 /// The errno with which the kernel would refuse `op`.
 fn refusal(have: &Have, op: &Op) -> Option<i32> {
-    let missing = !matches!(have.device, Some(Found::Vxlan(..)));
+    let missing = !matches!(have.device, Some(ExistingDevice::Vxlan(..)));
     match op {
         Op::CreateDevice(_) => have.device.is_some().then_some(EEXIST),
         Op::ChangeDevice(index, _) => {
-            let there = matches!(have.device, Some(Found::Vxlan(now, _)) if now == *index);
+            let there = matches!(have.device, Some(ExistingDevice::Vxlan(now, _)) if now == *index);
             (!there).then_some(ENODEV)
         }
         Op::AddAddress(_) | Op::SetNeighbor(..) | Op::SetFdb(..) => missing.then_some(ENODEV),
@@ -253,7 +253,9 @@ fn differences(before: &Have, after: &Have) -> Vec<Observed> {
 
 fn is_about_another_device(have: &Have, op: &Op) -> bool {
     match (op, &have.device) {
-        (Op::DeleteDevice(index), Some(Found::Vxlan(ours, _) | Found::Other(ours, _))) => index != ours,
+        (Op::DeleteDevice(index), Some(ExistingDevice::Vxlan(ours, _) | ExistingDevice::Other(ours, _))) => {
+            index != ours
+        }
         _ => false,
     }
 }
@@ -271,7 +273,7 @@ fn as_made(op: &Op) -> Op {
 }
 
 fn our_interface(have: &Have) -> Option<Interface> {
-    let Some(Found::Vxlan(index, device)) = &have.device else { return None };
+    let Some(ExistingDevice::Vxlan(index, device)) = &have.device else { return None };
     let address =
         |net: &IpNet| InterfaceAddress { net: *net, scope: 0, permanent: true, deprecated: false, temporary: false };
     Some(Interface {
@@ -404,7 +406,7 @@ mod tests {
         assert_eq!(fake.applied(), 7);
         let have = fake.observe(&scope()).await.unwrap();
         assert_eq!(have.routes.into_values().collect::<Vec<_>>(), [Few::from([route()])]);
-        assert!(matches!(have.device, Some(Found::Vxlan(_, device)) if device.vxlan.port == DEFAULT_PORT));
+        assert!(matches!(have.device, Some(ExistingDevice::Vxlan(_, device)) if device.vxlan.port == DEFAULT_PORT));
     }
 
     #[tokio::test]

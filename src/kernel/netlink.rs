@@ -5,7 +5,7 @@ use super::socket::{NetlinkSocket, object};
 use super::wire::{Frame, Refusal};
 use super::{Event, Kernel, KernelError, decode, encode, ethtool, sysctl};
 use crate::model::iface::{HostView, InterfaceAddress, WayOut};
-use crate::model::kernel_state::{Device, Found, Have, Oif, Scope};
+use crate::model::kernel_state::{Device, ExistingDevice, Have, Oif, Scope};
 use crate::model::links::Links;
 use crate::model::plan::Op;
 use nix::libc::{EACCES, EADDRNOTAVAIL, EHOSTUNREACH, EINVAL, ENETUNREACH, ENODEV, ENOENT, ESRCH};
@@ -31,7 +31,7 @@ impl NetlinkKernel {
     }
 
     /// The device with this name, if there is one.
-    async fn device(&mut self, name: &str) -> Result<Option<Found>, KernelError> {
+    async fn device(&mut self, name: &str) -> Result<Option<ExistingDevice>, KernelError> {
         match self.socket.get(&format!("get device {name}"), encode::get_link(name)).await {
             Ok(Some(Message::NewLink(link))) => Ok(Some(with_offloads(decode::found(&link)))),
             Ok(_) => {
@@ -80,7 +80,7 @@ impl NetlinkKernel {
     }
 
     /// Reads everything once, around `device`.
-    async fn read(&mut self, scope: &Scope, device: Option<Found>) -> Result<Have, KernelError> {
+    async fn read(&mut self, scope: &Scope, device: Option<ExistingDevice>) -> Result<Have, KernelError> {
         let mut have = Have { device, ..Have::default() };
         let index = index_of(have.device.as_ref());
         if let Some(index) = index {
@@ -105,7 +105,7 @@ impl NetlinkKernel {
             Op::DeleteDevice(index) => self.socket.change(encode::delete_device(*index)).await,
             Op::CreateDevice(device) => match self.socket.change(encode::create_device(device)).await {
                 Ok(()) => match self.device(&device.name).await? {
-                    Some(Found::Vxlan(index, have)) => {
+                    Some(ExistingDevice::Vxlan(index, have)) => {
                         let offloads = set_offloads(&have, device);
                         self.bring_up(index, device).await.and(offloads)
                     }
@@ -114,7 +114,7 @@ impl NetlinkKernel {
                 refused => refused,
             },
             Op::ChangeDevice(index, device) => match self.device(&device.name).await? {
-                Some(Found::Vxlan(now, have)) if now == *index => self.change_device(now, &have, device).await,
+                Some(ExistingDevice::Vxlan(now, have)) if now == *index => self.change_device(now, &have, device).await,
                 _ => Err(Refusal::new(ENODEV)),
             },
             _ => Ok(()),
@@ -250,7 +250,7 @@ impl Kernel for NetlinkKernel {
         }
         let refs: Vec<&Op> = entries.iter().map(|at| &ops[*at]).collect();
         let outcomes = match self.device(&scope.device).await {
-            Ok(Some(Found::Vxlan(index, _))) => self.apply_entries(&refs, index).await,
+            Ok(Some(ExistingDevice::Vxlan(index, _))) => self.apply_entries(&refs, index).await,
             Ok(_) => self.apply_without_device(&refs).await,
             Err(error) => refs.iter().map(|_| Err(error.clone())).collect(),
         };
@@ -268,11 +268,11 @@ impl Kernel for NetlinkKernel {
 }
 
 /// The device with what only ethtool tells of it.
-fn with_offloads(found: Found) -> Found {
+fn with_offloads(found: ExistingDevice) -> ExistingDevice {
     match found {
-        Found::Vxlan(index, mut device) => {
+        ExistingDevice::Vxlan(index, mut device) => {
             device.tx_checksum_off = ethtool::tx_checksum(&device.name) == Ok(false);
-            Found::Vxlan(index, device)
+            ExistingDevice::Vxlan(index, device)
         }
         other => other,
     }
@@ -289,9 +289,9 @@ fn is_about_device(op: &Op) -> bool {
     matches!(op, Op::DeleteDevice(_) | Op::CreateDevice(_) | Op::ChangeDevice(..))
 }
 
-fn index_of(found: Option<&Found>) -> Option<u32> {
+fn index_of(found: Option<&ExistingDevice>) -> Option<u32> {
     match found {
-        Some(Found::Vxlan(index, _) | Found::Other(index, _)) => Some(*index),
+        Some(ExistingDevice::Vxlan(index, _) | ExistingDevice::Other(index, _)) => Some(*index),
         None => None,
     }
 }

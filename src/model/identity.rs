@@ -14,7 +14,7 @@ const MOST_RIVALS: usize = 100;
 
 /// What a host knows of itself.
 #[derive(Debug, Clone, Default, PartialEq, Eq)]
-pub struct Me {
+pub struct Identity {
     /// The address that others reach this host at.
     pub public_ip: Option<Ipv4Addr>,
     /// The MAC in the state file.
@@ -45,7 +45,7 @@ pub struct InUse {
 
 /// What to do about our lease.
 #[derive(Debug, Clone, PartialEq, Eq)]
-pub enum Claim {
+pub enum Decision {
     /// This one is ours beyond doubt: keep it, on its etcd lease.
     Keep(Lease),
     /// It has our public IP, but nothing proves that it is ours (as flannel does, it is taken over): under a new etcd
@@ -56,7 +56,7 @@ pub enum Claim {
     /// Somebody with our public IP has adopted the lease of the subnet in use: take it back, once.
     Reclaim(Lease),
     /// The key of the subnet in use holds what is no lease at all, last written at this revision: overwrite it.
-    Mend(Ipv4Net, Revision),
+    Overwrite(Ipv4Net, Revision),
     /// Make a key for this free subnet.
     Create(Ipv4Net),
     /// The subnet in use belongs to this one now.
@@ -65,7 +65,7 @@ pub enum Claim {
     OutOfSubnets,
 }
 
-impl Me {
+impl Identity {
     /// Whether a lease is surely ours: it is kept by the etcd lease that we remember, or it has the MAC that we
     /// remember or find on our device, or it is the subnet that `subnet.env` names under our public IP. The last is
     /// no proof when we know a MAC of ours: another host may have our public IP.
@@ -80,7 +80,7 @@ impl Me {
 
     /// Another host has shown that this lease, which we took for ours, is its own. If it has our MAC as well we are a
     /// copy of it, and nothing that we remember is true of us.
-    pub fn yield_to(&mut self, lease: &Lease) {
+    pub fn back_off(&mut self, lease: &Lease) {
         let mac = lease.attrs.vtep_mac();
         self.meet(lease);
         (self.remembered_lease, self.remembered_subnet, self.env_subnet) = (None, None, None);
@@ -107,9 +107,9 @@ impl Me {
 
     /// The MAC to publish: that of a lease which is surely ours, else the remembered one, else the device's. `None`
     /// when a new one must be made. While we run it never changes.
-    pub fn mac(&self, claim: &Claim) -> Option<VtepMac> {
-        let leased = match claim {
-            Claim::Keep(lease) if self.in_use.is_none() => lease.attrs.vtep_mac(),
+    pub fn mac(&self, decision: &Decision) -> Option<VtepMac> {
+        let leased = match decision {
+            Decision::Keep(lease) if self.in_use.is_none() => lease.attrs.vtep_mac(),
             _ => None,
         };
         [leased, self.remembered_mac, self.device_mac].into_iter().flatten().find(|mac| mac.is_usable())
@@ -117,7 +117,7 @@ impl Me {
 
     /// Decides from all keys under `subnets/`, with a uniform `random` number for a new choice, which avoids the networks
     /// `on_host` that are connected to this host's other interfaces.
-    pub fn claim(&self, records: &[Record], on_host: &[Ipv4Net], overlay: &Overlay, random: u128) -> Claim {
+    pub fn decide(&self, records: &[Record], on_host: &[Ipv4Net], overlay: &Overlay, random: u128) -> Decision {
         let range = &overlay.subnets;
         if let Some(in_use) = self.in_use {
             return self.reclaim(records, in_use);
@@ -129,25 +129,25 @@ impl Me {
         let fitting = || ours.iter().copied().filter(fits);
         let preferred = |lease: &&Lease| self.previous().any(|subnet| subnet == lease.subnet.v4);
         if let Some(lease) = fitting().find(preferred).or_else(|| fitting().next()) {
-            return Claim::Keep(lease.clone());
+            return Decision::Keep(lease.clone());
         }
         if let Some(lease) = ours.first() {
-            return Claim::Discard((*lease).clone());
+            return Decision::Discard((*lease).clone());
         }
         // Where a rival has shown itself our public IP proves nothing: of those who share it each has a lease of its own.
         let adoptable = |lease: &&Lease| self.has_our_ip(lease) && self.rivals.is_empty();
         if let Some(lease) = leases().filter(fits).find(adoptable) {
-            return Claim::Adopt(lease.clone());
+            return Decision::Adopt(lease.clone());
         }
         let taken = || taken(records, overlay);
         let is_free = |subnet: &Ipv4Net| !taken().any(|other| overlap(other, (*subnet).into()));
         if let Some(subnet) = self.previous().find(|subnet| range.contains((*subnet).into()) && is_free(subnet)) {
-            return Claim::Create(subnet);
+            return Decision::Create(subnet);
         }
         let avoided = on_host.iter().copied().filter(|net| net.prefix_len() > overlay.network.prefix_len());
         match range.choose_free(taken().chain(avoided.map(IpNet::from)), random) {
-            Some(IpNet::V4(subnet)) => Claim::Create(subnet),
-            _ => Claim::OutOfSubnets,
+            Some(IpNet::V4(subnet)) => Decision::Create(subnet),
+            _ => Decision::OutOfSubnets,
         }
     }
 
@@ -160,18 +160,18 @@ impl Me {
     }
 
     /// While containers use a subnet there is only that one: it is kept, taken back, made again, or somebody else's.
-    fn reclaim(&self, records: &[Record], InUse { subnet, created }: InUse) -> Claim {
+    fn reclaim(&self, records: &[Record], InUse { subnet, created }: InUse) -> Decision {
         let is_adopted = |lease: &Lease| lease.created == created && self.has_our_ip(lease) && !self.is_rival(lease);
         let key = SubnetKey::v4(subnet).to_string();
         let same = records.iter().find(|record| *record.name == *key);
         match same.map(|record| (&record.content, record)) {
-            Some((Ok(lease), _)) if self.surely_owns(lease) => Claim::Keep(lease.clone()),
-            Some((Ok(lease), _)) if is_adopted(lease) => Claim::Reclaim(lease.clone()),
-            Some((Err(malformed), _)) => Claim::Mend(subnet, malformed.modified),
-            Some((_, record)) => Claim::Taken(record.clone()),
+            Some((Ok(lease), _)) if self.surely_owns(lease) => Decision::Keep(lease.clone()),
+            Some((Ok(lease), _)) if is_adopted(lease) => Decision::Reclaim(lease.clone()),
+            Some((Err(malformed), _)) => Decision::Overwrite(subnet, malformed.modified),
+            Some((_, record)) => Decision::Taken(record.clone()),
             None => {
                 let covers = |record: &&Record| record.occupies().is_some_and(|net| overlap(net.into(), subnet.into()));
-                records.iter().find(covers).map_or(Claim::Create(subnet), |record| Claim::Taken(record.clone()))
+                records.iter().find(covers).map_or(Decision::Create(subnet), |record| Decision::Taken(record.clone()))
             }
         }
     }
@@ -208,8 +208,8 @@ mod tests {
         record.content.clone().unwrap()
     }
 
-    fn me() -> Me {
-        Me { public_ip: Some("192.168.0.1".parse().unwrap()), ..Me::default() }
+    fn identity() -> Identity {
+        Identity { public_ip: Some("192.168.0.1".parse().unwrap()), ..Identity::default() }
     }
 
     fn net(text: &str) -> Ipv4Net {
@@ -221,56 +221,66 @@ mod tests {
         let mine = record("10.5.2.0-24", "192.168.0.1", MAC, 7);
         let moved = record("10.5.2.0-24", "192.168.0.77", MAC, 7);
         let mac = Some(MAC.parse().unwrap());
-        for (me, record) in [
-            (Me { remembered_lease: LeaseId::new(7), ..me() }, &moved),
-            (Me { remembered_mac: mac, ..me() }, &moved),
-            (Me { device_mac: mac, ..me() }, &moved),
-            (Me { env_subnet: Some(net("10.5.2.0/24")), ..me() }, &mine),
+        for (identity, record) in [
+            (Identity { remembered_lease: LeaseId::new(7), ..identity() }, &moved),
+            (Identity { remembered_mac: mac, ..identity() }, &moved),
+            (Identity { device_mac: mac, ..identity() }, &moved),
+            (Identity { env_subnet: Some(net("10.5.2.0/24")), ..identity() }, &mine),
         ] {
-            let claim = me.claim(std::slice::from_ref(record), &[], &overlay(), 0);
-            assert_eq!(claim, Claim::Keep(lease(record)), "{me:?}");
-            assert_eq!(me.mac(&claim), mac);
+            let decision = identity.decide(std::slice::from_ref(record), &[], &overlay(), 0);
+            assert_eq!(decision, Decision::Keep(lease(record)), "{identity:?}");
+            assert_eq!(identity.mac(&decision), mac);
         }
     }
 
     #[test]
     fn our_public_ip_alone_is_adopted_and_another_ones_key_is_left() {
         let same_ip = record("10.5.2.0-24", "192.168.0.1", OTHER, 7);
-        assert_eq!(me().claim(std::slice::from_ref(&same_ip), &[], &overlay(), 0), Claim::Adopt(lease(&same_ip)));
-        let env = Me { env_subnet: Some(net("10.5.2.0/24")), ..me() };
+        assert_eq!(
+            identity().decide(std::slice::from_ref(&same_ip), &[], &overlay(), 0),
+            Decision::Adopt(lease(&same_ip))
+        );
+        let env = Identity { env_subnet: Some(net("10.5.2.0/24")), ..identity() };
         let foreign = record("10.5.2.0-24", "192.168.0.2", OTHER, 7);
-        assert_eq!(env.claim(&[foreign], &[], &overlay(), 0), Claim::Create(net("10.5.1.0/24")));
+        assert_eq!(env.decide(&[foreign], &[], &overlay(), 0), Decision::Create(net("10.5.1.0/24")));
     }
 
     #[test]
     fn two_reservations_are_not_taken_for_one_lease() {
         let reserved = record("10.5.2.0-24", "192.168.0.2", OTHER, 0);
-        assert!(!me().surely_owns(&lease(&reserved)));
+        assert!(!identity().surely_owns(&lease(&reserved)));
     }
 
     #[test]
     fn what_does_not_fit_the_config_is_discarded() {
         let wrong = record("10.5.2.0-25", "192.168.0.1", MAC, 7);
-        let me = Me { remembered_mac: Some(MAC.parse().unwrap()), ..me() };
-        assert_eq!(me.claim(std::slice::from_ref(&wrong), &[], &overlay(), 0), Claim::Discard(lease(&wrong)));
+        let identity = Identity { remembered_mac: Some(MAC.parse().unwrap()), ..identity() };
+        assert_eq!(identity.decide(std::slice::from_ref(&wrong), &[], &overlay(), 0), Decision::Discard(lease(&wrong)));
     }
 
     #[test]
     fn a_dual_stack_lease_of_ours_does_not_fit_without_ipv6() {
         let dual = record("10.5.2.0-24&fc00:5:22::-64", "192.168.0.1", MAC, 7);
-        let me = Me { remembered_mac: Some(MAC.parse().unwrap()), ..me() };
-        assert_eq!(me.claim(std::slice::from_ref(&dual), &[], &overlay(), 0), Claim::Discard(lease(&dual)));
+        let identity = Identity { remembered_mac: Some(MAC.parse().unwrap()), ..identity() };
+        assert_eq!(identity.decide(std::slice::from_ref(&dual), &[], &overlay(), 0), Decision::Discard(lease(&dual)));
     }
 
     #[test]
     fn the_previous_subnet_is_taken_again_if_it_is_free() {
-        let me = Me { remembered_subnet: Some(net("10.5.3.0/24")), env_subnet: Some(net("10.5.2.0/24")), ..me() };
-        assert_eq!(me.claim(&[], &[], &overlay(), 0), Claim::Create(net("10.5.3.0/24")));
+        let identity = Identity {
+            remembered_subnet: Some(net("10.5.3.0/24")),
+            env_subnet: Some(net("10.5.2.0/24")),
+            ..identity()
+        };
+        assert_eq!(identity.decide(&[], &[], &overlay(), 0), Decision::Create(net("10.5.3.0/24")));
         let other = record("10.5.3.128-25", "192.168.0.2", OTHER, 7);
-        assert_eq!(me.claim(std::slice::from_ref(&other), &[], &overlay(), 0), Claim::Create(net("10.5.2.0/24")));
+        assert_eq!(
+            identity.decide(std::slice::from_ref(&other), &[], &overlay(), 0),
+            Decision::Create(net("10.5.2.0/24"))
+        );
         // Our own bridge still has the previous subnet: that is no reason not to take it again.
         let bridge = [net("10.5.2.0/24")];
-        assert_eq!(me.claim(&[other], &bridge, &overlay(), 0), Claim::Create(net("10.5.2.0/24")));
+        assert_eq!(identity.decide(&[other], &bridge, &overlay(), 0), Decision::Create(net("10.5.2.0/24")));
     }
 
     #[test]
@@ -281,76 +291,79 @@ mod tests {
             Record::decode("0.0.0.0-0", b"{}", None, 1, 1),
             Record::decode("10.5.0.0-16", b"{}", None, 1, 1),
         ];
-        assert_eq!(me().claim(&bad, &[], &overlay(), 5), Claim::Create(net("10.5.3.0/24")));
-        assert_eq!(me().claim(&bad, &[net("10.5.3.0/24")], &overlay(), 5), Claim::OutOfSubnets);
-        assert_eq!(me().claim(&bad, &[net("10.0.0.0/8")], &overlay(), 5), Claim::Create(net("10.5.3.0/24")));
+        assert_eq!(identity().decide(&bad, &[], &overlay(), 5), Decision::Create(net("10.5.3.0/24")));
+        assert_eq!(identity().decide(&bad, &[net("10.5.3.0/24")], &overlay(), 5), Decision::OutOfSubnets);
+        assert_eq!(identity().decide(&bad, &[net("10.0.0.0/8")], &overlay(), 5), Decision::Create(net("10.5.3.0/24")));
     }
 
     #[test]
     fn a_subnet_in_use_is_kept_made_again_or_lost_but_never_changed() {
         let mac = Some(MAC.parse().unwrap());
         let in_use = Some(InUse { subnet: net("10.5.2.0/24"), created: 1 });
-        let me = Me { in_use, remembered_mac: mac, ..me() };
+        let identity = Identity { in_use, remembered_mac: mac, ..identity() };
         let mine = record("10.5.2.0-24", "192.168.0.1", MAC, 7);
         let adopted = record("10.5.2.0-24", "192.168.0.1", OTHER, 8);
         let wider = record("10.5.2.0-23", "192.168.0.2", OTHER, 8);
         for (records, expected) in [
-            (vec![], Claim::Create(net("10.5.2.0/24"))),
-            (vec![mine.clone()], Claim::Keep(lease(&mine))),
-            (vec![adopted.clone()], Claim::Reclaim(lease(&adopted))),
-            (vec![Record::decode("10.5.2.0-24", b"garbage", None, 1, 9)], Claim::Mend(net("10.5.2.0/24"), 9)),
-            (vec![wider.clone()], Claim::Taken(wider)),
+            (vec![], Decision::Create(net("10.5.2.0/24"))),
+            (vec![mine.clone()], Decision::Keep(lease(&mine))),
+            (vec![adopted.clone()], Decision::Reclaim(lease(&adopted))),
+            (vec![Record::decode("10.5.2.0-24", b"garbage", None, 1, 9)], Decision::Overwrite(net("10.5.2.0/24"), 9)),
+            (vec![wider.clone()], Decision::Taken(wider)),
         ] {
-            assert_eq!(me.claim(&records, &[], &overlay(), 0), expected);
+            assert_eq!(identity.decide(&records, &[], &overlay(), 0), expected);
         }
         let rivals = [OTHER.parse().unwrap()].into();
-        let known = Me { rivals, ..me.clone() };
-        assert_eq!(known.claim(std::slice::from_ref(&adopted), &[], &overlay(), 0), Claim::Taken(adopted.clone()));
-        let later = Me { in_use: Some(InUse { subnet: net("10.5.2.0/24"), created: 0 }), ..me };
-        assert_eq!(later.claim(std::slice::from_ref(&adopted), &[], &overlay(), 0), Claim::Taken(adopted));
+        let known = Identity { rivals, ..identity.clone() };
+        assert_eq!(known.decide(std::slice::from_ref(&adopted), &[], &overlay(), 0), Decision::Taken(adopted.clone()));
+        let later = Identity { in_use: Some(InUse { subnet: net("10.5.2.0/24"), created: 0 }), ..identity };
+        assert_eq!(later.decide(std::slice::from_ref(&adopted), &[], &overlay(), 0), Decision::Taken(adopted));
     }
 
     #[test]
     fn who_yields_takes_another_subnet_and_a_copy_also_another_mac() {
         let mac: VtepMac = MAC.parse().unwrap();
         let [theirs, copied] = [OTHER, MAC].map(|mac| record("10.5.2.0-24", "192.168.0.1", mac, 7));
-        let state = Me {
+        let state = Identity {
             remembered_mac: Some(mac),
             remembered_lease: LeaseId::new(7),
             remembered_subnet: Some(net("10.5.2.0/24")),
             env_subnet: Some(net("10.5.2.0/24")),
             device_mac: Some(mac),
-            ..me()
+            ..identity()
         };
         for (record, keeps) in [(theirs, Some(mac)), (copied, None)] {
-            let mut me = state.clone();
-            me.yield_to(&lease(&record));
-            let claim = me.claim(std::slice::from_ref(&record), &[], &overlay(), 0);
-            assert_eq!(claim, Claim::Create(net("10.5.1.0/24")));
-            assert_eq!(me.mac(&claim), keeps);
+            let mut identity = state.clone();
+            identity.back_off(&lease(&record));
+            let decision = identity.decide(std::slice::from_ref(&record), &[], &overlay(), 0);
+            assert_eq!(decision, Decision::Create(net("10.5.1.0/24")));
+            assert_eq!(identity.mac(&decision), keeps);
         }
     }
 
     #[test]
     fn rivals_are_not_collected_without_end() {
-        let mut me = me();
+        let mut identity = identity();
         for last in 0..=255 {
             let mac = format!("0e:00:00:00:00:{last:02x}");
-            me.meet(&lease(&record("10.5.2.0-24", "192.168.0.1", &mac, 7)));
-            assert!(me.rivals.contains(&mac.parse().unwrap()) && me.rivals.len() <= MOST_RIVALS);
+            identity.meet(&lease(&record("10.5.2.0-24", "192.168.0.1", &mac, 7)));
+            assert!(identity.rivals.contains(&mac.parse().unwrap()) && identity.rivals.len() <= MOST_RIVALS);
         }
-        assert_eq!(me.rivals.len(), MOST_RIVALS);
+        assert_eq!(identity.rivals.len(), MOST_RIVALS);
     }
 
     #[test]
     fn subnet_env_proves_nothing_to_a_host_that_knows_its_mac() {
         let same_ip = record("10.5.2.0-24", "192.168.0.1", OTHER, 7);
         let env_subnet = Some(net("10.5.2.0/24"));
-        for me in [
-            Me { remembered_mac: Some(MAC.parse().unwrap()), env_subnet, ..me() },
-            Me { device_mac: Some(MAC.parse().unwrap()), env_subnet, ..me() },
+        for identity in [
+            Identity { remembered_mac: Some(MAC.parse().unwrap()), env_subnet, ..identity() },
+            Identity { device_mac: Some(MAC.parse().unwrap()), env_subnet, ..identity() },
         ] {
-            assert_eq!(me.claim(std::slice::from_ref(&same_ip), &[], &overlay(), 0), Claim::Adopt(lease(&same_ip)));
+            assert_eq!(
+                identity.decide(std::slice::from_ref(&same_ip), &[], &overlay(), 0),
+                Decision::Adopt(lease(&same_ip))
+            );
         }
     }
 }

@@ -52,7 +52,7 @@ pub struct Vxlan {
 
 /// A device that was found under our name.
 #[derive(Debug, Clone, PartialEq, Eq)]
-pub enum Found {
+pub enum ExistingDevice {
     /// A VXLAN device, with its interface index.
     Vxlan(u32, Device),
     /// Some other kind of device, with its interface index and kind.
@@ -78,7 +78,7 @@ pub enum Oif {
     /// As the nexthop object with this id says.
     Nexthop(u32),
     /// Not at all: a route of this type (`RTN_*`) other than unicast, such as blackhole.
-    Nowhere(u8),
+    Special(u8),
 }
 
 /// A route in table main.
@@ -120,7 +120,7 @@ impl Route {
 
     /// What is sent to these addresses goes nowhere, unless another route leads there.
     pub fn blackhole(dest: IpNet, protocol: u8) -> Self {
-        let oif = Oif::Nowhere(BLACKHOLE);
+        let oif = Oif::Special(BLACKHOLE);
         Route { dest, gateway: None, oif, onlink: false, metric: BLACKHOLE_METRIC, protocol }
     }
 
@@ -144,7 +144,7 @@ impl Route {
 
 impl fmt::Display for Route {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        if let Oif::Nowhere(kind) = self.oif {
+        if let Oif::Special(kind) = self.oif {
             write!(f, "{} ", type_name(kind))?;
         }
         write!(f, "{}", self.dest)?;
@@ -154,7 +154,7 @@ impl fmt::Display for Route {
         match self.oif {
             Oif::Other(index) => write!(f, " dev #{index}")?,
             Oif::Nexthop(id) => write!(f, " nhid {id}")?,
-            Oif::Ours | Oif::Nowhere(_) => {}
+            Oif::Ours | Oif::Special(_) => {}
         }
         if self.onlink {
             f.write_str(" onlink")?;
@@ -202,7 +202,7 @@ pub type Few<T> = SmallVec<[T; 1]>;
 #[derive(Debug, Clone, Default, PartialEq, Eq)]
 pub struct Have {
     /// The device with our name.
-    pub device: Option<Found>,
+    pub device: Option<ExistingDevice>,
     /// All its addresses but link-local ones.
     pub addresses: BTreeSet<IpNet>,
     /// All its neighbours.
@@ -217,8 +217,8 @@ impl Have {
     /// The MAC of the VXLAN device with our name, if it exists.
     pub fn device_mac(&self) -> Option<VtepMac> {
         match self.device.as_ref()? {
-            Found::Vxlan(_, device) => Some(device.mac),
-            Found::Other(..) => None,
+            ExistingDevice::Vxlan(_, device) => Some(device.mac),
+            ExistingDevice::Other(..) => None,
         }
     }
 }

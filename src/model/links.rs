@@ -41,7 +41,7 @@ impl Links {
     }
 
     /// Index of the interface on whose link this host is; `None` when it is not on a link, or no address of a host there.
-    pub fn of(&self, host: Ipv4Addr) -> Option<u32> {
+    pub fn link_to(&self, host: Ipv4Addr) -> Option<u32> {
         let route = self.routes.iter().find(|route| route.dest.contains(&host))?;
         let (net, is_wide) = (route.dest, route.dest.prefix_len() < 31);
         route.link.filter(|_| !is_wide || host != net.network() && host != net.broadcast())
@@ -57,7 +57,7 @@ mod tests {
     }
 
     fn link(routes: &[LinkRoute], host: &str) -> Option<u32> {
-        Links::from_routes(routes).of(host.parse().unwrap())
+        Links::from_routes(routes).link_to(host.parse().unwrap())
     }
 
     #[test]
@@ -99,7 +99,7 @@ mod tests {
     fn the_overlays_own_routes_do_not_count() {
         let overlay = "10.5.0.0/16".parse().unwrap();
         let links = Links::from_routes(&[route("10.5.2.0/24", 0, 7), route("10.0.0.0/8", 0, 2)]).outside(overlay);
-        assert_eq!(links.of("10.5.2.9".parse().unwrap()), Some(2));
+        assert_eq!(links.link_to("10.5.2.9".parse().unwrap()), Some(2));
         assert_eq!(links.outside("10.0.0.0/8".parse().unwrap()), Links::default());
     }
 

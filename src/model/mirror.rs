@@ -1,7 +1,7 @@
 //! Keeping [`Have`] in step with the kernel without reading it anew: by our own operations that succeeded, and by what
 //! the kernel reports of everybody's.
 
-use super::kernel_state::{Device, Found, Have, Neighbor, Oif, Route};
+use super::kernel_state::{Device, ExistingDevice, Have, Neighbor, Oif, Route};
 use super::mac::VtepMac;
 use super::plan::{Key, Op};
 use ipnet::IpNet;
@@ -42,7 +42,7 @@ impl Have {
     pub fn apply(&mut self, op: &Op, index: u32) {
         match op {
             Op::DeleteDevice(_) => self.lose_device(),
-            Op::CreateDevice(device) => self.device = Some(Found::Vxlan(index, Device::clone(device))),
+            Op::CreateDevice(device) => self.device = Some(ExistingDevice::Vxlan(index, Device::clone(device))),
             Op::ChangeDevice(_, device) => self.change_device(device),
             Op::AddAddress(address) => drop(self.addresses.insert(*address)),
             Op::DeleteAddress(address) => drop(self.addresses.remove(address)),
@@ -76,7 +76,7 @@ impl Have {
     }
 
     fn change_device(&mut self, device: &Device) {
-        if let Some(Found::Vxlan(_, have)) = &mut self.device {
+        if let Some(ExistingDevice::Vxlan(_, have)) = &mut self.device {
             if have.mac != device.mac {
                 self.neighbors.clear();
             }

@@ -3,7 +3,7 @@
 //! [`Plan::between`] compares everything; [`Plan::at`] compares only some keys, so that one peer's event costs one
 //! peer's work. Both ask the same per-key questions, so both come to the same answer for the same key.
 
-use super::kernel_state::{Device, Few, Found, Have, Oif, PROTOCOL_KERNEL, Route, Scope, Want};
+use super::kernel_state::{Device, ExistingDevice, Few, Have, Oif, PROTOCOL_KERNEL, Route, Scope, Want};
 use super::mac::VtepMac;
 use ipnet::IpNet;
 use std::borrow::Cow;
@@ -195,10 +195,10 @@ impl<'a> Differ<'a> {
                 self.replaced = true;
                 self.push(Phase::Device, Op::CreateDevice(want.clone().into()), "missing");
             }
-            Some(Found::Other(index, kind)) => {
+            Some(ExistingDevice::Other(index, kind)) => {
                 self.replace_device(*index, format!("{} is a {kind} device, not VXLAN", want.name));
             }
-            Some(Found::Vxlan(index, have)) => match fixed_differences(have, want) {
+            Some(ExistingDevice::Vxlan(index, have)) => match fixed_differences(have, want) {
                 differences if !differences.is_empty() => self.replace_device(*index, differences),
                 _ => {
                     let differences = changeable_differences(have, want);

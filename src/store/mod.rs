@@ -57,7 +57,7 @@ pub struct Changes {
 
 /// When a write is to happen.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub enum Guard {
+pub enum Precondition {
     /// Only if the key does not exist.
     Absent,
     /// Only if the key was last written at this revision.
@@ -66,7 +66,7 @@ pub enum Guard {
 
 /// What is to keep a written key alive.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub enum Life {
+pub enum Expiry {
     /// A new lease with this time to live (whole seconds are what etcd counts).
     Grant(Duration),
     /// The lease that the key has already.
@@ -77,11 +77,11 @@ pub enum Life {
 
 /// What became of a guarded write.
 #[derive(Debug, Clone, PartialEq, Eq)]
-pub enum Written {
+pub enum WriteOutcome {
     /// It was done; this is the key as it stands now.
-    Done(Record),
+    Committed(Record),
     /// The guard did not hold; this is what stands there instead, if anything. A lease granted for it is given back.
-    Lost(Option<Record>),
+    Conflict(Option<Record>),
 }
 
 /// Where leases live.
@@ -104,9 +104,9 @@ pub trait Store {
         &self,
         subnet: SubnetKey,
         attrs: &LeaseAttrs,
-        guard: Guard,
-        life: Life,
-    ) -> Result<Written, StoreError>;
+        precondition: Precondition,
+        expiry: Expiry,
+    ) -> Result<WriteOutcome, StoreError>;
 
     /// Deletes a key if it was last written at `unchanged`; tells whether it did.
     async fn remove(&self, subnet: SubnetKey, unchanged: Revision) -> Result<bool, StoreError>;

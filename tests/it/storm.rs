@@ -6,10 +6,10 @@ use std::net::Ipv4Addr;
 use std::rc::Rc;
 use std::time::{Duration, Instant};
 
-use flanneld::agent::env::Env;
 use flanneld::agent::firewall::FirewallSettings;
-use flanneld::agent::keeper::Terms;
-use flanneld::agent::status::Board;
+use flanneld::agent::lease_manager::LeaseTimes;
+use flanneld::agent::runtime::Runtime;
+use flanneld::agent::status::StatusHandle;
 use flanneld::agent::{self, Settings};
 use flanneld::firewall::NoFirewall;
 use flanneld::kernel::fake::FakeKernel;
@@ -30,7 +30,7 @@ const LIMIT: Duration = Duration::from_secs(300);
 /// A host: its kernel, its disk, and the agent that runs on it.
 struct Agent {
     kernel: FakeKernel,
-    board: Board,
+    status: StatusHandle,
     task: JoinHandle<()>,
     _disk: TempDir,
 }
@@ -42,7 +42,7 @@ impl Agent {
         let settings = Settings {
             prefix: PREFIX.into(),
             iface: IfaceRules::default(),
-            terms: Terms { ttl: DAY, renew_margin: DAY / 24 },
+            times: LeaseTimes { ttl: DAY, renew_margin: DAY / 24 },
             subnet_file: disk.path().join("subnet.env"),
             docker_opts_file: None,
             state_dir: disk.path().join("state"),
@@ -53,22 +53,22 @@ impl Agent {
             gives_back: false,
         };
         let kernel = FakeKernel::new(view(Ipv4Addr::from(0xac10_0000 + number)));
-        let env = Rc::new(Env::of_host(|_| {}));
-        let board = Board::new(env.clone());
+        let env = Rc::new(Runtime::of_host(|_| {}));
+        let status = StatusHandle::new(env.clone());
         let store = Rc::new(EtcdStore::new(vec![etcd.endpoint()], PREFIX).expect("an endpoint"));
-        let running = agent::run(store, kernel.clone(), NoFirewall, settings, env, board.clone());
+        let running = agent::run(store, kernel.clone(), NoFirewall, settings, env, status.clone());
         let task = tokio::task::spawn_local(async move { match running.await {} });
-        Agent { kernel, board, task, _disk: disk }
+        Agent { kernel, status, task, _disk: disk }
     }
 
     fn subnet(&self) -> Option<Ipv4Net> {
-        self.board.read().subnet
+        self.status.read().subnet
     }
 
     /// Whether it is ready and reaches this many others.
     fn reaches(&self, count: usize) -> bool {
         assert!(!self.task.is_finished(), "an agent ended");
-        self.board.read().started && self.kernel.have(DEVICE).routes.len() == count
+        self.status.read().started && self.kernel.have(DEVICE).routes.len() == count
     }
 }
 
@@ -121,7 +121,7 @@ async fn settle(etcd: &Etcd, agents: &[Agent]) {
     until("all have subnets", || agents.iter().all(|agent| agent.subnet().is_some())).await;
     let served = began.elapsed();
     until("all reach all others", || agents.iter().all(|agent| agent.reaches(agents.len() - 1))).await;
-    let races = agents.iter().map(|agent| agent.board.read().lost_races);
+    let races = agents.iter().map(|agent| agent.status.read().lost_races);
     let (lost, most) = (races.clone().sum::<u64>(), races.max().unwrap_or(0));
     println!(
         "{} hosts: all served after {served:.1?}, all connected after {:.1?}; {lost} races lost, at most {most} by one",
@@ -146,10 +146,10 @@ fn the_last_subnet_is_found_and_who_comes_too_late_waits_for_one_to_be_free() {
         r#"{"Network":"10.5.0.0/16","SubnetMin":"10.5.1.0","SubnetMax":"10.5.60.0","Backend":{"Type":"vxlan"}}"#;
     storm(config, COUNT, async |etcd, mut agents| {
         settle(etcd, &agents).await;
-        assert!(agents.iter().any(|agent| agent.board.read().lost_races > 0), "nobody raced");
+        assert!(agents.iter().any(|agent| agent.status.read().lost_races > 0), "nobody raced");
 
         let late = Agent::start(etcd, COUNT + 1);
-        let reasons = || late.board.read().reasons().join("; ");
+        let reasons = || late.status.read().reasons().join("; ");
         let full = "out of subnets: every /24 from 10.5.1.0 to 10.5.60.0 is taken";
         until("it says that there is none", || reasons() == full).await;
         tokio::time::sleep(Duration::from_secs(1)).await;
@@ -162,6 +162,6 @@ fn the_last_subnet_is_found_and_who_comes_too_late_waits_for_one_to_be_free() {
         until("the freed one is taken", || late.subnet() == Some(freed)).await;
         agents.push(late);
         settle(etcd, &agents).await;
-        assert_eq!(agents.last().map(|late| late.board.read().reasons()), Some(Vec::new()));
+        assert_eq!(agents.last().map(|late| late.status.read().reasons()), Some(Vec::new()));
     });
 }

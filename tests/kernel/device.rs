@@ -2,7 +2,7 @@
 
 use crate::lab::*;
 use flanneld::kernel::Kernel;
-use flanneld::model::kernel_state::{Device, Found, Oif, Route, Vxlan};
+use flanneld::model::kernel_state::{Device, ExistingDevice, Oif, Route, Vxlan};
 use flanneld::model::plan::Op;
 use nix::libc::{EEXIST, EINVAL, ENODEV, EOPNOTSUPP};
 use serde_json::{Value, json};
@@ -59,7 +59,7 @@ fn a_new_device_has_every_parameter_and_reads_back_as_it_was_made() {
             assert!(!ip("addr show dev flannel.1").contains("inet"), "an address that nobody asked for");
             let index = lab.index().await;
             let have = lab.have().await;
-            assert_eq!(have.device, Some(Found::Vxlan(index, device)));
+            assert_eq!(have.device, Some(ExistingDevice::Vxlan(index, device)));
             assert!(have.addresses.is_empty() && have.neighbors.is_empty() && have.fdb.is_empty());
             lab.must(&[Op::DeleteDevice(index), Op::DeleteDevice(index)]).await;
             assert_eq!(lab.have().await.device, None);
@@ -176,7 +176,7 @@ fn another_kind_of_device_in_our_place_is_replaced() {
         for kind in ["bridge", "veth"] {
             ip(&format!("link add flannel.1 type {kind}"));
             ip("addr add 10.5.9.0/24 dev flannel.1");
-            let Some(Found::Other(_, found)) = lab.have().await.device else { panic!("{kind} not found") };
+            let Some(ExistingDevice::Other(_, found)) = lab.have().await.device else { panic!("{kind} not found") };
             assert_eq!(found, kind);
             let set = Op::SetNeighbor(addr("10.5.1.0"), mac("0e:00:00:00:00:01"));
             assert_eq!(lab.try_all(&[set]).await, [Err(ENODEV)], "nothing is put on somebody else's device");
@@ -192,7 +192,7 @@ fn another_kind_of_device_in_our_place_is_replaced() {
 fn a_foreign_group_and_an_underlay_of_ipv6_are_seen() {
     on_a_new_host(async |mut lab| {
         ip("link add flannel.1 type vxlan id 1 group ff05::8 dev eth0 dstport 8472 ttl 3");
-        let Some(Found::Vxlan(_, device)) = lab.have().await.device else { panic!("not found") };
+        let Some(ExistingDevice::Vxlan(_, device)) = lab.have().await.device else { panic!("not found") };
         assert_eq!((device.vxlan.group, device.vxlan.local), (Some(addr("ff05::8")), None));
         assert_eq!((device.vxlan.ttl, device.vxlan.learning, device.up), (3, true, false));
         let fdb = lab.have().await.fdb;

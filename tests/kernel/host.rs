@@ -144,7 +144,7 @@ fn who_is_on_a_link_is_as_the_kernel_routes() {
             let direct = route[0]["dev"].as_str().filter(|_| route[0]["gateway"].is_null());
             let index = direct.map(|dev| ip_json(&format!("link show dev {dev}"))[0]["ifindex"].as_u64());
             let expected = index.flatten().map(|index| index as u32);
-            assert_eq!(links.of(host.parse().expect("an address")), expected, "{host}: {route}");
+            assert_eq!(links.link_to(host.parse().expect("an address")), expected, "{host}: {route}");
         }
     });
 }
@@ -164,7 +164,7 @@ fn a_link_on_which_the_kernel_takes_no_gateway_is_none() {
         for gateway in ["10.43.0.2", "10.44.0.2", "10.45.0.2"] {
             let words = ["route", "add", "10.5.9.0/24", "via", gateway, "dev", "eth0"];
             let taken = std::process::Command::new("ip").args(words).output().expect("ip").status.success();
-            let link = host.links.of(gateway.parse().expect("an address"));
+            let link = host.links.link_to(gateway.parse().expect("an address"));
             assert_eq!(link, Some(nic).filter(|_| taken), "{gateway}");
         }
     });

@@ -2,7 +2,7 @@
 
 use flanneld::kernel::Kernel;
 use flanneld::kernel::netlink::NetlinkKernel;
-use flanneld::model::kernel_state::{Device, Found, Have, Oif, Route, Scope, Vxlan, Want};
+use flanneld::model::kernel_state::{Device, ExistingDevice, Have, Oif, Route, Scope, Vxlan, Want};
 use flanneld::model::mac::VtepMac;
 use flanneld::model::plan::{Op, Plan};
 use ipnet::IpNet;
@@ -78,7 +78,7 @@ impl Lab {
     /// The index of our device, which there must be.
     pub async fn index(&mut self) -> u32 {
         match self.have().await.device {
-            Some(Found::Vxlan(index, _)) => index,
+            Some(ExistingDevice::Vxlan(index, _)) => index,
             other => panic!("not our device: {other:?}"),
         }
     }

@@ -8,7 +8,7 @@ async fn assert_waits(cluster: &Cluster, says: &str) {
     cluster.pass(mins(10)).await;
     let host = &cluster[1];
     assert!(host.reasons().contains(says), "{says:?} is not in: {}", host.reasons());
-    assert!(!host.is_ready() && host.board().is_alive() && host.status_lines() <= 2, "{:?}", host.heard());
+    assert!(!host.is_ready() && host.status().is_alive() && host.status_lines() <= 2, "{:?}", host.heard());
     assert_eq!((host.kernel.applied(), host.env_file("subnet.env")), (0, String::new()));
     assert_eq!(host.store.calls().write, 0);
 }

@@ -142,9 +142,9 @@ async fn who_is_on_the_link_is_held_like_others_when_the_store_was_wiped_meanwhi
     cluster.start(1);
     cluster.until_ready().await;
     cluster.pass(mins(5)).await;
-    assert_eq!(direct(&cluster, 1), 2, "{}", cluster[1].status());
+    assert_eq!(direct(&cluster, 1), 2, "{}", cluster[1].status_line());
     let log = cluster[1].kernel.take_log();
     assert!(!log.iter().any(|op| matches!(op, Op::DeleteRoute(_) | Op::DeleteFdb(..))), "{log:?}");
     cluster.pass(TTL * 2).await;
-    assert_eq!(direct(&cluster, 1), 0, "{}", cluster[1].status());
+    assert_eq!(direct(&cluster, 1), 0, "{}", cluster[1].status_line());
 }

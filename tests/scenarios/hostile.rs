@@ -187,7 +187,7 @@ async fn a_lease_that_contradicts_an_older_one_has_no_effect() {
     ] {
         put_hostile(&mut cluster, key, &value, true);
         assert_harmless(&mut cluster, &value).await;
-        assert!(cluster[1].status().contains("1 refused"), "{}", cluster[1].status());
+        assert!(cluster[1].status_line().contains("1 refused"), "{}", cluster[1].status_line());
         cluster.store.delete(key);
     }
 }
@@ -231,14 +231,14 @@ async fn a_watch_and_a_list_make_the_same_of_them() {
     let mut cluster = with_guests().await;
     put_all(&mut cluster);
     cluster.pass(secs(1)).await;
-    let (status, lines) = (cluster[1].status(), cluster[1].lines());
+    let (status, lines) = (cluster[1].status_line(), cluster[1].lines());
     cluster[1].kernel.take_log();
     cluster.store.compact(cluster.store.snapshot().revision);
     cluster[1].store.cut_watches(flanneld::store::StoreError::Compacted(1));
     cluster.pass(secs(10)).await;
-    assert_eq!((cluster[1].status(), cluster[1].lines()), (status.clone(), lines.clone()));
+    assert_eq!((cluster[1].status_line(), cluster[1].lines()), (status.clone(), lines.clone()));
     cluster.restart(1);
     cluster.pass(secs(10)).await;
-    assert_eq!((cluster[1].status(), cluster[1].lines()), (status, lines));
+    assert_eq!((cluster[1].status_line(), cluster[1].lines()), (status, lines));
     assert_eq!(cluster[1].kernel.take_log(), []);
 }

@@ -71,12 +71,12 @@ async fn a_peer_that_fails_for_ever_keeps_nobody_from_getting_ready() {
     cluster.start_all();
     assert!(cluster.until_ready().await < secs(1));
     cluster.settle().await;
-    let tried = cluster[1].board().read().kernel_failures;
+    let tried = cluster[1].status().read().kernel_failures;
     cluster.pass(mins(30)).await;
     cluster.assert_settled();
     assert!(cluster[1].reasons().contains("10.5.205.0"));
     assert!(cluster[1].status_lines() < 10, "{:?}", cluster[1].heard());
-    let tried = cluster[1].board().read().kernel_failures - tried;
+    let tried = cluster[1].status().read().kernel_failures - tried;
     assert!((30..2000).contains(&tried), "tried {tried} times in half an hour");
 }
 
@@ -88,7 +88,7 @@ async fn without_device_or_address_a_host_is_not_ready() {
         cluster[1].kernel.fail_next(applies, EBUSY, 6);
         cluster.start(1);
         cluster.pass(secs(1)).await;
-        assert!(!cluster[1].is_ready() && cluster[1].reasons().contains("fails"), "{}", cluster[1].status());
+        assert!(!cluster[1].is_ready() && cluster[1].reasons().contains("fails"), "{}", cluster[1].status_line());
         cluster.until(secs(90), "it is ready", |cluster| cluster[1].is_ready()).await;
         cluster.assert_settled();
     }
@@ -111,7 +111,7 @@ async fn a_kernel_that_cannot_be_read_is_read_again() {
 #[tokio::test(start_paused = true)]
 async fn a_lost_device_is_back_with_the_same_mac_and_all_peers() {
     let cluster = Cluster::joined(3).await;
-    let counts = || (cluster[1].board().read().kernel_changes, cluster[1].board().read().repairs);
+    let counts = || (cluster[1].status().read().kernel_changes, cluster[1].status().read().repairs);
     let (changes, repairs) = counts();
     assert_eq!(repairs, 0, "what the leases ask for is no repair");
     cluster[1].kernel.lose_device(DEVICE);
@@ -154,7 +154,7 @@ async fn what_is_lost_without_a_word_is_back_after_a_while() {
     });
     cluster.pass(secs(80)).await;
     cluster.assert_settled();
-    assert!(cluster[1].board().read().repairs > 0);
+    assert!(cluster[1].status().read().repairs > 0);
 }
 
 #[tokio::test(start_paused = true)]
@@ -172,7 +172,7 @@ async fn what_is_not_ours_stays() {
         foreign("10.5.240.0/24", Oif::Other(5), 2),
         foreign("10.5.241.0/24", Oif::Other(5), 4),
         foreign("192.168.77.0/24", Oif::Ours, 4),
-        foreign("10.5.242.0/24", Oif::Nowhere(6), 4),
+        foreign("10.5.242.0/24", Oif::Special(6), 4),
     ];
     cluster[1].kernel.damage(DEVICE, |have| {
         routes.iter().for_each(|route| have.routes.entry(route.dest).or_default().push(*route));
@@ -204,7 +204,7 @@ async fn a_connected_network_in_a_peers_place_stays_and_is_reported() {
     cluster.pass(mins(2)).await;
     let host: &Host = &cluster[1];
     assert!(host.kernel.have(DEVICE).routes[&connected.dest].contains(&connected));
-    assert!(host.reasons().contains("10.5.201.0/24"), "{}", host.status());
+    assert!(host.reasons().contains("10.5.201.0/24"), "{}", host.status_line());
     assert_eq!(lines_about(&host.lines(), &Peer::guest(202)).len(), 3);
     assert!(host.kernel.have(DEVICE).neighbors.contains_key(&IpAddr::from([10, 5, 202, 0])));
 }

@@ -1,10 +1,10 @@
 //! Laws that hold for any facts and any kernel: tried with many small ones, in which everything collides.
 
+mod desired;
 mod plan;
-mod world;
 
 use crate::lab::seed;
-use flanneld::model::kernel_state::{Device, Found, Have, Neighbor, Vxlan, Want};
+use flanneld::model::kernel_state::{Device, ExistingDevice, Have, Neighbor, Vxlan, Want};
 use flanneld::model::mac::VtepMac;
 use flanneld::model::plan::Plan;
 use proptest::test_runner::{Config, RngSeed};
@@ -38,7 +38,7 @@ fn device() -> Device {
 fn as_wanted(want: &Want) -> Have {
     let permanent = |mac: &VtepMac| Neighbor { mac: Some(*mac), permanent: true };
     Have {
-        device: want.device.clone().map(|device| Found::Vxlan(5, device)),
+        device: want.device.clone().map(|device| ExistingDevice::Vxlan(5, device)),
         addresses: want.addresses.clone(),
         neighbors: want.neighbors.iter().map(|(ip, mac)| (*ip, permanent(mac))).collect(),
         fdb: want.fdb.iter().map(|(mac, dst)| (*mac, [*dst].into())).collect(),

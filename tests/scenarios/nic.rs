@@ -31,7 +31,7 @@ async fn an_interface_that_goes_and_returns_with_another_index_carries_everythin
         cluster.pass(mins(5)).await;
         assert!(cluster[1].reasons().contains("external interface eth0 is gone"), "{}", cluster[1].reasons());
         assert_eq!(cluster[1].kernel.take_log(), [], "nothing can be right, so nothing is touched");
-        assert!(cluster[1].board().is_alive());
+        assert!(cluster[1].status().is_alive());
         cluster[1].nic.present = true;
         cluster[1].nic.index = 9;
         cluster[1].replug();

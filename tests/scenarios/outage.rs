@@ -23,7 +23,7 @@ async fn all_keys_deleted_at_once_come_back_and_no_peer_is_cut_off() {
     cluster.pass(TTL * 3).await;
     assert_untouched(&cluster);
     assert_eq!((cluster.peers(), cluster.store.leases()), (peers, 4));
-    assert!(cluster.running().all(|host| !host.status().contains("held")));
+    assert!(cluster.running().all(|host| !host.status_line().contains("held")));
 }
 
 #[tokio::test(start_paused = true)]
@@ -32,7 +32,7 @@ async fn of_all_keys_deleted_at_once_those_of_dead_hosts_are_let_go_in_the_end()
     cluster.stop(3);
     cluster.store.delete_prefix("");
     cluster.pass(secs(30)).await;
-    assert!(cluster[1].status().contains("2 peers, 1 held"), "{}", cluster[1].status());
+    assert!(cluster[1].status_line().contains("2 peers, 1 held"), "{}", cluster[1].status_line());
     cluster.pass(TTL).await;
     cluster.assert_settled();
 }
@@ -89,7 +89,7 @@ async fn three_days_without_the_store_change_nothing_and_say_little() {
     host.store.go_down();
     for _ in 0..3 {
         cluster.pass(days(1)).await;
-        assert!(host.board().is_alive() && host.reasons().contains("peers cannot be followed"));
+        assert!(host.status().is_alive() && host.reasons().contains("peers cannot be followed"));
     }
     assert_untouched(&cluster);
     assert_eq!(host.lines(), held);
@@ -160,7 +160,7 @@ async fn a_store_that_was_wiped_while_every_daemon_was_down_cuts_no_peer_off() {
     cluster.start(1);
     cluster.until_ready().await;
     cluster.pass(mins(5)).await;
-    assert!(cluster[1].status().contains("2 peers, 2 held"), "{}", cluster[1].status());
+    assert!(cluster[1].status_line().contains("2 peers, 2 held"), "{}", cluster[1].status_line());
     for number in [2, 3] {
         cluster.start(number);
         cluster.until_ready().await;
@@ -184,7 +184,7 @@ async fn keys_that_were_deleted_while_the_daemon_was_down_cut_no_peer_off() {
     cluster.start(1);
     cluster.until_ready().await;
     cluster.pass(mins(1)).await;
-    assert!(cluster[1].status().contains("2 peers, 1 held"), "{}", cluster[1].status());
+    assert!(cluster[1].status_line().contains("2 peers, 1 held"), "{}", cluster[1].status_line());
     cluster[3].store.come_back();
     cluster.until(secs(90), "all keys are back", |cluster| cluster.peers() == peers).await;
     cluster.settle().await;
@@ -201,7 +201,7 @@ async fn a_hold_survives_a_restart_and_ends_when_it_would_have_ended() {
     for _ in 0..2 {
         cluster.restart(1);
         cluster.until_ready().await;
-        assert!(cluster[1].status().contains("2 peers, 1 held"), "{}", cluster[1].status());
+        assert!(cluster[1].status_line().contains("2 peers, 1 held"), "{}", cluster[1].status_line());
     }
     assert!(cluster[1].lines().iter().any(|line| line.contains(&gone.mac)));
     cluster.pass(mins(39)).await;
@@ -221,7 +221,7 @@ async fn a_peer_that_is_held_gives_way_to_its_host_under_another_key() {
     cluster.settle().await;
     cluster.store.delete_prefix("");
     cluster.pass(secs(20)).await;
-    assert!(cluster[1].status().contains("1 peers, 1 held"), "{}", cluster[1].status());
+    assert!(cluster[1].status_line().contains("1 peers, 1 held"), "{}", cluster[1].status_line());
     let moved = Peer { first: "10.5.202.0".into(), address: "192.168.1.99".into(), ..guest.clone() };
     cluster.store.put_for(&moved.key(), moved.json(), TTL * 9);
     cluster.pass(secs(1)).await;
@@ -241,7 +241,7 @@ async fn without_a_hold_whoever_is_gone_is_gone() {
     cluster.store.delete_prefix("");
     cluster.pass(secs(10)).await;
     cluster.assert_settled();
-    assert!(cluster.running().all(|host| !host.status().contains("held")));
+    assert!(cluster.running().all(|host| !host.status_line().contains("held")));
 }
 
 #[tokio::test(start_paused = true)]
@@ -260,5 +260,5 @@ async fn a_hold_survives_a_restart_also_when_the_state_file_had_just_been_writte
     cluster.restart(1);
     cluster.until_ready().await;
     cluster.pass(mins(1)).await;
-    assert!(cluster[1].lines().iter().any(|line| line.contains(&gone.mac)), "{}", cluster[1].status());
+    assert!(cluster[1].lines().iter().any(|line| line.contains(&gone.mac)), "{}", cluster[1].status_line());
 }

@@ -102,7 +102,7 @@ async fn a_reservation_is_no_peer_until_its_host_comes() {
     cluster.store.put("10.5.210.0-24", r#"{"PublicIP":"192.168.1.210"}"#);
     cluster.pass(secs(20)).await;
     cluster.assert_settled();
-    assert!(cluster.running().all(|host| host.status().contains("1 pending") && host.reasons().is_empty()));
+    assert!(cluster.running().all(|host| host.status_line().contains("1 pending") && host.reasons().is_empty()));
     let guest = Peer::guest(210);
     cluster.store.put(&guest.key(), guest.json());
     assert_followed(&cluster, 3).await;

@@ -2,7 +2,7 @@
 
 use crate::lab::{Cluster, DEVICE, Peer, TTL, hours, millis, mins, secs};
 use flanneld::agent;
-use flanneld::agent::env::Notice;
+use flanneld::agent::runtime::Notice;
 use flanneld::firewall::obstacles::OnHost;
 use flanneld::firewall::tools::ToolError;
 use flanneld::firewall::{Firewall, Look, Masquerade, Mode, RuleSet};
@@ -16,7 +16,7 @@ async fn about_to_watch() -> Cluster {
     cluster.store.put_for(&guest.key(), guest.json(), TTL);
     cluster[1].store.set_latency(millis(10));
     cluster.start(1);
-    while cluster[1].board().read().subnet.is_none() {
+    while cluster[1].status().read().subnet.is_none() {
         cluster.pass(millis(1)).await;
     }
     cluster
@@ -71,7 +71,7 @@ async fn before_the_first_list_nothing_is_removed() {
     cluster[1].kernel.take_log();
     cluster[1].store.set_latency(millis(10));
     cluster.start(1);
-    while cluster[1].board().read().subnet.is_none() {
+    while cluster[1].status().read().subnet.is_none() {
         cluster.pass(millis(1)).await;
     }
     cluster[1].store.fail_with(StoreError::Unavailable("no leader".into()));
@@ -97,7 +97,7 @@ async fn ready_is_told_once_and_after_everything_is_in_place() {
     cluster.pass(hours(2)).await;
     let ready = cluster[1].heard().into_iter().filter(|notice| *notice == Notice::Ready).count();
     assert_eq!(ready, 1);
-    assert!(cluster[1].board().is_alive());
+    assert!(cluster[1].status().is_alive());
 }
 
 #[tokio::test(start_paused = true)]
@@ -111,7 +111,7 @@ async fn while_waiting_the_service_manager_is_asked_for_patience_without_a_gap()
         cluster.pass(secs(10)).await;
         assert!(asked(&cluster) > before);
     }
-    assert!(cluster[1].board().is_alive());
+    assert!(cluster[1].status().is_alive());
     let last = cluster[1].heard().pop();
     assert!(matches!(last, Some(Notice::StillStarting(time)) if time >= secs(30)), "{last:?}");
 }
@@ -125,13 +125,16 @@ async fn the_watchdog_is_fed_while_the_loop_turns_and_only_then() {
     }
     cluster[1].store.fail_with(StoreError::Unavailable("no leader".into()));
     cluster.pass(hours(1)).await;
-    assert!(cluster[1].silent_for() <= secs(6) && cluster[1].board().is_alive(), "etcd is no matter of the watchdog's");
+    assert!(
+        cluster[1].silent_for() <= secs(6) && cluster[1].status().is_alive(),
+        "etcd is no matter of the watchdog's"
+    );
     cluster[1].store.come_back();
     cluster[1].kernel.slow_down_reading(hours(24));
     cluster[1].kernel.lose_device(DEVICE);
     cluster.pass(mins(2)).await;
     assert!(cluster[1].silent_for() > secs(110), "{:?}", cluster[1].silent_for());
-    assert!(!cluster[1].board().is_alive() && cluster[2].board().is_alive());
+    assert!(!cluster[1].status().is_alive() && cluster[2].status().is_alive());
 }
 
 /// A look at it takes 3.5 s, and nobody touches its rules.
@@ -155,8 +158,8 @@ impl Firewall for SlowFirewall {
 #[tokio::test(start_paused = true)]
 async fn a_host_is_ready_as_soon_as_the_rules_of_its_firewall_stand_and_not_before() {
     let mut cluster = Cluster::new(1);
-    cluster[1].launch = |store, kernel, settings, env, board| {
-        Box::pin(agent::run(Rc::new(store), kernel, SlowFirewall, settings, env, board))
+    cluster[1].launch = |store, kernel, settings, env, status| {
+        Box::pin(agent::run(Rc::new(store), kernel, SlowFirewall, settings, env, status))
     };
     cluster.start(1);
     let took = cluster.until_ready().await;
@@ -185,8 +188,8 @@ async fn a_firewall_that_fails_holds_up_the_start_only_where_something_was_asked
     for asked in [false, true] {
         let mut cluster = Cluster::new(1);
         cluster[1].settings.firewall.masquerade = asked.then_some(Masquerade { random_fully: true });
-        cluster[1].launch = |store, kernel, settings, env, board| {
-            Box::pin(agent::run(Rc::new(store), kernel, FailingFirewall, settings, env, board))
+        cluster[1].launch = |store, kernel, settings, env, status| {
+            Box::pin(agent::run(Rc::new(store), kernel, FailingFirewall, settings, env, status))
         };
         cluster.start(1);
         cluster.pass(mins(1)).await;

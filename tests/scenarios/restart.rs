@@ -194,7 +194,7 @@ async fn the_state_file_is_written_a_few_times_a_minute_whatever_happens() {
         writes += usize::from(now != last);
         last = now;
     }
-    assert!(cluster[1].status().contains("held"), "{}", cluster[1].status());
+    assert!(cluster[1].status_line().contains("held"), "{}", cluster[1].status_line());
     assert!(cluster[1].state_file().contains("hold_until"), "a restart keeps the hold");
     assert!(writes <= 6, "{writes} times in a minute");
 }

@@ -40,7 +40,7 @@ fn assert_told_apart(cluster: &Cluster, first: &Peer) -> Peer {
 /// Each names the other by MAC, subnet and address.
 fn assert_both_complain(cluster: &Cluster, first: &Peer, second: &Peer) {
     for (number, other) in [(1, second), (2, first)] {
-        let (reasons, status) = (cluster[number].reasons(), cluster[number].status());
+        let (reasons, status) = (cluster[number].reasons(), cluster[number].status_line());
         for part in [&other.mac, &other.first, &other.address] {
             assert!(reasons.contains(part) && status.contains(part), "host {number} names no {part}: {reasons}");
         }
@@ -181,7 +181,7 @@ async fn a_lease_that_is_adopted_again_and_again_is_taken_back_once() {
     for _ in 0..20 {
         cluster.pass(secs(30)).await;
         assert_eq!(cluster.store.get(&lease.key()).unwrap(), thief.json().as_bytes());
-        assert!(cluster[1].reasons().contains("our subnet has been taken"), "{}", cluster[1].status());
+        assert!(cluster[1].reasons().contains("our subnet has been taken"), "{}", cluster[1].status_line());
     }
     assert_eq!(cluster[1].kernel.take_log(), [], "its containers keep the subnet");
     cluster.restart(1);
@@ -304,7 +304,7 @@ async fn a_newcomer_that_yields_and_finds_no_subnet_takes_nothing_after_a_restar
         cluster.start(2);
         for _ in 0..3 {
             cluster.pass(mins(1)).await;
-            assert!(cluster[2].reasons().contains("out of subnets"), "{}", cluster[2].status());
+            assert!(cluster[2].reasons().contains("out of subnets"), "{}", cluster[2].status_line());
             assert_eq!(cluster.lease(1).as_ref(), Some(&first));
             cluster.restart(2);
         }

@@ -6,7 +6,7 @@ use crate::pki::Role;
 use crate::proxy::Proxy;
 use crate::tls::{Files, store};
 use flanneld::store::etcd::{Access, EtcdStore, Password, Secret, User};
-use flanneld::store::{Guard, Life, Store, StoreError};
+use flanneld::store::{Expiry, Precondition, Store, StoreError};
 use std::fs;
 use std::net::TcpListener;
 use std::time::{Duration, Instant};
@@ -14,7 +14,7 @@ use tempfile::TempDir;
 use tokio::task::LocalSet;
 use tokio::time::sleep;
 
-const HOUR: Life = Life::Grant(Duration::from_secs(3600));
+const HOUR: Expiry = Expiry::Grant(Duration::from_secs(3600));
 
 /// Makes the users root, flannel, whom the tests' prefix belongs to, and guest, who may do nothing. Turns
 /// authentication on.
@@ -51,7 +51,7 @@ fn given(name: &str, password: &str) -> Access {
 
 /// Uses everything that asks for permission.
 async fn can_do_all(store: &EtcdStore, third: u8) {
-    let made = done(store.write(subnet(third), &attrs(third), Guard::Absent, HOUR).await.unwrap());
+    let made = done(store.write(subnet(third), &attrs(third), Precondition::Absent, HOUR).await.unwrap());
     assert_eq!(store.keep_alive(made.lease_id.expect("a lease")).await.unwrap(), Some(Duration::from_secs(3600)));
     assert!(!store.list().await.unwrap().records.is_empty());
     let mut watch = store.watch(made.modified).await.unwrap();
@@ -169,7 +169,7 @@ async fn who_may_not_is_told_why() {
         let expected = StoreError::Refused(format!("etcd refuses: {expected}"));
         assert_eq!(store.config().await, Err(expected.clone()), "{access:?}");
         assert_eq!(store.list().await, Err(expected.clone()), "{access:?}");
-        let written = store.write(subnet(1), &attrs(1), Guard::Absent, Life::Forever).await;
+        let written = store.write(subnet(1), &attrs(1), Precondition::Absent, Expiry::Forever).await;
         assert_eq!(written, Err(expected.clone()), "{access:?}");
         assert_eq!(store.watch(1).await.err(), Some(expected), "{access:?}");
     }

@@ -2,22 +2,22 @@
 
 use crate::lab::{Lab, attrs, brief, done, lease, lost, next, subnet};
 use flanneld::model::lease::LeaseId;
-use flanneld::store::{Change, Guard, Life, Store, StoreError, Watch, Written};
+use flanneld::store::{Change, Expiry, Precondition, Store, StoreError, Watch, WriteOutcome};
 use std::time::Duration;
 use tokio::time::{Instant, sleep};
 
-const HOUR: Life = Life::Grant(Duration::from_secs(3600));
+const HOUR: Expiry = Expiry::Grant(Duration::from_secs(3600));
 
 pub async fn of_two_that_create_one_wins(lab: &impl Lab) {
     let (a, b) = (lab.client(), lab.client());
     let (attrs_a, attrs_b) = (attrs(1), attrs(2));
     let (a, b) = tokio::join!(
-        a.write(subnet(1), &attrs_a, Guard::Absent, HOUR),
-        b.write(subnet(1), &attrs_b, Guard::Absent, HOUR),
+        a.write(subnet(1), &attrs_a, Precondition::Absent, HOUR),
+        b.write(subnet(1), &attrs_b, Precondition::Absent, HOUR),
     );
     let (winner, other, attrs) = match (a.unwrap(), b.unwrap()) {
-        (Written::Done(winner), lost) => (winner, lost, attrs_a),
-        (lost, Written::Done(winner)) => (winner, lost, attrs_b),
+        (WriteOutcome::Committed(winner), lost) => (winner, lost, attrs_a),
+        (lost, WriteOutcome::Committed(winner)) => (winner, lost, attrs_b),
         neither => panic!("{neither:?}"),
     };
     assert_eq!(lost(other), Some(winner.clone()));
@@ -29,40 +29,42 @@ pub async fn of_two_that_create_one_wins(lab: &impl Lab) {
 
 pub async fn an_overwrite_wants_the_revision_that_was_seen(lab: &impl Lab) {
     let store = lab.client();
-    let first = done(store.write(subnet(1), &attrs(1), Guard::Absent, HOUR).await.unwrap());
-    let second = store.write(subnet(1), &attrs(2), Guard::Unchanged(first.modified), HOUR).await.unwrap();
+    let first = done(store.write(subnet(1), &attrs(1), Precondition::Absent, HOUR).await.unwrap());
+    let second = store.write(subnet(1), &attrs(2), Precondition::Unchanged(first.modified), HOUR).await.unwrap();
     let second = done(second);
     assert_eq!((second.created, &second.attrs), (first.created, &attrs(2)));
     assert!(second.modified > first.modified && second.lease_id != first.lease_id);
-    let late = store.write(subnet(1), &attrs(3), Guard::Unchanged(first.modified), HOUR).await.unwrap();
+    let late = store.write(subnet(1), &attrs(3), Precondition::Unchanged(first.modified), HOUR).await.unwrap();
     assert_eq!(lost(late).map(|record| lease(&record).clone()), Some(second));
-    let nowhere = store.write(subnet(2), &attrs(3), Guard::Unchanged(first.modified), HOUR).await.unwrap();
+    let nowhere = store.write(subnet(2), &attrs(3), Precondition::Unchanged(first.modified), HOUR).await.unwrap();
     assert_eq!(lost(nowhere), None);
 }
 
 pub async fn a_kept_lease_stays_the_same(lab: &impl Lab) {
     let store = lab.client();
-    let first = done(store.write(subnet(1), &attrs(1), Guard::Absent, HOUR).await.unwrap());
+    let first = done(store.write(subnet(1), &attrs(1), Precondition::Absent, HOUR).await.unwrap());
     let id = first.lease_id.expect("it was granted");
-    let again = store.write(subnet(1), &attrs(1), Guard::Unchanged(first.modified), Life::Keep(id)).await.unwrap();
+    let again =
+        store.write(subnet(1), &attrs(1), Precondition::Unchanged(first.modified), Expiry::Keep(id)).await.unwrap();
     let again = done(again);
     assert_eq!((again.lease_id, &again.attrs), (Some(id), &first.attrs));
     assert!(again.modified > first.modified);
     assert_eq!(lab.leases(), 1);
 
-    let unknown = Life::Keep(LeaseId::new(0x7777).unwrap());
-    let gone = store.write(subnet(1), &attrs(1), Guard::Unchanged(again.modified), unknown).await.unwrap();
+    let unknown = Expiry::Keep(LeaseId::new(0x7777).unwrap());
+    let gone = store.write(subnet(1), &attrs(1), Precondition::Unchanged(again.modified), unknown).await.unwrap();
     assert_eq!(lost(gone).map(|record| lease(&record).clone()), Some(again));
-    assert_eq!(lost(store.write(subnet(2), &attrs(1), Guard::Absent, unknown).await.unwrap()), None);
+    assert_eq!(lost(store.write(subnet(2), &attrs(1), Precondition::Absent, unknown).await.unwrap()), None);
 }
 
 pub async fn who_writes_the_same_too_late_has_not_written_it(lab: &impl Lab) {
     let (store, copy) = (lab.client(), lab.client());
-    for life in [HOUR, Life::Forever] {
-        let first = done(store.write(subnet(1), &attrs(1), Guard::Absent, life).await.unwrap());
-        let (guard, life) = (Guard::Unchanged(first.modified), first.lease_id.map_or(Life::Forever, Life::Keep));
-        let second = done(copy.write(subnet(1), &attrs(1), guard, life).await.unwrap());
-        let late = store.write(subnet(1), &attrs(1), guard, life).await.unwrap();
+    for expiry in [HOUR, Expiry::Forever] {
+        let first = done(store.write(subnet(1), &attrs(1), Precondition::Absent, expiry).await.unwrap());
+        let (precondition, expiry) =
+            (Precondition::Unchanged(first.modified), first.lease_id.map_or(Expiry::Forever, Expiry::Keep));
+        let second = done(copy.write(subnet(1), &attrs(1), precondition, expiry).await.unwrap());
+        let late = store.write(subnet(1), &attrs(1), precondition, expiry).await.unwrap();
         assert_eq!(lost(late).map(|record| lease(&record).clone()), Some(second.clone()));
         assert!(store.remove(subnet(1), second.modified).await.unwrap());
     }
@@ -70,19 +72,20 @@ pub async fn who_writes_the_same_too_late_has_not_written_it(lab: &impl Lab) {
 
 pub async fn a_reservation_needs_no_lease(lab: &impl Lab) {
     let store = lab.client();
-    let made = done(store.write(subnet(1), &attrs(1), Guard::Absent, Life::Forever).await.unwrap());
+    let made = done(store.write(subnet(1), &attrs(1), Precondition::Absent, Expiry::Forever).await.unwrap());
     assert_eq!((made.lease_id, lab.leases()), (None, 0));
-    let leased = store.write(subnet(1), &attrs(1), Guard::Unchanged(made.modified), HOUR).await.unwrap();
+    let leased = store.write(subnet(1), &attrs(1), Precondition::Unchanged(made.modified), HOUR).await.unwrap();
     let leased = done(leased);
     assert!(leased.lease_id.is_some());
-    let freed = store.write(subnet(1), &attrs(1), Guard::Unchanged(leased.modified), Life::Forever).await.unwrap();
+    let freed =
+        store.write(subnet(1), &attrs(1), Precondition::Unchanged(leased.modified), Expiry::Forever).await.unwrap();
     assert_eq!(done(freed).lease_id, None);
 }
 
 pub async fn a_lease_lives_while_it_is_renewed_and_then_expires(lab: &impl Lab) {
     let store = lab.client();
     let ttl = Duration::from_millis(1900);
-    let made = done(store.write(subnet(1), &attrs(1), Guard::Absent, Life::Grant(ttl)).await.unwrap());
+    let made = done(store.write(subnet(1), &attrs(1), Precondition::Absent, Expiry::Grant(ttl)).await.unwrap());
     let id = made.lease_id.expect("it was granted");
     let mut watch = store.watch(made.modified).await.unwrap();
     for _ in 0..4 {
@@ -102,8 +105,8 @@ pub async fn a_lease_lives_while_it_is_renewed_and_then_expires(lab: &impl Lab) 
 pub async fn a_lease_that_is_given_back_takes_its_key_along(lab: &impl Lab) {
     let store = lab.client();
     let [mine, other] = [1, 2].map(|third| (subnet(third), attrs(third)));
-    let made = done(store.write(mine.0, &mine.1, Guard::Absent, HOUR).await.unwrap());
-    done(store.write(other.0, &other.1, Guard::Absent, HOUR).await.unwrap());
+    let made = done(store.write(mine.0, &mine.1, Precondition::Absent, HOUR).await.unwrap());
+    done(store.write(other.0, &other.1, Precondition::Absent, HOUR).await.unwrap());
     let id = made.lease_id.expect("it was granted");
     store.release(id).await.unwrap();
     assert_eq!((store.list().await.unwrap().records.len(), lab.leases()), (1, 1));
@@ -112,9 +115,10 @@ pub async fn a_lease_that_is_given_back_takes_its_key_along(lab: &impl Lab) {
 
 pub async fn a_removal_wants_the_revision_that_was_seen(lab: &impl Lab) {
     let store = lab.client();
-    let first = done(store.write(subnet(1), &attrs(1), Guard::Absent, Life::Forever).await.unwrap());
-    let life = Life::Forever;
-    let second = done(store.write(subnet(1), &attrs(2), Guard::Unchanged(first.modified), life).await.unwrap());
+    let first = done(store.write(subnet(1), &attrs(1), Precondition::Absent, Expiry::Forever).await.unwrap());
+    let expiry = Expiry::Forever;
+    let second =
+        done(store.write(subnet(1), &attrs(2), Precondition::Unchanged(first.modified), expiry).await.unwrap());
     assert!(!store.remove(subnet(1), first.modified).await.unwrap());
     assert!(!store.remove(subnet(2), second.modified).await.unwrap());
     assert!(store.remove(subnet(1), second.modified).await.unwrap());
@@ -128,7 +132,7 @@ pub async fn a_watch_tells_all_that_happens_after_a_listing(lab: &impl Lab) {
     let snapshot = store.list().await.unwrap();
     lab.put("10.5.8.0-24", "between");
     let mut watch = store.watch(snapshot.revision).await.unwrap();
-    let made = done(store.write(subnet(1), &attrs(1), Guard::Absent, HOUR).await.unwrap());
+    let made = done(store.write(subnet(1), &attrs(1), Precondition::Absent, HOUR).await.unwrap());
     lab.set_config("{}");
     lab.put("10.5.8.0-24", "again");
     assert!(store.remove(subnet(1), made.modified).await.unwrap());

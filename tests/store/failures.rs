@@ -3,13 +3,13 @@
 use crate::etcd::{Etcd, free_port};
 use crate::lab::{Lab, PREFIX, attrs, brief, done, lost, next, store, subnet};
 use crate::proxy::Proxy;
-use flanneld::store::{Guard, Life, Store, StoreError, Watch};
+use flanneld::store::{Expiry, Precondition, Store, StoreError, Watch};
 use std::net::TcpListener;
 use std::time::{Duration, Instant};
 use tokio::task::LocalSet;
 use tokio::time::timeout;
 
-const HOUR: Life = Life::Grant(Duration::from_secs(3600));
+const HOUR: Expiry = Expiry::Grant(Duration::from_secs(3600));
 
 /// Nobody listens here.
 fn refused() -> String {
@@ -29,7 +29,7 @@ async fn a_member_that_refuses_costs_nothing() {
     let store = store(&[&refused(), &refused(), &etcd.url()]);
     let began = Instant::now();
     for third in 1..=50 {
-        done(store.write(subnet(third), &attrs(third), Guard::Absent, Life::Forever).await.unwrap());
+        done(store.write(subnet(third), &attrs(third), Precondition::Absent, Expiry::Forever).await.unwrap());
     }
     assert!(began.elapsed() < Duration::from_secs(3), "{:?}", began.elapsed());
 }
@@ -56,7 +56,7 @@ async fn when_all_are_dead_each_is_named_with_its_trouble() {
     let (first, last) = (refused(), refused());
     let store = store(&[&first, &silent, &last]);
     let (began, attrs) = (Instant::now(), attrs(1));
-    let (listed, written) = tokio::join!(store.list(), store.write(subnet(1), &attrs, Guard::Absent, HOUR));
+    let (listed, written) = tokio::join!(store.list(), store.write(subnet(1), &attrs, Precondition::Absent, HOUR));
     let waited = began.elapsed();
     let text = format!("{first}: connection refused; {silent}: no answer within 4 s; {last}: connection refused");
     assert_eq!(listed, Err(StoreError::Unavailable(text)));
@@ -68,7 +68,7 @@ async fn when_all_are_dead_each_is_named_with_its_trouble() {
 async fn calls_recover_when_etcd_comes_back_and_watches_end() {
     let mut etcd = Etcd::start();
     let store = store(&[&etcd.url()]);
-    let made = done(store.write(subnet(1), &attrs(1), Guard::Absent, HOUR).await.unwrap());
+    let made = done(store.write(subnet(1), &attrs(1), Precondition::Absent, HOUR).await.unwrap());
     let mut watch = store.watch(made.modified).await.unwrap();
     etcd.kill();
     let error = timeout(Duration::from_secs(5), watch.next()).await.expect("it is noticed").unwrap_err();
@@ -120,12 +120,12 @@ async fn what_was_done_although_its_answer_was_lost_is_found_done_at_the_next_me
             store
         };
         let (writer, granter, remover) = tokio::join!(two(), two(), two());
-        let made = done(remover.write(subnet(3), &attrs(3), Guard::Absent, Life::Forever).await.unwrap());
+        let made = done(remover.write(subnet(3), &attrs(3), Precondition::Absent, Expiry::Forever).await.unwrap());
         proxy.hold_answers(true);
         let attrs = attrs(1);
         let (written, granted, removed) = tokio::join!(
-            writer.write(subnet(1), &attrs, Guard::Absent, Life::Forever),
-            granter.write(subnet(2), &attrs, Guard::Absent, HOUR),
+            writer.write(subnet(1), &attrs, Precondition::Absent, Expiry::Forever),
+            granter.write(subnet(2), &attrs, Precondition::Absent, HOUR),
             remover.remove(subnet(3), made.modified),
         );
         assert_eq!(done(written.unwrap()).lease_id, None);
@@ -175,7 +175,7 @@ async fn a_lost_race_leaks_no_lease() {
     etcd.put("10.5.1.0-24", "taken");
     let store = store(&[&etcd.url()]);
     for _ in 0..3 {
-        assert!(lost(store.write(subnet(1), &attrs(1), Guard::Absent, HOUR).await.unwrap()).is_some());
+        assert!(lost(store.write(subnet(1), &attrs(1), Precondition::Absent, HOUR).await.unwrap()).is_some());
     }
     assert_eq!(etcd.leases(), 0);
 }
@@ -187,7 +187,7 @@ async fn of_three_members_one_may_die_and_without_two_there_is_no_quorum() {
     let store = store(&urls.iter().map(String::as_str).collect::<Vec<_>>());
     for dead in 0..3u8 {
         let attrs = attrs(dead);
-        let write = async || store.write(subnet(dead), &attrs, Guard::Absent, Life::Forever).await;
+        let write = async || store.write(subnet(dead), &attrs, Precondition::Absent, Expiry::Forever).await;
         retried(async || store.list().await).await;
         members[usize::from(dead)].kill();
         let began = Instant::now();
@@ -231,7 +231,7 @@ async fn an_etcd_that_wants_users_refuses_readably() {
     let advice = "it has authentication enabled: give --etcd-username and --etcd-password-file";
     let text = format!("etcd refuses: user name is empty for {PREFIX}; {advice}");
     assert_eq!(store.config().await, Err(StoreError::Refused(text.clone())));
-    let write = store.write(subnet(1), &attrs(1), Guard::Absent, HOUR).await;
+    let write = store.write(subnet(1), &attrs(1), Precondition::Absent, HOUR).await;
     assert_eq!(write, Err(StoreError::Refused(text.clone())));
     let began = match store.watch(0).await {
         Ok(mut watch) => watch.next().await.map(drop),

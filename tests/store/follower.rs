@@ -1,9 +1,9 @@
 //! What a daemon makes of a store's watch: the follower with the set of leases that it feeds, and a witness of what
 //! happens to that set.
 
-use flanneld::agent::env::Env;
 use flanneld::agent::peers::{Cadence, News, follow};
-use flanneld::agent::status::Board;
+use flanneld::agent::runtime::Runtime;
+use flanneld::agent::status::StatusHandle;
 use flanneld::model::lease::Record;
 use flanneld::model::lease_set::LeaseSet;
 use flanneld::store::{Change, Store};
@@ -32,7 +32,7 @@ struct Witness {
 /// A running follower.
 pub struct Follower {
     witness: Rc<RefCell<Witness>>,
-    board: Board,
+    status: StatusHandle,
     tasks: Vec<JoinHandle<()>>,
 }
 
@@ -54,10 +54,10 @@ impl Follower {
     /// Starts one; the keys in `living` must never go again once they have come. Needs a `LocalSet`.
     pub fn start<S: Store + 'static>(store: S, cadence: Cadence, living: &[String]) -> Self {
         let began = Instant::now();
-        let env = Rc::new(Env::new(move || began.elapsed(), 1, |_| {}));
-        let board = Board::new(env.clone());
+        let env = Rc::new(Runtime::new(move || began.elapsed(), 1, |_| {}));
+        let status = StatusHandle::new(env.clone());
         let (tell, mut news) = mpsc::channel(64);
-        let following = follow(Rc::new(store), env, board.clone(), tell, cadence, None);
+        let following = follow(Rc::new(store), env, status.clone(), tell, cadence, None);
         let witness: Rc<RefCell<Witness>> = Rc::default();
         let (witnessing, living) = (witness.clone(), living.to_vec());
         let tasks = vec![
@@ -68,7 +68,7 @@ impl Follower {
                 }
             }),
         ];
-        Follower { witness, board, tasks }
+        Follower { witness, status, tasks }
     }
 
     /// The keys as the follower knows them, held ones included.
@@ -83,7 +83,7 @@ impl Follower {
 
     /// How many changes the watch had missed.
     pub fn missed(&self) -> u64 {
-        self.board.read().missed_events
+        self.status.read().missed_events
     }
 
     /// How often everything was listed anew.
@@ -93,7 +93,7 @@ impl Follower {
 
     /// Why it cannot follow.
     pub fn troubles(&self) -> Vec<String> {
-        self.board.read().reasons()
+        self.status.read().reasons()
     }
 
     /// Waits until something is so.

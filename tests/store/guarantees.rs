@@ -8,7 +8,7 @@ use crate::lab::{Lab, attrs, store, subnet};
 use flanneld::agent::peers::Cadence;
 use flanneld::model::lease::Revision;
 use flanneld::store::etcd::EtcdStore;
-use flanneld::store::{Guard, Life, Store, Written};
+use flanneld::store::{Expiry, Precondition, Store, WriteOutcome};
 use std::cell::{Cell, RefCell};
 use std::rc::Rc;
 use std::time::Duration;
@@ -32,11 +32,13 @@ struct Scene {
 impl Scene {
     /// Writes whatever stands there.
     async fn put(&self, third: u8, host: u8) -> Revision {
-        let (mut guard, attrs) = (Guard::Absent, attrs(host));
+        let (mut precondition, attrs) = (Precondition::Absent, attrs(host));
         loop {
-            match self.direct.write(subnet(third), &attrs, guard, Life::Forever).await.expect("etcd works") {
-                Written::Done(record) => return record.modified(),
-                Written::Lost(there) => guard = Guard::Unchanged(there.expect("it is there").modified()),
+            match self.direct.write(subnet(third), &attrs, precondition, Expiry::Forever).await.expect("etcd works") {
+                WriteOutcome::Committed(record) => return record.modified(),
+                WriteOutcome::Conflict(there) => {
+                    precondition = Precondition::Unchanged(there.expect("it is there").modified())
+                }
             }
         }
     }

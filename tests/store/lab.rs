@@ -5,7 +5,7 @@ use flanneld::model::lease::{Lease, LeaseAttrs, Record, Revision};
 use flanneld::model::subnet::SubnetKey;
 use flanneld::store::etcd::EtcdStore;
 use flanneld::store::memory::MemoryStore;
-use flanneld::store::{Change, Changes, Store, Watch, Written};
+use flanneld::store::{Change, Changes, Store, Watch, WriteOutcome};
 use std::net::Ipv4Addr;
 
 /// Where the tests' network lives.
@@ -113,18 +113,18 @@ pub fn lease(record: &Record) -> &Lease {
 }
 
 /// The lease that a write has made.
-pub fn done(written: Written) -> Lease {
+pub fn done(written: WriteOutcome) -> Lease {
     match written {
-        Written::Done(record) => lease(&record).clone(),
-        Written::Lost(other) => panic!("the guard did not hold: {other:?}"),
+        WriteOutcome::Committed(record) => lease(&record).clone(),
+        WriteOutcome::Conflict(other) => panic!("the guard did not hold: {other:?}"),
     }
 }
 
 /// What stands where a write was to go.
-pub fn lost(written: Written) -> Option<Record> {
+pub fn lost(written: WriteOutcome) -> Option<Record> {
     match written {
-        Written::Lost(other) => other,
-        Written::Done(record) => panic!("it was written: {record:?}"),
+        WriteOutcome::Conflict(other) => other,
+        WriteOutcome::Committed(record) => panic!("it was written: {record:?}"),
     }
 }
 

@@ -6,7 +6,7 @@ use crate::etcd::Etcd;
 use crate::follower::{Follower, audits, no_audits};
 use crate::lab::{attrs, store, subnet};
 use flanneld::store::etcd::EtcdStore;
-use flanneld::store::{Guard, Life, Store, StoreError, Written};
+use flanneld::store::{Expiry, Precondition, Store, StoreError, WriteOutcome};
 use std::cell::Cell;
 use std::rc::Rc;
 use std::time::Duration;
@@ -28,10 +28,10 @@ fn client(urls: &[String]) -> EtcdStore {
 async fn change(store: &EtcdStore, third: u8, host: Option<u8>) -> Result<(), StoreError> {
     let there = store.list().await?.records;
     let there = there.iter().find(|record| *record.name == *subnet(third).to_string());
-    let guard = there.map_or(Guard::Absent, |record| Guard::Unchanged(record.modified()));
+    let precondition = there.map_or(Precondition::Absent, |record| Precondition::Unchanged(record.modified()));
     match (host, there) {
-        (Some(host), _) => match store.write(subnet(third), &attrs(host), guard, Life::Forever).await? {
-            Written::Done(_) | Written::Lost(_) => Ok(()),
+        (Some(host), _) => match store.write(subnet(third), &attrs(host), precondition, Expiry::Forever).await? {
+            WriteOutcome::Committed(_) | WriteOutcome::Conflict(_) => Ok(()),
         },
         (None, Some(record)) => store.remove(subnet(third), record.modified()).await.map(drop),
         (None, None) => Ok(()),

@@ -4,7 +4,7 @@ use crate::etcd::{Etcd, free_port};
 use crate::lab::{Lab, PREFIX, attrs, brief, done, next, subnet};
 use crate::pki::{Authority, Pair, Role};
 use flanneld::store::etcd::{Access, EtcdStore, IdentityFiles, Password, Secret, User};
-use flanneld::store::{Guard, Life, Store, StoreError};
+use flanneld::store::{Expiry, Precondition, Store, StoreError};
 use std::fs;
 use std::path::{Path, PathBuf};
 use tempfile::TempDir;
@@ -87,7 +87,7 @@ async fn a_ca_alone_is_enough() {
     let named = etcd.url().replace("127.0.0.1", "localhost");
     for url in [etcd.url(), named] {
         let store = store(&url, &files.trusting());
-        let made = done(store.write(subnet(1), &attrs(1), Guard::Absent, Life::Forever).await.unwrap());
+        let made = done(store.write(subnet(1), &attrs(1), Precondition::Absent, Expiry::Forever).await.unwrap());
         let mut watch = store.watch(made.modified).await.unwrap();
         assert!(store.remove(subnet(1), made.modified).await.unwrap());
         assert_eq!(brief(&next(&mut watch, 1).await), ["-10.5.1.0-24"]);

@@ -4,10 +4,10 @@ use crate::etcd::Etcd;
 use crate::lab::{Lab, PREFIX, attrs, brief, done, next, store, subnet};
 use etcd_client::{Client, Txn, TxnOp};
 use flanneld::model::subnet::SubnetKey;
-use flanneld::store::{Guard, Life, Store, StoreError, Watch};
+use flanneld::store::{Expiry, Precondition, Store, StoreError, Watch};
 use std::time::Duration;
 
-const DAY: Life = Life::Grant(Duration::from_secs(86400));
+const DAY: Expiry = Expiry::Grant(Duration::from_secs(86400));
 
 fn key(name: &str) -> String {
     format!("{PREFIX}/subnets/{name}")
@@ -18,8 +18,8 @@ async fn keys_and_values_are_flannels() {
     let etcd = Etcd::start();
     let store = store(&[&etcd.url()]);
     let dual = SubnetKey::parse("10.5.35.0-24&fc00:5:23::-64").unwrap();
-    let made = done(store.write(subnet(34), &attrs(0x44), Guard::Absent, DAY).await.unwrap());
-    done(store.write(dual, &attrs(0x45), Guard::Absent, Life::Forever).await.unwrap());
+    let made = done(store.write(subnet(34), &attrs(0x44), Precondition::Absent, DAY).await.unwrap());
+    done(store.write(dual, &attrs(0x45), Precondition::Absent, Expiry::Forever).await.unwrap());
     let all = etcd.ctl(&["get", "--prefix", "/"]);
     let expected = "\
 /coreos.com/network/subnets/10.5.34.0-24

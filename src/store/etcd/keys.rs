@@ -2,7 +2,7 @@
 
 use crate::model::lease::{LeaseId, Record};
 use crate::model::subnet::SubnetKey;
-use crate::store::Guard;
+use crate::store::Precondition;
 use etcd_client::{Compare, CompareOp, KeyValue};
 
 /// Where a network's config and leases stand.
@@ -52,10 +52,10 @@ impl Keys {
 }
 
 /// A guard in etcd's terms.
-pub(super) fn guard(key: &[u8], guard: Guard) -> Compare {
-    match guard {
-        Guard::Absent => Compare::create_revision(key, CompareOp::Equal, 0),
-        Guard::Unchanged(revision) => Compare::mod_revision(key, CompareOp::Equal, revision),
+pub(super) fn precondition(key: &[u8], precondition: Precondition) -> Compare {
+    match precondition {
+        Precondition::Absent => Compare::create_revision(key, CompareOp::Equal, 0),
+        Precondition::Unchanged(revision) => Compare::mod_revision(key, CompareOp::Equal, revision),
     }
 }
 

@@ -4,22 +4,22 @@ mod credentials;
 mod diagnosis;
 mod error;
 mod keys;
+mod liveness;
 mod pool;
-mod silence;
 mod watch;
 
 pub use credentials::{Access, IdentityFiles, Password, Secret, User};
 pub use watch::EtcdWatch;
 
-use super::{Guard, Life, Snapshot, Store, StoreError, Written};
+use super::{Expiry, Precondition, Snapshot, Store, StoreError, WriteOutcome};
 use crate::model::lease::{LeaseAttrs, LeaseId, Record, Revision};
 use crate::model::subnet::SubnetKey;
 use credentials::Credentials;
 use error::CallError;
 use etcd_client::{Error, GetOptions, GetResponse, LeaseGrantOptions, PutOptions, Txn, TxnOp, TxnOpResponse};
 use keys::Keys;
+use liveness::Patience;
 use pool::{Pool, Session};
-use silence::Patience;
 use std::cell::Cell;
 use std::net::IpAddr;
 use std::rc::Rc;
@@ -60,8 +60,8 @@ impl EtcdStore {
 
     /// The same store, whose watches are asked for a sign of life when they have been silent for that long, and are
     /// over when they give none within as long again. By default that is 10 s and 15 s.
-    pub fn with_patience(self, silence: Duration) -> Self {
-        EtcdStore { patience: Patience::new(silence, silence), ..self }
+    pub fn with_patience(self, liveness: Duration) -> Self {
+        EtcdStore { patience: Patience::new(liveness, liveness), ..self }
     }
 
     async fn call<T>(&self, ask: impl AsyncFn(Session) -> Result<T, Error>) -> Result<T, StoreError> {
@@ -132,12 +132,12 @@ impl EtcdStore {
         &self,
         key: &[u8],
         value: &[u8],
-        guard: Guard,
+        precondition: Precondition,
         lease: Option<LeaseId>,
     ) -> Result<(bool, Option<Stored>), CallError> {
         let put = PutOptions::new().with_lease(raw(lease));
         let txn = Txn::new()
-            .when([keys::guard(key, guard)])
+            .when([keys::precondition(key, precondition)])
             .and_then([TxnOp::put(key, value, Some(put)), TxnOp::get(key, None)])
             .or_else([TxnOp::get(key, None)]);
         let tries = Cell::new(0);
@@ -216,28 +216,28 @@ impl Store for EtcdStore {
         &self,
         subnet: SubnetKey,
         attrs: &LeaseAttrs,
-        guard: Guard,
-        life: Life,
-    ) -> Result<Written, StoreError> {
+        precondition: Precondition,
+        expiry: Expiry,
+    ) -> Result<WriteOutcome, StoreError> {
         let (key, value) = (self.keys.subnet(subnet), attrs.to_json().into_bytes());
-        let lease = match life {
-            Life::Grant(ttl) => Some(self.grant(ttl).await?),
-            Life::Keep(id) => Some(id),
-            Life::Forever => None,
+        let lease = match expiry {
+            Expiry::Grant(ttl) => Some(self.grant(ttl).await?),
+            Expiry::Keep(id) => Some(id),
+            Expiry::Forever => None,
         };
-        let (succeeded, stored) = match self.put(&key, &value, guard, lease).await {
+        let (succeeded, stored) = match self.put(&key, &value, precondition, lease).await {
             Ok(done) => done,
-            Err(error) if error.is_lease_not_found() => return Ok(Written::Lost(self.read(&key).await?)),
+            Err(error) if error.is_lease_not_found() => return Ok(WriteOutcome::Conflict(self.read(&key).await?)),
             Err(error) => return Err(self.error(error)),
         };
         match stored {
-            Some(stored) if succeeded => Ok(Written::Done(stored.record)),
+            Some(stored) if succeeded => Ok(WriteOutcome::Committed(stored.record)),
             stored => {
                 let holds_nothing = stored.as_ref().is_none_or(|stored| stored.lease != lease);
-                if let (Life::Grant(_), Some(id), true) = (life, lease, holds_nothing) {
+                if let (Expiry::Grant(_), Some(id), true) = (expiry, lease, holds_nothing) {
                     self.revoke(id).await;
                 }
-                Ok(Written::Lost(stored.map(|stored| stored.record)))
+                Ok(WriteOutcome::Conflict(stored.map(|stored| stored.record)))
             }
         }
     }
@@ -245,7 +245,7 @@ impl Store for EtcdStore {
     async fn remove(&self, subnet: SubnetKey, unchanged: Revision) -> Result<bool, StoreError> {
         let key = self.keys.subnet(subnet);
         let txn = Txn::new()
-            .when([keys::guard(&key, Guard::Unchanged(unchanged))])
+            .when([keys::precondition(&key, Precondition::Unchanged(unchanged))])
             .and_then([TxnOp::delete(key.clone(), None)])
             .or_else([TxnOp::get(key.clone(), None)]);
         let tries = Cell::new(0);

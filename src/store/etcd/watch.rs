@@ -2,8 +2,8 @@
 
 use super::Keys;
 use super::error::{self, CallError};
+use super::liveness::{Liveness, Next, Patience};
 use super::pool::{Pool, Session};
-use super::silence::{Next, Patience, Silence};
 use crate::model::lease::Revision;
 use crate::store::{Change, Changes, History, StoreError, Watch};
 use etcd_client::{Error, Event, EventType, ResponseHeader, WatchOptions, WatchResponse, WatchStream};
@@ -18,7 +18,7 @@ pub struct EtcdWatch {
     id: i64,
     history: History,
     stream: WatchStream,
-    silence: Silence,
+    liveness: Liveness,
     over: Option<StoreError>,
 }
 
@@ -48,8 +48,8 @@ impl Opened {
     pub(super) fn start(self, pool: Rc<Pool>, keys: Rc<Keys>, patience: Patience) -> Result<EtcdWatch, StoreError> {
         let Opened { member, stream, created } = self;
         let history = created.header().map(history).unwrap_or_default();
-        let (id, silence) = (created.watch_id(), Silence::new(patience));
-        let watch = EtcdWatch { pool, keys, member, id, history, stream, silence, over: None };
+        let (id, liveness) = (created.watch_id(), Liveness::new(patience));
+        let watch = EtcdWatch { pool, keys, member, id, history, stream, liveness, over: None };
         match created.canceled() {
             true => Err(watch.cancelled(&created)),
             false => Ok(watch),
@@ -83,9 +83,9 @@ pub(super) fn history(header: &ResponseHeader) -> History {
 impl EtcdWatch {
     async fn listen(&mut self) -> Result<Changes, StoreError> {
         loop {
-            let message = match timeout_at(self.silence.end(), self.stream.message()).await {
+            let message = match timeout_at(self.liveness.end(), self.stream.message()).await {
                 Ok(message) => message,
-                Err(_) if self.silence.ended() == Next::GiveUp => {
+                Err(_) if self.liveness.timed_out() == Next::GiveUp => {
                     return Err(self.broken("the watch gives no sign of life"));
                 }
                 Err(_) => {
@@ -93,7 +93,7 @@ impl EtcdWatch {
                     continue;
                 }
             };
-            self.silence.is_broken();
+            self.liveness.heard();
             match message {
                 // The answer to a request for progress has no watch's id.
                 Ok(Some(message)) if message.watch_id() != self.id => {}

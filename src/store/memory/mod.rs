@@ -9,7 +9,7 @@ mod tests;
 pub use client::{Calls, MemoryWatch};
 pub use faults::{Link, Lost};
 
-use super::{Guard, Life, Snapshot, Store, StoreError, Written};
+use super::{Expiry, Precondition, Snapshot, Store, StoreError, WriteOutcome};
 use crate::model::lease::{LeaseAttrs, LeaseId, Revision};
 use crate::model::subnet::SubnetKey;
 use client::{Client, Cluster};
@@ -323,18 +323,18 @@ impl Store for MemoryStore {
         &self,
         subnet: SubnetKey,
         attrs: &LeaseAttrs,
-        guard: Guard,
-        life: Life,
-    ) -> Result<Written, StoreError> {
+        precondition: Precondition,
+        expiry: Expiry,
+    ) -> Result<WriteOutcome, StoreError> {
         let (name, value) = (subnet.to_string(), attrs.to_json().into_bytes());
-        let change = if guard == Guard::Absent { Lost::Creation } else { Lost::Rewrite };
-        let granted_in_vain = |data: &mut Data, now| match life {
-            Life::Grant(ttl) if self.client.borrow_mut().faults.loses(Lost::Grant) => Some(data.grant(ttl, now)),
+        let change = if precondition == Precondition::Absent { Lost::Creation } else { Lost::Rewrite };
+        let granted_in_vain = |data: &mut Data, now| match expiry {
+            Expiry::Grant(ttl) if self.client.borrow_mut().faults.loses(Lost::Grant) => Some(data.grant(ttl, now)),
             _ => None,
         };
         let work = |data: &mut Data, now| match granted_in_vain(data, now) {
             Some(_) => Err(no_answer()),
-            None => Ok(write(data, now, &name, value, guard, life)),
+            None => Ok(write(data, now, &name, value, precondition, expiry)),
         };
         let written = self.call(|calls| &mut calls.write, work).await??;
         self.answer(change, written)
@@ -361,26 +361,33 @@ impl Store for MemoryStore {
     }
 }
 
-fn write(data: &mut Data, now: Instant, name: &str, value: Vec<u8>, guard: Guard, life: Life) -> Written {
+fn write(
+    data: &mut Data,
+    now: Instant,
+    name: &str,
+    value: Vec<u8>,
+    precondition: Precondition,
+    expiry: Expiry,
+) -> WriteOutcome {
     let entry = data.entry(name);
-    let holds = match guard {
-        Guard::Absent => entry.is_none(),
-        Guard::Unchanged(revision) => entry.is_some_and(|entry| entry.modified == revision),
+    let holds = match precondition {
+        Precondition::Absent => entry.is_none(),
+        Precondition::Unchanged(revision) => entry.is_some_and(|entry| entry.modified == revision),
     };
-    let kept = match life {
-        Life::Keep(id) => Some(id),
-        Life::Grant(_) | Life::Forever => None,
+    let kept = match expiry {
+        Expiry::Keep(id) => Some(id),
+        Expiry::Grant(_) | Expiry::Forever => None,
     };
     if !holds {
-        return Written::Lost(data.record(name));
+        return WriteOutcome::Conflict(data.record(name));
     }
     if kept.is_some_and(|id| !data.has_lease(id)) {
-        return Written::Lost(data.record(name));
+        return WriteOutcome::Conflict(data.record(name));
     }
-    let lease = match life {
-        Life::Grant(ttl) => Some(data.grant(ttl, now)),
-        Life::Keep(_) | Life::Forever => kept,
+    let lease = match expiry {
+        Expiry::Grant(ttl) => Some(data.grant(ttl, now)),
+        Expiry::Keep(_) | Expiry::Forever => kept,
     };
     data.put(name, value, lease);
-    Written::Done(data.record(name).expect("it was just written"))
+    WriteOutcome::Committed(data.record(name).expect("it was just written"))
 }

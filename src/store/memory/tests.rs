@@ -35,7 +35,7 @@ async fn a_lease_expires_at_its_time_and_watches_hear_it_without_any_call() {
     let store = MemoryStore::new();
     let mut watch = store.watch(1).await.unwrap();
     let ttl = Duration::from_secs(10);
-    store.write(subnet(1), &attrs(1), Guard::Absent, Life::Grant(ttl)).await.unwrap();
+    store.write(subnet(1), &attrs(1), Precondition::Absent, Expiry::Grant(ttl)).await.unwrap();
     watch.next().await.unwrap();
     let began = Instant::now();
     let changes = watch.next().await.unwrap();
@@ -104,7 +104,7 @@ async fn one_client_is_cut_off_and_the_other_is_not() {
     let (mut cut, mut whole) = (store.watch(1).await.unwrap(), other.watch(1).await.unwrap());
     store.go_down();
     assert!(store.list().await.is_err() && cut.next().await.is_err());
-    assert!(other.write(subnet(1), &attrs(1), Guard::Absent, Life::Forever).await.is_ok());
+    assert!(other.write(subnet(1), &attrs(1), Precondition::Absent, Expiry::Forever).await.is_ok());
     assert_eq!(whole.next().await.unwrap().changes.len(), 1);
     store.come_back();
     assert_eq!(store.list().await.unwrap().records.len(), 1);
@@ -115,7 +115,7 @@ async fn one_client_is_cut_off_and_the_other_is_not() {
 async fn a_write_whose_answer_is_lost_is_done() {
     let store = MemoryStore::new();
     store.lose_next_answer();
-    assert!(store.write(subnet(1), &attrs(1), Guard::Absent, Life::Grant(HOUR)).await.is_err());
+    assert!(store.write(subnet(1), &attrs(1), Precondition::Absent, Expiry::Grant(HOUR)).await.is_err());
     let records = store.list().await.unwrap().records;
     let Record { content: Ok(lease), .. } = &records[0] else { panic!("{records:?}") };
     assert_eq!(lease.attrs, attrs(1));
@@ -139,7 +139,7 @@ async fn latency_delays_both_ways() {
     store.set_latency(Duration::from_secs(1));
     let began = Instant::now();
     let attrs = attrs(1);
-    let write = store.write(subnet(1), &attrs, Guard::Absent, Life::Forever);
+    let write = store.write(subnet(1), &attrs, Precondition::Absent, Expiry::Forever);
     let seen = async {
         sleep(Duration::from_millis(1500)).await;
         store.get("10.5.1.0-24")

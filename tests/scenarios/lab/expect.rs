@@ -1,7 +1,7 @@
 //! What every host should hold, worked out from the bytes in the store, beside what it does hold.
 
 use super::{Cluster, DEVICE, Host};
-use flanneld::model::kernel_state::{Found, Have, Oif, Route};
+use flanneld::model::kernel_state::{ExistingDevice, Have, Oif, Route};
 use serde_json::Value;
 
 /// A lease as a person reads it.
@@ -151,8 +151,8 @@ pub fn kernel_lines(have: &Have) -> Vec<String> {
     lines
 }
 
-fn device_line(found: &Found) -> String {
-    let Found::Vxlan(_, device) = found else { return format!("{found:?}") };
+fn device_line(found: &ExistingDevice) -> String {
+    let ExistingDevice::Vxlan(_, device) = found else { return format!("{found:?}") };
     let (vxlan, state) = (&device.vxlan, if device.up { "up" } else { "down" });
     let local = vxlan.local.map_or("none".into(), |ip| ip.to_string());
     format!(

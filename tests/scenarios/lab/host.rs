@@ -1,10 +1,10 @@
 //! One host: its kernel, its files, its way to the store, and the daemon while it runs.
 
 use super::{DEVICE, RENEW_MARGIN, TTL, millis};
-use flanneld::agent::env::{Env, Notice};
 use flanneld::agent::firewall::FirewallSettings;
-use flanneld::agent::keeper::Terms;
-use flanneld::agent::status::Board;
+use flanneld::agent::lease_manager::LeaseTimes;
+use flanneld::agent::runtime::{Notice, Runtime};
+use flanneld::agent::status::StatusHandle;
 use flanneld::agent::{self, Settings};
 use flanneld::firewall::NoFirewall;
 use flanneld::kernel::Event;
@@ -46,7 +46,8 @@ pub struct Nic {
 }
 
 /// How a daemon is made from its store, its kernel, and what else it needs.
-pub type Launch = fn(MemoryStore, FakeKernel, Settings, Rc<Env>, Board) -> Pin<Box<dyn Future<Output = Infallible>>>;
+pub type Launch =
+    fn(MemoryStore, FakeKernel, Settings, Rc<Runtime>, StatusHandle) -> Pin<Box<dyn Future<Output = Infallible>>>;
 
 /// One host.
 pub struct Host {
@@ -70,7 +71,7 @@ pub struct Host {
 
 struct Daemon {
     task: JoinHandle<Infallible>,
-    board: Board,
+    status: StatusHandle,
     heard: Rc<RefCell<Vec<Notice>>>,
     /// When it last told that it is alive.
     alive_at: Rc<Cell<Option<Instant>>>,
@@ -131,7 +132,7 @@ impl Host {
         let settings = Settings {
             prefix: "/coreos.com/network".into(),
             iface: IfaceRules::default(),
-            terms: Terms { ttl: TTL, renew_margin: RENEW_MARGIN },
+            times: LeaseTimes { ttl: TTL, renew_margin: RENEW_MARGIN },
             subnet_file: disk.path().join("run/subnet.env"),
             docker_opts_file: Some(disk.path().join("run/docker_opts.env")),
             state_dir: disk.path().join("state"),
@@ -142,8 +143,8 @@ impl Host {
             tx_checksum_off: false,
         };
         let (kernel, slept) = (FakeKernel::default(), Rc::default());
-        let launch: Launch = |store, kernel, settings, env, board| {
-            Box::pin(agent::run(Rc::new(store), kernel, NoFirewall, settings, env, board))
+        let launch: Launch = |store, kernel, settings, env, status| {
+            Box::pin(agent::run(Rc::new(store), kernel, NoFirewall, settings, env, status))
         };
         let host = Host { number, kernel, store, settings, nic, launch, disk, starts: 0, daemon: None, slept };
         host.kernel.change_host(|view| *view = host.view());
@@ -161,12 +162,12 @@ impl Host {
             notice => ear.borrow_mut().push(notice),
         };
         let seed = seed.wrapping_mul(1_000_003) + u64::from(self.number) * 1009 + self.starts;
-        let env = Rc::new(Env::new(move || began.elapsed() + slept.get(), seed, hear));
-        let board = Board::new(env.clone());
+        let env = Rc::new(Runtime::new(move || began.elapsed() + slept.get(), seed, hear));
+        let status = StatusHandle::new(env.clone());
         let (store, kernel, gate) = (self.store.clone(), self.kernel.clone(), Rc::<Gate>::default());
-        let daemon = (self.launch)(store, kernel, self.settings.clone(), env, board.clone());
+        let daemon = (self.launch)(store, kernel, self.settings.clone(), env, status.clone());
         let task = tasks.spawn_local(Gated { gate: gate.clone(), polls: (began, 0), daemon });
-        self.daemon = Some(Daemon { task, board, heard, alive_at, gate });
+        self.daemon = Some(Daemon { task, status, heard, alive_at, gate });
     }
 
     pub(super) fn stop(&mut self) {
@@ -244,7 +245,7 @@ impl Host {
 
     /// What `/readyz` says: why the host is not ready now.
     pub fn reasons(&self) -> String {
-        self.board().read().reasons().join("; ")
+        self.status().read().reasons().join("; ")
     }
 
     /// What the daemon has told the service manager since its start.
@@ -264,13 +265,13 @@ impl Host {
     }
 
     /// The status line.
-    pub fn status(&self) -> String {
-        self.daemon.as_ref().map_or("off".into(), |daemon| daemon.board.read().line())
+    pub fn status_line(&self) -> String {
+        self.daemon.as_ref().map_or("off".into(), |daemon| daemon.status.read().line())
     }
 
-    /// The daemon's status board.
-    pub fn board(&self) -> Board {
-        self.daemon.as_ref().expect("the daemon runs").board.clone()
+    /// The daemon's status.
+    pub fn status(&self) -> StatusHandle {
+        self.daemon.as_ref().expect("the daemon runs").status.clone()
     }
 
     /// A file under /run.

@@ -177,7 +177,7 @@ impl Cluster {
     /// How every host does, for messages.
     pub fn describe(&self) -> String {
         let keys = self.store.snapshot().records.into_iter().map(|record| format!("  {}\n", record.name));
-        let hosts = self.hosts.values().map(|host| format!("  {}: {}\n", host.number, host.status()));
+        let hosts = self.hosts.values().map(|host| format!("  {}: {}\n", host.number, host.status_line()));
         format!("keys:\n{}hosts:\n{}", keys.collect::<String>(), hosts.collect::<String>())
     }
 }

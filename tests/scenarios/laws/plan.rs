@@ -3,7 +3,9 @@
 use super::{as_wanted, config, device, mac, ops};
 use flanneld::kernel::Kernel;
 use flanneld::kernel::fake::FakeKernel;
-use flanneld::model::kernel_state::{Device, Few, Found, Have, Neighbor, Oif, PROTOCOL_KERNEL, Route, Scope, Want};
+use flanneld::model::kernel_state::{
+    Device, ExistingDevice, Few, Have, Neighbor, Oif, PROTOCOL_KERNEL, Route, Scope, Want,
+};
 use flanneld::model::mac::VtepMac;
 use flanneld::model::plan::{Key, Op, Plan};
 use futures_util::FutureExt;
@@ -51,7 +53,7 @@ fn our_protocol(dest: IpNet) -> u8 {
 fn any_route() -> impl Strategy<Value = Route> {
     let gateways = ["10.5.2.0", "192.168.0.9", "192.168.0.3"].map(|ip| ip.parse().ok());
     let gateways: Vec<Option<IpAddr>> = gateways.into_iter().chain([None]).collect();
-    let others = select(vec![Oif::Other(7), Oif::Other(NIC), Oif::Other(NIC), Oif::Nexthop(3), Oif::Nowhere(6)]);
+    let others = select(vec![Oif::Other(7), Oif::Other(NIC), Oif::Other(NIC), Oif::Nexthop(3), Oif::Special(6)]);
     let oif = prop_oneof![3 => Just(Oif::Ours), 2 => others];
     let metric = prop_oneof![3 => Just(0u32), 1 => Just(100)];
     let protocol = select(vec![Some(PROTOCOL_KERNEL), Some(3), Some(4), Some(142), None, None]);
@@ -66,7 +68,7 @@ fn any_route() -> impl Strategy<Value = Route> {
 }
 
 /// What stands under our device's name: nothing, another kind, or a VXLAN device that differs in up to two ways.
-fn any_found() -> impl Strategy<Value = Option<Found>> {
+fn any_found() -> impl Strategy<Value = Option<ExistingDevice>> {
     let changes: Vec<fn(&mut Device)> = vec![
         |d| d.mac = mac(9),
         |d| d.mtu = 1400,
@@ -85,9 +87,9 @@ fn any_found() -> impl Strategy<Value = Option<Found>> {
     let vxlan = subsequence(changes, 0..3).prop_map(|changes| {
         let mut device = device();
         changes.iter().for_each(|change| change(&mut device));
-        Some(Found::Vxlan(5, device))
+        Some(ExistingDevice::Vxlan(5, device))
     });
-    prop_oneof![1 => Just(None), 1 => Just(Some(Found::Other(7, "bridge".into()))), 8 => vxlan]
+    prop_oneof![1 => Just(None), 1 => Just(Some(ExistingDevice::Other(7, "bridge".into()))), 8 => vxlan]
 }
 
 fn any_have() -> impl Strategy<Value = Have> {
@@ -105,7 +107,7 @@ fn any_have() -> impl Strategy<Value = Have> {
         .prop_map(|(device, addresses, neighbors, fdb, routes)| {
             let fdb = fdb.into_iter().map(|(mac, all)| (mac, all.into_iter().collect())).collect();
             let mut have = Have { device, addresses, neighbors, fdb, routes: by_dest(routes) };
-            if !matches!(have.device, Some(Found::Vxlan(..))) {
+            if !matches!(have.device, Some(ExistingDevice::Vxlan(..))) {
                 // Nothing can stand on a device that is not there.
                 have.apply(&Op::DeleteDevice(0), 0);
             }
@@ -191,7 +193,7 @@ fn foreign(have: &Have, want: &Want, on_device: bool) -> Vec<String> {
 
 /// Whether the device, and so all that is on it, is what it was.
 fn keeps_device(have: &Have, plan: &Plan) -> bool {
-    let same_mac = matches!(&have.device, Some(Found::Vxlan(_, found)) if found.mac == device().mac);
+    let same_mac = matches!(&have.device, Some(ExistingDevice::Vxlan(_, found)) if found.mac == device().mac);
     same_mac && !plan.steps.iter().any(|step| matches!(step.op, Op::CreateDevice(_) | Op::DeleteDevice(_)))
 }
 

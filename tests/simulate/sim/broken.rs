@@ -7,7 +7,7 @@ use flanneld::firewall::NoFirewall;
 use flanneld::model::lease::{LeaseAttrs, LeaseId, Name, Record, Revision};
 use flanneld::model::subnet::SubnetKey;
 use flanneld::store::memory::{MemoryStore, MemoryWatch};
-use flanneld::store::{Change, Changes, Guard, Life, Snapshot, Store, StoreError, Watch, Written};
+use flanneld::store::{Change, Changes, Expiry, Precondition, Snapshot, Store, StoreError, Watch, WriteOutcome};
 use std::cell::{Cell, RefCell};
 use std::collections::BTreeMap;
 use std::net::IpAddr;
@@ -15,23 +15,23 @@ use std::rc::Rc;
 use std::time::Duration;
 
 /// The daemon as it is.
-pub const SOUND: Launch = |store, kernel, settings, env, board| {
-    Box::pin(agent::run(Rc::new(store), kernel, NoFirewall, settings, env, board))
+pub const SOUND: Launch = |store, kernel, settings, env, status| {
+    Box::pin(agent::run(Rc::new(store), kernel, NoFirewall, settings, env, status))
 };
 
 /// It writes without asking what stands there.
-pub const BLIND_PUT: Launch = |store, kernel, settings, env, board| {
-    Box::pin(agent::run(Rc::new(Broken::new(store, Mistake::BlindPut)), kernel, NoFirewall, settings, env, board))
+pub const BLIND_PUT: Launch = |store, kernel, settings, env, status| {
+    Box::pin(agent::run(Rc::new(Broken::new(store, Mistake::BlindPut)), kernel, NoFirewall, settings, env, status))
 };
 
 /// It compares lists by subnet only, so what changed about a peer in between is lost.
-pub const DIFF_BY_SUBNET: Launch = |store, kernel, settings, env, board| {
-    Box::pin(agent::run(Rc::new(Broken::new(store, Mistake::DiffBySubnet)), kernel, NoFirewall, settings, env, board))
+pub const DIFF_BY_SUBNET: Launch = |store, kernel, settings, env, status| {
+    Box::pin(agent::run(Rc::new(Broken::new(store, Mistake::DiffBySubnet)), kernel, NoFirewall, settings, env, status))
 };
 
 /// It takes a list that failed for one of no peers.
-pub const PRUNE_ON_ERROR: Launch = |store, kernel, settings, env, board| {
-    Box::pin(agent::run(Rc::new(Broken::new(store, Mistake::PruneOnError)), kernel, NoFirewall, settings, env, board))
+pub const PRUNE_ON_ERROR: Launch = |store, kernel, settings, env, status| {
+    Box::pin(agent::run(Rc::new(Broken::new(store, Mistake::PruneOnError)), kernel, NoFirewall, settings, env, status))
 };
 
 #[derive(Clone, Copy, PartialEq, Eq)]
@@ -81,11 +81,11 @@ impl Broken {
     }
 
     /// What makes the guard hold.
-    async fn blind(&self, subnet: SubnetKey) -> Result<Guard, StoreError> {
+    async fn blind(&self, subnet: SubnetKey) -> Result<Precondition, StoreError> {
         let name = subnet.to_string();
         let record = self.store.list().await?.records.into_iter().find(|record| *record.name == name);
-        Ok(record.map_or(Guard::Absent, |record| {
-            Guard::Unchanged(match record.content {
+        Ok(record.map_or(Precondition::Absent, |record| {
+            Precondition::Unchanged(match record.content {
                 Ok(lease) => lease.modified,
                 Err(malformed) => malformed.modified,
             })
@@ -120,17 +120,17 @@ impl Store for Broken {
         &self,
         subnet: SubnetKey,
         attrs: &LeaseAttrs,
-        guard: Guard,
-        life: Life,
-    ) -> Result<Written, StoreError> {
+        precondition: Precondition,
+        expiry: Expiry,
+    ) -> Result<WriteOutcome, StoreError> {
         if self.mistake != Mistake::BlindPut {
-            return self.store.write(subnet, attrs, guard, life).await;
+            return self.store.write(subnet, attrs, precondition, expiry).await;
         }
         loop {
-            let guard = self.blind(subnet).await?;
-            match self.store.write(subnet, attrs, guard, life).await? {
+            let precondition = self.blind(subnet).await?;
+            match self.store.write(subnet, attrs, precondition, expiry).await? {
                 // Somebody was faster: overwritten all the same.
-                Written::Lost(_) if !matches!(life, Life::Keep(_)) => {}
+                WriteOutcome::Conflict(_) if !matches!(expiry, Expiry::Keep(_)) => {}
                 written => return Ok(written),
             }
         }

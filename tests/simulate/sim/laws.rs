@@ -101,7 +101,7 @@ impl Laws {
         self.look_at_store(cluster);
         self.look_at_wakes(cluster);
         for host in cluster.running() {
-            (host.number, host.status(), host.heard().len()).hash(&mut self.digest);
+            (host.number, host.status_line(), host.heard().len()).hash(&mut self.digest);
         }
         let snapshot = cluster.store.snapshot();
         (self.began.elapsed(), snapshot.revision, cluster.store.leases()).hash(&mut self.digest);
@@ -111,7 +111,7 @@ impl Laws {
     /// What is wrong now that must be right once the faults are over.
     pub fn wrong_now(&self, cluster: &Cluster) -> Vec<String> {
         let mut wrong = cluster.differences();
-        let told = |host: &Host| (!host.is_ready() || !host.reasons().is_empty()).then(|| host.status());
+        let told = |host: &Host| (!host.is_ready() || !host.reasons().is_empty()).then(|| host.status_line());
         wrong.extend(
             cluster.running().filter_map(|host| Some(format!("host {} is not well: {}", host.number, told(host)?))),
         );
@@ -168,8 +168,8 @@ impl Laws {
         let now = Instant::now();
         let mut ready: BTreeMap<Ipv4Net, u8> = BTreeMap::new();
         for host in cluster.running() {
-            let (number, board) = (host.number, host.board());
-            let Some(subnet) = board.read().subnet else { continue };
+            let (number, status) = (host.number, host.status());
+            let Some(subnet) = status.read().subnet else { continue };
             let before = *self.subnets.entry(number).or_insert(subnet);
             if before != subnet {
                 self.violation(format!("host {number} changed its subnet from {before} to {subnet}"));
@@ -177,7 +177,7 @@ impl Laws {
             }
             let is_calm = self.disturbed[&number].1 + GRACE < now;
             if is_calm
-                && board.read().reasons().is_empty()
+                && status.read().reasons().is_empty()
                 && let Some(other) = ready.insert(subnet, number)
             {
                 self.violation(format!("hosts {other} and {number} are connected and ready, and both have {subnet}"));

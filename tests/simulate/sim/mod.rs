@@ -106,8 +106,8 @@ impl Sim {
         for number in cluster.numbers() {
             let host = &mut cluster[number];
             host.launch = launch;
-            host.settings.terms.ttl = life.ttl;
-            host.settings.terms.renew_margin = life.ttl / 12;
+            host.settings.times.ttl = life.ttl;
+            host.settings.times.renew_margin = life.ttl / 12;
             host.settings.peer_hold = life.ttl;
         }
         let laws = Laws::new(life.hosts, life.gentle);

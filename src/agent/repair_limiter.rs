@@ -1,4 +1,4 @@
-//! Restraint in fights: when somebody undoes a repair again and again, as fast as it is made, answering every blow at
+//! Restraint in repair_limiter: when somebody undoes a repair again and again, as fast as it is made, answering every blow at
 //! once would only cost both sides their processors, and us our logs. So each object may be repaired often in a short
 //! time, and steadily only every now and then.
 
@@ -15,12 +15,12 @@ const REPAIR_EVERY: Duration = Duration::from_millis(500);
 
 /// Something that may be done often in a short time, and steadily only every now and then.
 #[derive(Debug, Clone, Copy, Default)]
-pub struct Pace {
+pub struct RateLimit {
     /// The moment at which all that was done would have been due, had it been done steadily.
     spent: Moment,
 }
 
-impl Pace {
+impl RateLimit {
     /// It was done at `now`; in the long run it is to be done one `every` so often.
     pub fn spend(&mut self, now: Moment, every: Duration) {
         self.spent = self.spent.max(now) + every;
@@ -34,15 +34,15 @@ impl Pace {
 
 /// What has been repaired lately.
 #[derive(Debug, Default)]
-pub struct Fights {
-    repairs: BTreeMap<Key, Pace>,
+pub struct RepairLimiter {
+    repairs: BTreeMap<Key, RateLimit>,
     /// The objects that wait for their next repair.
     waiting: BTreeSet<Key>,
     /// The objects that had to wait and have not been left in peace since.
     fought_over: BTreeSet<Key>,
 }
 
-impl Fights {
+impl RepairLimiter {
     /// These operations have made good what somebody else had done.
     pub fn repaired<'o>(&mut self, ops: impl Iterator<Item = &'o Op>, now: Moment) {
         self.repairs.retain(|_, pace| pace.spent > now);
@@ -86,38 +86,38 @@ impl Fights {
 mod tests {
     use super::*;
 
-    fn waits(fights: &mut Fights, key: Key, now: Moment) -> bool {
-        !fights.postpone([key].into_iter(), now).is_empty()
+    fn waits(repair_limiter: &mut RepairLimiter, key: Key, now: Moment) -> bool {
+        !repair_limiter.postpone([key].into_iter(), now).is_empty()
     }
 
     #[test]
     fn a_lasting_fight_is_slow_and_a_short_one_is_not_noticed() {
         let op = Op::DeleteNeighbor([10, 5, 0, 1].into());
-        let mut fights = Fights::default();
+        let mut repair_limiter = RepairLimiter::default();
         let mut now = Duration::from_secs(7);
         for _ in 0..AT_ONCE {
-            assert!(!waits(&mut fights, op.key(), now));
-            fights.repaired([&op].into_iter(), now);
+            assert!(!waits(&mut repair_limiter, op.key(), now));
+            repair_limiter.repaired([&op].into_iter(), now);
         }
-        assert_eq!(fights.describe(now), None, "nobody had to wait");
+        assert_eq!(repair_limiter.describe(now), None, "nobody had to wait");
         let mut repairs = 0;
         let end = now + Duration::from_secs(3600);
         while now < end {
-            if !waits(&mut fights, op.key(), now) {
-                fights.repaired([&op].into_iter(), now);
-                fights.look_again();
+            if !waits(&mut repair_limiter, op.key(), now) {
+                repair_limiter.repaired([&op].into_iter(), now);
+                repair_limiter.look_again();
                 repairs += 1;
             }
             now += Duration::from_millis(10);
         }
         assert!((7000..=7300).contains(&repairs), "{repairs} an hour");
-        fights.repaired([&op].into_iter(), now);
-        assert!(waits(&mut fights, op.key(), now));
-        assert!(fights.next() > Some(now) && fights.next() <= Some(now + 2 * REPAIR_EVERY));
-        assert!(fights.describe(now).unwrap().contains("neighbour 10.5.0.1"));
-        assert!(!waits(&mut fights, Key::Device, now), "others are not held up");
+        repair_limiter.repaired([&op].into_iter(), now);
+        assert!(waits(&mut repair_limiter, op.key(), now));
+        assert!(repair_limiter.next() > Some(now) && repair_limiter.next() <= Some(now + 2 * REPAIR_EVERY));
+        assert!(repair_limiter.describe(now).unwrap().contains("neighbour 10.5.0.1"));
+        assert!(!waits(&mut repair_limiter, Key::Device, now), "others are not held up");
         now += REPAIR_EVERY * AT_ONCE;
-        assert_eq!(fights.describe(now), None);
-        assert!(fights.next() <= Some(now));
+        assert_eq!(repair_limiter.describe(now), None);
+        assert!(repair_limiter.next() <= Some(now));
     }
 }

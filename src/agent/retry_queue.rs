@@ -1,6 +1,6 @@
 //! Patience with single objects: what the kernel refuses is tried again later and later, without holding up the rest.
 
-use super::env::{Backoff, Env};
+use super::runtime::{Backoff, Runtime};
 use crate::model::lease_set::Moment;
 use crate::model::plan::{Key, Op};
 use std::collections::{BTreeMap, BTreeSet};
@@ -26,7 +26,7 @@ pub struct Tried<'o> {
 
 /// The objects that the kernel refused to change.
 #[derive(Debug, Default)]
-pub struct Retries {
+pub struct RetryQueue {
     failing: BTreeMap<Key, Failing>,
 }
 
@@ -42,7 +42,7 @@ struct Failing {
     again_at: Moment,
 }
 
-impl Retries {
+impl RetryQueue {
     /// The objects among `planned` that are not to be tried again yet. Other operations on an object than those that
     /// failed are a new matter.
     pub fn waiting<'o>(&self, planned: impl Iterator<Item = &'o Op>, now: Moment) -> BTreeSet<Key> {
@@ -63,7 +63,7 @@ impl Retries {
     }
 
     /// A batch has been tried. A change of the device makes whatever failed before another matter.
-    pub fn tried(&mut self, batch: &[Tried], env: &Env) {
+    pub fn tried(&mut self, batch: &[Tried], runtime: &Runtime) {
         if batch.iter().any(|tried| tried.refusal.is_none() && tried.op.key() == Key::Device) {
             self.failing.clear();
         }
@@ -79,12 +79,12 @@ impl Retries {
         for (key, ops) in by_key(batch.iter().map(|tried| tried.op).filter(|op| touched.contains(&op.key()))) {
             match first.get(&key) {
                 None => drop(self.failing.remove(&key)),
-                Some(tried) => self.failed(key, ops, tried, env),
+                Some(tried) => self.failed(key, ops, tried, runtime),
             }
         }
     }
 
-    fn failed(&mut self, key: Key, ops: Vec<&Op>, tried: &Tried, env: &Env) {
+    fn failed(&mut self, key: Key, ops: Vec<&Op>, tried: &Tried, runtime: &Runtime) {
         let same = self.failing.remove(&key).filter(|failing| failing.ops.iter().eq(ops.iter().copied()));
         let mut failing = same.unwrap_or_else(|| Failing {
             ops: ops.into_iter().cloned().collect(),
@@ -96,8 +96,8 @@ impl Retries {
         });
         failing.refusal = format!("{} fails: {}", tried.op, tried.refusal.unwrap_or_default());
         failing.times += 1;
-        let pause = failing.backoff.pause(env);
-        let at = env.now() + pause;
+        let pause = failing.backoff.pause(runtime);
+        let at = runtime.now() + pause;
         failing.again_at = if pause < GRID { at } else { Duration::from_secs(at.as_secs() + 1) };
         self.failing.insert(key, failing);
     }
@@ -162,23 +162,23 @@ mod tests {
         Tried { op, refusal: None, repair: true }
     }
 
-    fn env() -> (Env, Rc<Cell<Moment>>) {
+    fn runtime() -> (Runtime, Rc<Cell<Moment>>) {
         let clock = Rc::new(Cell::new(Moment::default()));
         let hands = clock.clone();
-        (Env::new(move || hands.get(), 1, |_| {}), clock)
+        (Runtime::new(move || hands.get(), 1, |_| {}), clock)
     }
 
-    fn waits(retries: &Retries, ops: &[&Op], now: Moment) -> usize {
+    fn waits(retries: &RetryQueue, ops: &[&Op], now: Moment) -> usize {
         retries.waiting(ops.iter().copied(), now).len()
     }
 
     #[test]
     fn each_object_has_a_pause_of_its_own_that_grows() {
-        let (env, clock) = env();
-        let mut retries = Retries::default();
+        let (runtime, clock) = runtime();
+        let mut retries = RetryQueue::default();
         let mut pauses = Vec::new();
         for _ in 0..12 {
-            retries.tried(&[refused(&op(1)), done(&op(2))], &env);
+            retries.tried(&[refused(&op(1)), done(&op(2))], &runtime);
             assert_eq!(waits(&retries, &[&op(1), &op(2)], clock.get()), 1);
             let again = retries.next().unwrap();
             pauses.push(again - clock.get());
@@ -188,39 +188,39 @@ mod tests {
         assert!(pauses[0] < Duration::from_millis(200));
         assert!(pauses[11] > Duration::from_secs(20) && pauses[11] < Duration::from_secs(40), "{pauses:?}");
         assert_eq!(retries.describe().unwrap(), "delete neighbour 10.5.0.1 fails: EBUSY");
-        retries.tried(&[done(&op(1))], &env);
+        retries.tried(&[done(&op(1))], &runtime);
         assert_eq!((retries.next(), retries.describe()), (None, None));
     }
 
     #[test]
     fn two_operations_on_one_object_wait_together() {
-        let (env, clock) = env();
+        let (runtime, clock) = runtime();
         let dest = "10.5.1.0/24".parse().unwrap();
         let ours = Route { dest, gateway: None, oif: Oif::Ours, onlink: true, metric: 0, protocol: 100 };
         let (add, delete) = (Op::AddRoute(ours), Op::DeleteRoute(Route { oif: Oif::Other(2), ..ours }));
-        let mut retries = Retries::default();
+        let mut retries = RetryQueue::default();
         for _ in 0..5 {
-            retries.tried(&[refused(&delete), refused(&add)], &env);
+            retries.tried(&[refused(&delete), refused(&add)], &runtime);
             assert_eq!(waits(&retries, &[&delete, &add], clock.get()), 1);
             clock.set(retries.next().unwrap());
         }
         assert_eq!(retries.describe().unwrap(), format!("{delete} fails: EBUSY"));
         assert!(retries.next().unwrap() > Duration::from_secs(1), "the pauses grow");
         // Something else to be done is a new matter, and done at once.
-        retries.tried(&[refused(&add)], &env);
+        retries.tried(&[refused(&add)], &runtime);
         assert_eq!(waits(&retries, &[&add], clock.get()), 1);
         assert_eq!(waits(&retries, &[&delete, &add], clock.get()), 0);
-        retries.tried(&[done(&delete), done(&add)], &env);
+        retries.tried(&[done(&delete), done(&add)], &runtime);
         assert_eq!(retries.next(), None);
     }
 
     #[test]
     fn what_is_no_longer_to_be_done_is_forgotten_and_a_new_device_is_a_new_matter() {
-        let (env, clock) = env();
-        let mut retries = Retries::default();
-        retries.tried(&[refused(&op(1))], &env);
+        let (runtime, clock) = runtime();
+        let mut retries = RetryQueue::default();
+        retries.tried(&[refused(&op(1))], &runtime);
         assert!(retries.is_repair(&op(1).key()) && !retries.is_repair(&op(2).key()));
-        retries.tried(&[done(&Op::DeleteDevice(7)), refused(&op(2))], &env);
+        retries.tried(&[done(&Op::DeleteDevice(7)), refused(&op(2))], &runtime);
         assert_eq!(waits(&retries, &[&op(1), &op(2)], clock.get()), 1);
         retries.keep_only([op(1)].iter());
         assert_eq!(retries.next(), None);
@@ -228,14 +228,14 @@ mod tests {
 
     #[test]
     fn thousands_that_fail_for_long_come_up_together() {
-        let (env, clock) = env();
+        let (runtime, clock) = runtime();
         let ops: Vec<Op> = (0..200).map(op).collect();
-        let mut retries = Retries::default();
+        let mut retries = RetryQueue::default();
         let mut wakes = 0;
         while clock.get() < Duration::from_secs(600) {
             let waiting = retries.waiting(ops.iter(), clock.get());
             let due: Vec<Tried> = ops.iter().filter(|op| !waiting.contains(&op.key())).map(refused).collect();
-            retries.tried(&due, &env);
+            retries.tried(&due, &runtime);
             clock.set(retries.next().unwrap());
             wakes += 1;
         }

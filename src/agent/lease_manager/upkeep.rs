@@ -1,13 +1,13 @@
 //! Looking after our lease while the daemon runs. It is kept alive on one etcd lease by KeepAlive; now and then the key
 //! is written again as it is, since a Go flanneld that lost sight of us learns of us only from a write.
 
-use super::{Address, Attempt, Held, Horizon, Keeper, Sighting};
-use crate::agent::env::{Backoff, Env};
-use crate::agent::status::Topic;
+use super::{Address, Attempt, KeyObservation, LeaseManager, OwnLease, StoreProgress};
+use crate::agent::runtime::{Backoff, Runtime};
+use crate::agent::status::Condition;
 use crate::model::lease::Record;
 use crate::model::lease_set::Moment;
 use crate::model::subnet::SubnetKey;
-use crate::store::{Guard, Life, Store, StoreError, Written};
+use crate::store::{Expiry, Precondition, Store, StoreError, WriteOutcome};
 use std::convert::Infallible;
 use std::time::Duration;
 use tokio::sync::watch;
@@ -44,15 +44,15 @@ impl Care {
     }
 }
 
-impl<S: Store> Keeper<S> {
-    /// Keeps the lease for ever; gets it back when it was lost. `sightings` are what the watch sees of our key,
-    /// `addresses` what we are to be known by, `horizons` what is to be remembered of the store.
+impl<S: Store> LeaseManager<S> {
+    /// Keeps the lease for ever; gets it back when it was lost. `observations` are what the watch sees of our key,
+    /// `addresses` what we are to be known by, `store_progress_updates` what is to be remembered of the store.
     pub async fn maintain(
         mut self,
-        mut held: Held,
-        mut sightings: watch::Receiver<Option<Sighting>>,
+        mut held: OwnLease,
+        mut observations: watch::Receiver<Option<KeyObservation>>,
         mut addresses: watch::Receiver<Address>,
-        mut horizons: watch::Receiver<Horizon>,
+        mut store_progress_updates: watch::Receiver<StoreProgress>,
     ) -> Infallible {
         let mut care = Care {
             remember_at: None,
@@ -60,36 +60,36 @@ impl<S: Store> Keeper<S> {
             amiss: false,
             earliest: Moment::ZERO,
             due: self.next_renewal(&held),
-            backoff: Backoff::new(Duration::from_secs(1), LONGEST_PAUSE.min(self.terms.ttl / 6)),
+            backoff: Backoff::new(Duration::from_secs(1), LONGEST_PAUSE.min(self.times.ttl / 6)),
         };
         loop {
             tokio::select! {
                 biased;
-                () = sleep_until(&self.env, care.due) => self.attend(&mut held, &mut care).await,
-                () = sleep_until(&self.env, care.remember_at.unwrap_or(Moment::MAX)), if care.remember_at.is_some() => {
-                    (care.remember_at, care.remembered_at) = (None, Some(self.env.now()));
+                () = sleep_until(&self.runtime, care.due) => self.attend(&mut held, &mut care).await,
+                () = sleep_until(&self.runtime, care.remember_at.unwrap_or(Moment::MAX)), if care.remember_at.is_some() => {
+                    (care.remember_at, care.remembered_at) = (None, Some(self.runtime.now()));
                     self.remember(held.subnet, held.mac, held.lease_id);
                 }
-                Ok(()) = horizons.changed() => {
-                    let old = std::mem::replace(&mut self.horizon, *horizons.borrow_and_update());
-                    let at = match (old.hold_until, self.horizon.hold_until) {
-                        (before, now) if before == now => self.env.now() + REMEMBER_EVERY,
+                Ok(()) = store_progress_updates.changed() => {
+                    let old = std::mem::replace(&mut self.store_progress, *store_progress_updates.borrow_and_update());
+                    let at = match (old.hold_until, self.store_progress.hold_until) {
+                        (before, now) if before == now => self.runtime.now() + REMEMBER_EVERY,
                         (None, _) => Moment::ZERO,
                         _ => care.remembered_at.map_or(Moment::ZERO, |last| last + REMEMBER_HOLDS_EVERY),
                     };
                     care.remember_at = Some(care.remember_at.map_or(at, |known| known.min(at)));
                 }
-                Ok(()) = sightings.changed() => {
-                    let sighting = sightings.borrow_and_update().clone();
-                    match sighting {
-                        Some(sighting) if self.is_newcomer(&held, &sighting) => (care.amiss, care.due) = (true, Moment::ZERO),
-                        Some(sighting) if is_news(&held, &sighting) => care.doubt(),
+                Ok(()) = observations.changed() => {
+                    let observation = observations.borrow_and_update().clone();
+                    match observation {
+                        Some(observation) if self.is_newcomer(&held, &observation) => (care.amiss, care.due) = (true, Moment::ZERO),
+                        Some(observation) if is_news(&held, &observation) => care.doubt(),
                         _ => {}
                     }
                 }
                 Ok(()) = addresses.changed() => {
                     self.address = *addresses.borrow_and_update();
-                    self.me.public_ip = Some(self.address.public_ip);
+                    self.identity.public_ip = Some(self.address.public_ip);
                     self.store.redial();
                     care.doubt();
                 }
@@ -98,16 +98,16 @@ impl<S: Store> Keeper<S> {
     }
 
     /// Renews the lease, or sets right what is amiss.
-    async fn attend(&mut self, held: &mut Held, care: &mut Care) {
-        self.let_quarrel_rest();
+    async fn attend(&mut self, held: &mut OwnLease, care: &mut Care) {
+        self.clear_old_conflict();
         let renewed = if care.amiss { Ok(false) } else { self.renew(held).await };
         care.amiss = renewed == Ok(false);
         let kept = if care.amiss { self.reclaim(held).await } else { renewed };
-        let pause = care.backoff.pause(&self.env);
-        let later = self.env.now() + pause;
+        let pause = care.backoff.pause(&self.runtime);
+        let later = self.runtime.now() + pause;
         care.due = match kept {
             Ok(true) => {
-                self.board.over(Topic::Lease);
+                self.status.clear(Condition::Lease);
                 match std::mem::take(&mut care.amiss) {
                     true => care.earliest = later,
                     false => care.backoff.reset(),
@@ -120,71 +120,72 @@ impl<S: Store> Keeper<S> {
             }
             Err(error) => {
                 let subnet = held.subnet;
-                self.board.trouble(Topic::Lease, format!("the lease of {subnet} cannot be renewed: {error}"));
+                self.status.raise(Condition::Lease, format!("the lease of {subnet} cannot be renewed: {error}"));
                 later
             }
         };
     }
 
     /// When to extend the lease, or to write the key again, whichever comes first.
-    fn next_renewal(&self, held: &Held) -> Moment {
-        let now = self.env.now();
-        let keep_alive = now + self.env.jittered(self.terms.ttl / 3);
+    fn next_renewal(&self, held: &OwnLease) -> Moment {
+        let now = self.runtime.now();
+        let keep_alive = now + self.runtime.jittered(self.times.ttl / 3);
         let write = held.write_at.max(now + Duration::from_secs(1));
         let renewal = if held.lease_id.is_some() { keep_alive.min(write) } else { keep_alive };
-        renewal.min(self.contest.over_at.unwrap_or(Moment::MAX))
+        renewal.min(self.probe.conflict_ends_at.unwrap_or(Moment::MAX))
     }
 
     /// Extends the lease; tells whether it is still ours.
-    async fn renew(&mut self, held: &mut Held) -> Result<bool, StoreError> {
+    async fn renew(&mut self, held: &mut OwnLease) -> Result<bool, StoreError> {
         let Some(id) = held.lease_id else { return Ok(true) };
         if self.extend(id).await?.is_none() {
             tracing::warn!(subnet = %held.subnet, "our lease has expired or was revoked");
             return Ok(false);
         }
-        if self.env.now() < held.write_at {
+        if self.runtime.now() < held.write_at {
             return Ok(true);
         }
-        let (guard, was_unsure) = (Guard::Unchanged(held.modified), std::mem::replace(&mut held.unsure, true));
-        let written = self.store.write(SubnetKey::v4(held.subnet), &held.attrs, guard, Life::Keep(id)).await?;
+        let (precondition, was_unsure) =
+            (Precondition::Unchanged(held.modified), std::mem::replace(&mut held.unsure, true));
+        let written = self.store.write(SubnetKey::v4(held.subnet), &held.attrs, precondition, Expiry::Keep(id)).await?;
         held.unsure = was_unsure;
         match written {
-            Written::Done(record) => {
+            WriteOutcome::Committed(record) => {
                 held.unsure = false;
-                held.write_at = self.env.now() + self.terms.until_write();
+                held.write_at = self.runtime.now() + self.times.until_write();
                 held.modified = record.content.map_or(held.modified, |lease| lease.modified);
                 Ok(true)
             }
-            Written::Lost(_) => Ok(false),
+            WriteOutcome::Conflict(_) => Ok(false),
         }
     }
 
     /// Gets the lease of the subnet in use back, or brings it in line with our address.
-    async fn reclaim(&mut self, held: &mut Held) -> Result<bool, StoreError> {
+    async fn reclaim(&mut self, held: &mut OwnLease) -> Result<bool, StoreError> {
         let before = held.clone();
         held.unsure = true;
         let attempt = self.attempt(Some(&before)).await?;
         held.unsure = before.unsure;
         match attempt {
-            Attempt::Held(new) | Attempt::OnTrial(new) => {
+            Attempt::Owned(new) | Attempt::Probing(new) => {
                 self.settle(&new);
                 *held = new;
                 Ok(true)
             }
             Attempt::Again => Ok(false),
             Attempt::Wait(reason) => {
-                self.board.trouble(Topic::Lease, reason);
+                self.status.raise(Condition::Lease, reason);
                 Ok(false)
             }
         }
     }
 }
 
-/// Whether a sighting of our key shows anything else than what we hold, or that somebody else wrote the same. With a
+/// Whether an observation of our key shows anything else than what we hold, or that somebody else wrote the same. With a
 /// lower revision than ours the store may have been restored, and what it has now is what others will change. To look
-/// again at an old sighting costs a list and no write.
-fn is_news(held: &Held, sighting: &Sighting) -> bool {
-    match &sighting.record {
+/// again at an old observation costs a list and no write.
+fn is_news(held: &OwnLease, observation: &KeyObservation) -> bool {
+    match &observation.record {
         Some(Record { content: Ok(lease), .. }) => {
             let other = lease.modified != held.modified && !held.unsure;
             lease.attrs != held.attrs || lease.lease_id != held.lease_id || other
@@ -194,9 +195,9 @@ fn is_news(held: &Held, sighting: &Sighting) -> bool {
 }
 
 /// Sleeps until `end` on a clock that counts while the host is suspended.
-async fn sleep_until(env: &Env, end: Moment) {
+async fn sleep_until(runtime: &Runtime, end: Moment) {
     loop {
-        let left = end.saturating_sub(env.now());
+        let left = end.saturating_sub(runtime.now());
         if left.is_zero() {
             return;
         }

@@ -5,72 +5,72 @@
 //! answers with one of its own, and the newcomer yields. Nobody goes on answering: two that are both sure of themselves
 //! would overwrite each other for ever.
 
-use super::{Attempt, Held, Keeper, Sighting};
-use crate::agent::status::Topic;
-use crate::model::identity::Claim;
+use super::{Attempt, KeyObservation, LeaseManager, OwnLease};
+use crate::agent::status::Condition;
+use crate::model::identity::Decision;
 use crate::model::lease::{Lease, Record, Revision};
 use crate::model::lease_set::Moment;
 use crate::model::mac::VtepMac;
 use crate::model::subnet::SubnetKey;
-use crate::store::{Guard, Life, Store, StoreError};
+use crate::store::{Expiry, Precondition, Store, StoreError};
 use ipnet::Ipv4Net;
 use std::time::Duration;
 
 /// How long the host that lives on a lease has to answer a newcomer's write. It is told by its watch.
-const TRIAL: Duration = Duration::from_secs(2);
+const PROBE_WINDOW: Duration = Duration::from_secs(2);
 
 /// So many copies of this host that boot within a TTL are answered. Another that is as sure of itself as we are cannot be
 /// told from them, and would answer back for ever.
-const ANSWERS: u32 = 5;
+const MAX_DEFENCES: u32 = 5;
 
 /// For how long a quarrel is spoken of after the last that was heard of it. A rival that goes on under a lease of its
 /// own is complained of for as long as that lives, but one that does not yield (flannel's own) has none.
-const QUARREL: Duration = Duration::from_secs(600);
+const CONFLICT_REPORTED_FOR: Duration = Duration::from_secs(600);
 
 /// A quarrel over our key.
 #[derive(Debug, Default)]
-pub struct Contest {
+pub struct OwnershipProbe {
     /// While nothing more is heard of the other host until then, it counts as over.
-    pub(super) over_at: Option<Moment>,
+    pub(super) conflict_ends_at: Option<Moment>,
     /// How often copies of this host were answered of late.
-    answers: u32,
+    defences: u32,
     /// When that no longer counts.
-    answers_count_until: Moment,
+    defences_count_until: Moment,
     /// The lease with our public IP that we have tried to take over, and when it had last been written before that.
     wanted: Option<(SubnetKey, Revision)>,
     /// The lease that we have written to see whether somebody answers, and when. Survives a restart.
-    on_trial: Option<(SubnetKey, Revision)>,
+    probed: Option<(SubnetKey, Revision)>,
 }
 
-impl Contest {
+impl OwnershipProbe {
     /// With what an earlier run has written on trial, if it ended before the trial did.
-    pub fn new(on_trial: Option<(SubnetKey, Revision)>) -> Self {
-        Contest { on_trial, ..Contest::default() }
+    pub fn new(probed: Option<(SubnetKey, Revision)>) -> Self {
+        OwnershipProbe { probed, ..OwnershipProbe::default() }
     }
 
     /// When our lease was written on trial, if the trial is not over.
-    pub(super) fn trial_of(&self, subnet: Ipv4Net) -> Option<Revision> {
-        self.on_trial.filter(|(key, _)| *key == SubnetKey::v4(subnet)).map(|(_, at)| at)
+    pub(super) fn probe_of(&self, subnet: Ipv4Net) -> Option<Revision> {
+        self.probed.filter(|(key, _)| *key == SubnetKey::v4(subnet)).map(|(_, at)| at)
     }
 
     /// We are about to write again: if the answer to that is lost, the later write may be our own.
-    pub(super) fn forget_trial(&mut self) {
-        self.on_trial = None;
+    pub(super) fn forget_probe(&mut self) {
+        self.probed = None;
     }
 
     /// Whether copies have had all the answers that they get for now.
     fn is_silent(&self, now: Moment) -> bool {
-        self.answers >= ANSWERS && now < self.answers_count_until
+        self.defences >= MAX_DEFENCES && now < self.defences_count_until
     }
 
-    fn count_answer(&mut self, now: Moment, until: Moment) {
-        self.answers = if now < self.answers_count_until { self.answers + 1 } else { 1 };
-        self.answers_count_until = until;
+    fn record_defence(&mut self, now: Moment, until: Moment) {
+        self.defences = if now < self.defences_count_until { self.defences + 1 } else { 1 };
+        self.defences_count_until = until;
     }
 
     /// There is no lease left of which it is not known whose it is.
-    pub(super) fn end_trial(&mut self) {
-        (self.wanted, self.on_trial) = (None, None);
+    pub(super) fn end_probe(&mut self) {
+        (self.wanted, self.probed) = (None, None);
     }
 }
 
@@ -79,11 +79,11 @@ fn is_later(lease: &Lease, then: Option<(SubnetKey, Revision)>) -> bool {
     then.is_some_and(|(subnet, at)| subnet == lease.subnet && lease.modified > at)
 }
 
-impl<S: Store> Keeper<S> {
+impl<S: Store> LeaseManager<S> {
     /// One attempt, with a trial if the lease may be another host's.
-    pub(super) async fn attempt_on_trial(&mut self) -> Result<Attempt, StoreError> {
+    pub(super) async fn attempt_with_probe(&mut self) -> Result<Attempt, StoreError> {
         match self.attempt(None).await? {
-            Attempt::OnTrial(held) => Ok(self.trial(held).await),
+            Attempt::Probing(held) => Ok(self.probe(held).await),
             other => Ok(other),
         }
     }
@@ -91,135 +91,140 @@ impl<S: Store> Keeper<S> {
     /// Takes over a lease with our public IP that nothing else proves ours. One that somebody has written since we first
     /// tried to is lived on, whatever became of the attempt: what we write ourselves is ours beyond doubt.
     pub(super) async fn adopt(&mut self, lease: Lease, mac: VtepMac) -> Result<Attempt, StoreError> {
-        let wanted = self.contest.wanted.replace((lease.subnet, lease.modified));
-        let is_lived_on = is_later(&lease, wanted) || self.is_answered(&lease);
+        let wanted = self.probe.wanted.replace((lease.subnet, lease.modified));
+        let is_lived_on = is_later(&lease, wanted) || self.is_defended(&lease);
         if is_lived_on && lease.attrs.vtep_mac().is_some() {
-            return Ok(self.yield_to(&lease));
+            return Ok(self.back_off(&lease));
         }
         tracing::warn!(
             lease = %lease.subnet, "taking over the lease with our public IP {}: nothing else proves it ours",
             lease.attrs.public_ip
         );
-        let life = lease.lease_id.map_or(Life::Forever, |_| Life::Grant(self.terms.ttl));
-        let adopted = self.write(lease.subnet.v4, mac, Guard::Unchanged(lease.modified), life).await?;
-        Ok(self.put_on_trial(adopted))
+        let expiry = lease.lease_id.map_or(Expiry::Forever, |_| Expiry::Grant(self.times.ttl));
+        let adopted = self.write(lease.subnet.v4, mac, Precondition::Unchanged(lease.modified), expiry).await?;
+        Ok(self.start_probe(adopted))
     }
 
     /// Whether somebody has written this lease since we have, on trial.
-    pub(super) fn is_answered(&self, lease: &Lease) -> bool {
-        is_later(lease, self.contest.on_trial)
+    pub(super) fn is_defended(&self, lease: &Lease) -> bool {
+        is_later(lease, self.probe.probed)
     }
 
     /// What was written may be another host's. Remembered at once: an answer that comes while we are restarted is the
     /// only one.
-    pub(super) fn put_on_trial(&mut self, written: Attempt) -> Attempt {
-        let Attempt::Held(held) = written else { return written };
-        self.contest.on_trial = Some((SubnetKey::v4(held.subnet), held.modified));
+    pub(super) fn start_probe(&mut self, written: Attempt) -> Attempt {
+        let Attempt::Owned(held) = written else { return written };
+        self.probe.probed = Some((SubnetKey::v4(held.subnet), held.modified));
         self.remember(held.subnet, held.mac, held.lease_id);
-        Attempt::OnTrial(held)
+        Attempt::Probing(held)
     }
 
     /// Waits for another host to show that the lease is its own. Whoever does so does it once, so an etcd that fails
     /// meanwhile is waited for: to begin anew would be to overwrite the answer.
-    async fn trial(&mut self, held: Held) -> Attempt {
+    async fn probe(&mut self, held: OwnLease) -> Attempt {
         let name = SubnetKey::v4(held.subnet).to_string();
         let snapshot = loop {
-            tokio::time::sleep(TRIAL).await;
+            tokio::time::sleep(PROBE_WINDOW).await;
             match self.store.list().await {
                 Ok(snapshot) => break snapshot,
-                Err(error) => self.board.waiting(Topic::Lease, format!("no lease yet: {error}"), TRIAL),
+                Err(error) => {
+                    self.status.raise_starting(Condition::Lease, format!("no lease yet: {error}"), PROBE_WINDOW)
+                }
             }
         };
         let content = snapshot.records.iter().find(|record| *record.name == name).map(|record| record.content.clone());
         self.listed = Some(snapshot);
         match content {
-            Some(Ok(lease)) if lease.modified == held.modified => Attempt::Held(held),
-            Some(Ok(lease)) => self.yield_to(&lease),
+            Some(Ok(lease)) if lease.modified == held.modified => Attempt::Owned(held),
+            Some(Ok(lease)) => self.back_off(&lease),
             _ => Attempt::Again,
         }
     }
 
     /// Leaves a lease to the host that lives on it, and remembers that at once: nobody answers twice, not after a
     /// restart either.
-    pub(super) fn yield_to(&mut self, lease: &Lease) -> Attempt {
+    pub(super) fn back_off(&mut self, lease: &Lease) -> Attempt {
         tracing::warn!(
             lease = %lease.subnet, "another host lives on this lease: {}; this one takes a subnet of its own", lease.attrs
         );
-        self.me.yield_to(lease);
-        self.contest.end_trial();
-        let mac = self.me.mac(&Claim::OutOfSubnets).unwrap_or_else(|| VtepMac::from_random(self.env.random_bytes()));
+        self.identity.back_off(lease);
+        self.probe.end_probe();
+        let mac = self
+            .identity
+            .mac(&Decision::OutOfSubnets)
+            .unwrap_or_else(|| VtepMac::from_random(self.runtime.random_bytes()));
         self.remember(lease.subnet.v4, mac, None);
         Attempt::Again
     }
 
     /// Whether our key shows a host that waits for our answer, and not for long: one that has not had it yet.
-    pub(super) fn is_newcomer(&self, held: &Held, sighting: &Sighting) -> bool {
-        let Some(Record { content: Ok(lease), .. }) = &sighting.record else { return false };
+    pub(super) fn is_newcomer(&self, held: &OwnLease, observation: &KeyObservation) -> bool {
+        let Some(Record { content: Ok(lease), .. }) = &observation.record else { return false };
         let Some(mac) = lease.attrs.vtep_mac().filter(|_| lease.attrs.public_ip == self.address.public_ip) else {
             return false;
         };
         match mac == held.mac {
-            true => !held.unsure && lease.modified > held.modified && !self.contest.is_silent(self.env.now()),
-            false => !self.me.rivals.contains(&mac),
+            true => !held.unsure && lease.modified > held.modified && !self.probe.is_silent(self.runtime.now()),
+            false => !self.identity.rivals.contains(&mac),
         }
     }
 
     /// Takes our lease back from a host with our public IP that has adopted it; what was `reserved` for us is so again.
-    pub(super) async fn take_back(
+    pub(super) async fn reclaim_lease(
         &mut self,
         lease: Lease,
         mac: VtepMac,
         reserved: bool,
     ) -> Result<Attempt, StoreError> {
-        self.quarrel(format!(
+        self.report_conflict(format!(
             "another host has our public IP {} and took our lease {} ({}): it was taken back; give one of the two \
              another address or --public-ip",
             self.address.public_ip, lease.subnet, lease.attrs
         ));
-        let life = match self.me.remembered_lease {
-            _ if reserved || lease.lease_id.is_none() => Life::Forever,
-            Some(id) if self.extend(id).await?.is_some() => Life::Keep(id),
-            _ => Life::Grant(self.terms.ttl),
+        let expiry = match self.identity.remembered_lease {
+            _ if reserved || lease.lease_id.is_none() => Expiry::Forever,
+            Some(id) if self.extend(id).await?.is_some() => Expiry::Keep(id),
+            _ => Expiry::Grant(self.times.ttl),
         };
-        let written = self.write(lease.subnet.v4, mac, Guard::Unchanged(lease.modified), life).await?;
-        if matches!(written, Attempt::Held(_)) {
+        let written = self.write(lease.subnet.v4, mac, Precondition::Unchanged(lease.modified), expiry).await?;
+        if matches!(written, Attempt::Owned(_)) {
             // Only who has been answered has had the answer.
-            self.me.meet(&lease);
+            self.identity.meet(&lease);
         }
         Ok(written)
     }
 
     /// A host that takes itself for us has written our lease. A few times we answer; if it goes on, this is why we do
     /// not.
-    pub(super) fn contest_copy(&mut self, lease: &Lease) -> Option<String> {
+    pub(super) fn defend_against_copy(&mut self, lease: &Lease) -> Option<String> {
         let text = format!(
             "another host takes itself for this one and writes its lease {} ({}): is it a copy of this host? Delete the \
              files in --state-dir of one of the two, delete its VXLAN device and restart its flanneld",
             lease.subnet, lease.attrs
         );
-        if self.contest.is_silent(self.env.now()) {
+        if self.probe.is_silent(self.runtime.now()) {
             return Some(text);
         }
-        self.quarrel(text);
+        self.report_conflict(text);
         None
     }
 
     /// A copy has been answered.
-    pub(super) fn count_answer(&mut self) {
-        let now = self.env.now();
-        self.contest.count_answer(now, now + self.terms.ttl);
+    pub(super) fn record_defence(&mut self) {
+        let now = self.runtime.now();
+        self.probe.record_defence(now, now + self.times.ttl);
     }
 
-    fn quarrel(&mut self, text: String) {
-        self.contest.over_at = Some(self.env.now() + QUARREL.min(self.terms.ttl));
-        self.board.trouble(Topic::Rival, text);
+    fn report_conflict(&mut self, text: String) {
+        self.probe.conflict_ends_at = Some(self.runtime.now() + CONFLICT_REPORTED_FOR.min(self.times.ttl));
+        self.status.raise(Condition::Rival, text);
     }
 
     /// Ends a quarrel of which nothing more was heard.
-    pub(super) fn let_quarrel_rest(&mut self) {
-        if self.contest.over_at.is_some_and(|over| self.env.now() >= over) {
-            self.contest.over_at = None;
-            self.board.over(Topic::Rival);
+    pub(super) fn clear_old_conflict(&mut self) {
+        if self.probe.conflict_ends_at.is_some_and(|over| self.runtime.now() >= over) {
+            self.probe.conflict_ends_at = None;
+            self.status.clear(Condition::Rival);
         }
     }
 }

@@ -1,23 +1,23 @@
 //! Our own lease: found or made at the start, then kept for as long as the daemon runs. Nothing is ever written
 //! blindly.
 
-mod rivals;
+mod conflict;
 mod upkeep;
 
-pub use rivals::Contest;
+pub use conflict::OwnershipProbe;
 
-use super::env::{Backoff, Env};
-use super::status::{Board, Topic};
+use super::runtime::{Backoff, Runtime};
+use super::status::{Condition, StatusHandle};
 use crate::backend::Backend;
-use crate::files::Memory;
+use crate::files::StateFile;
 use crate::model::config::Overlay;
-use crate::model::identity::{Claim, InUse, Me};
+use crate::model::identity::{Decision, Identity, InUse};
 use crate::model::lease::{Lease, LeaseAttrs, LeaseId, Record, Revision};
 use crate::model::lease_set::Moment;
 use crate::model::mac::VtepMac;
 use crate::model::state_file::Remembered;
 use crate::model::subnet::SubnetKey;
-use crate::store::{Guard, Life, Snapshot, Store, StoreError, Written};
+use crate::store::{Expiry, Precondition, Snapshot, Store, StoreError, WriteOutcome};
 use ipnet::Ipv4Net;
 use std::net::Ipv4Addr;
 use std::rc::Rc;
@@ -25,14 +25,14 @@ use std::time::Duration;
 
 /// How long our key lives without us, and how long before its end it is written again.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub struct Terms {
+pub struct LeaseTimes {
     /// Time to live of the etcd lease.
     pub ttl: Duration,
     /// The key is written again when no more than this is left since the last write (`--subnet-lease-renew-margin`).
     pub renew_margin: Duration,
 }
 
-impl Terms {
+impl LeaseTimes {
     /// How long a key that was just written is left as it is.
     fn until_write(&self) -> Duration {
         self.ttl.saturating_sub(self.renew_margin)
@@ -41,7 +41,7 @@ impl Terms {
 
 /// Our lease as it stands in the store.
 #[derive(Debug, Clone, PartialEq, Eq)]
-pub struct Held {
+pub struct OwnLease {
     /// Our subnet.
     pub subnet: Ipv4Net,
     /// The MAC of our tunnel endpoint.
@@ -69,7 +69,7 @@ pub struct Address {
 
 /// What was last seen of our key by the watch.
 #[derive(Debug, Clone, PartialEq, Eq)]
-pub struct Sighting {
+pub struct KeyObservation {
     /// When.
     pub revision: Revision,
     /// The key, if it was there.
@@ -78,7 +78,7 @@ pub struct Sighting {
 
 /// How much of the store's history has been seen, and until when peers are held.
 #[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
-pub struct Horizon {
+pub struct StoreProgress {
     /// The newest revision.
     pub revision: Revision,
     /// When the last peer that is held is let go.
@@ -87,9 +87,9 @@ pub struct Horizon {
 
 /// What came of one attempt to get hold of a lease.
 enum Attempt {
-    Held(Held),
+    Owned(OwnLease),
     /// We have written it, but it may be another host's: who lives on it has to be given time to say so.
-    OnTrial(Held),
+    Probing(OwnLease),
     /// Something changed underfoot: look again.
     Again,
     /// Nothing can be done for now, for this reason.
@@ -97,13 +97,13 @@ enum Attempt {
 }
 
 /// Keeps our lease.
-pub struct Keeper<S> {
+pub struct LeaseManager<S> {
     /// Where leases live.
     pub store: Rc<S>,
     /// Time and randomness.
-    pub env: Rc<Env>,
+    pub runtime: Rc<Runtime>,
     /// Where to say how it goes.
-    pub board: Board,
+    pub status: StatusHandle,
     /// The network config's text, from which all of this was made.
     pub config: Vec<u8>,
     /// What is published of us.
@@ -113,11 +113,11 @@ pub struct Keeper<S> {
     /// The subnets to choose from.
     pub overlay: Overlay,
     /// For how long.
-    pub terms: Terms,
+    pub times: LeaseTimes,
     /// The state file.
-    pub memory: Memory,
+    pub state_file: StateFile,
     /// What we know of ourselves.
-    pub me: Me,
+    pub identity: Identity,
     /// Under what addresses we are known.
     pub address: Address,
     /// The networks on this host's other interfaces: no subnet to choose.
@@ -125,7 +125,7 @@ pub struct Keeper<S> {
     /// The peers that an earlier run left in the kernel.
     pub left_behind: Vec<Record>,
     /// What an earlier run has seen of the store, then what this one sees.
-    pub horizon: Horizon,
+    pub store_progress: StoreProgress,
     /// How long peers are held that vanish in a way that does not look like their own doing.
     pub peer_hold: Duration,
     /// Whether the lease is given back at the end of each run: then it is no wonder if it is gone.
@@ -133,22 +133,22 @@ pub struct Keeper<S> {
     /// Whether the first look at the store showed it set back, or without our lease.
     pub set_back: Option<bool>,
     /// The quarrel over our key, if there is one.
-    pub contest: Contest,
+    pub probe: OwnershipProbe,
     /// The list of all keys that the lease was found by: who follows the peers need not ask for another.
     pub listed: Option<Snapshot>,
 }
 
-impl<S: Store> Keeper<S> {
+impl<S: Store> LeaseManager<S> {
     /// Finds our lease or makes one; waits for as long as that takes, or until the network config is another one: then
     /// it is `None`.
-    pub async fn acquire(&mut self) -> Option<Held> {
+    pub async fn acquire(&mut self) -> Option<OwnLease> {
         // More than a few lost races in a row are something to speak of.
         const LOST_RACES: u32 = 10;
         let mut backoff = Backoff::new(Duration::from_millis(100), Duration::from_secs(3));
         let mut lost = 0;
         loop {
-            let reason = match self.attempt_on_trial().await {
-                Ok(Attempt::Held(held) | Attempt::OnTrial(held)) => {
+            let reason = match self.attempt_with_probe().await {
+                Ok(Attempt::Owned(held) | Attempt::Probing(held)) => {
                     self.settle(&held);
                     return Some(held);
                 }
@@ -159,9 +159,9 @@ impl<S: Store> Keeper<S> {
                 Ok(Attempt::Wait(reason)) => Some(reason),
                 Err(error) => Some(format!("no lease yet: {error}")),
             };
-            let pause = backoff.pause(&self.env);
+            let pause = backoff.pause(&self.runtime);
             if let Some(reason) = reason {
-                self.board.waiting(Topic::Lease, reason, pause);
+                self.status.raise_starting(Condition::Lease, reason, pause);
             }
             tokio::time::sleep(pause).await;
             if matches!(self.store.config().await, Ok(Some(config)) if config != self.config) {
@@ -172,16 +172,16 @@ impl<S: Store> Keeper<S> {
 
     /// Until when the peers that an earlier run left in the kernel are held although they are not in the store.
     pub fn hold_until(&self) -> Option<Moment> {
-        let now = self.env.now();
+        let now = self.runtime.now();
         let longest = now + self.peer_hold;
         match self.set_back {
             Some(true) => Some(longest),
-            _ => self.horizon.hold_until.filter(|until| *until > now).map(|until| until.min(longest)),
+            _ => self.store_progress.hold_until.filter(|until| *until > now).map(|until| until.min(longest)),
         }
     }
 
     /// Gets hold of a lease; `before` is how it was last held by this process.
-    async fn attempt(&mut self, before: Option<&Held>) -> Result<Attempt, StoreError> {
+    async fn attempt(&mut self, before: Option<&OwnLease>) -> Result<Attempt, StoreError> {
         let mut snapshot = self.store.list().await?;
         if let Some(reason) = self.unclear_backend(&snapshot) {
             return Ok(Attempt::Wait(reason));
@@ -190,33 +190,35 @@ impl<S: Store> Keeper<S> {
             self.set_back = Some(self.is_set_back(&snapshot));
         }
         let listed = snapshot.records.len();
-        if self.me.in_use.is_none() && self.hold_until().is_some() {
+        if self.identity.in_use.is_none() && self.hold_until().is_some() {
             snapshot.records.extend(self.left_behind.iter().map(Record::taken));
         }
-        let claim = self.me.claim(&snapshot.records, &self.on_host, &self.overlay, self.env.random());
-        if self.me.in_use.is_none() {
+        let decision = self.identity.decide(&snapshot.records, &self.on_host, &self.overlay, self.runtime.random());
+        if self.identity.in_use.is_none() {
             snapshot.records.truncate(listed);
             self.listed = Some(snapshot);
         }
-        let mac = self.me.mac(&claim).unwrap_or_else(|| VtepMac::from_random(self.env.random_bytes()));
+        let mac = self.identity.mac(&decision).unwrap_or_else(|| VtepMac::from_random(self.runtime.random_bytes()));
         let reserved = before.is_some_and(|held| held.lease_id.is_none());
-        match claim {
-            Claim::Keep(lease) => self.keep(lease, mac, before).await,
-            Claim::Reclaim(lease) => self.take_back(lease, mac, reserved).await,
-            Claim::Adopt(lease) => self.adopt(lease, mac).await,
-            Claim::Discard(lease) => {
+        match decision {
+            Decision::Keep(lease) => self.keep(lease, mac, before).await,
+            Decision::Reclaim(lease) => self.reclaim_lease(lease, mac, reserved).await,
+            Decision::Adopt(lease) => self.adopt(lease, mac).await,
+            Decision::Discard(lease) => {
                 tracing::warn!(lease = %lease.subnet, "deleting our lease: its subnet does not fit the network config");
                 self.store.remove(lease.subnet, lease.modified).await?;
                 Ok(Attempt::Again)
             }
-            Claim::Mend(subnet, modified) => {
+            Decision::Overwrite(subnet, modified) => {
                 tracing::warn!(%subnet, "writing our lease again: what stands in its place is no lease");
-                let life = if reserved { Life::Forever } else { Life::Grant(self.terms.ttl) };
-                self.write(subnet, mac, Guard::Unchanged(modified), life).await
+                let expiry = if reserved { Expiry::Forever } else { Expiry::Grant(self.times.ttl) };
+                self.write(subnet, mac, Precondition::Unchanged(modified), expiry).await
             }
-            Claim::Create(subnet) => self.write(subnet, mac, Guard::Absent, Life::Grant(self.terms.ttl)).await,
-            Claim::Taken(record) => Ok(Attempt::Wait(taken(&record))),
-            Claim::OutOfSubnets => {
+            Decision::Create(subnet) => {
+                self.write(subnet, mac, Precondition::Absent, Expiry::Grant(self.times.ttl)).await
+            }
+            Decision::Taken(record) => Ok(Attempt::Wait(taken(&record))),
+            Decision::OutOfSubnets => {
                 let (min, max) = (self.overlay.subnets.min(), self.overlay.subnets.max());
                 let len = self.overlay.subnets.subnet_len();
                 Ok(Attempt::Wait(format!("out of subnets: every /{len} from {min} to {max} is taken")))
@@ -227,7 +229,7 @@ impl<S: Store> Keeper<S> {
     /// Without a Backend in the config it is VXLAN, unless the hosts that are there think otherwise. Once containers
     /// use a subnet the question is settled.
     fn unclear_backend(&self, snapshot: &Snapshot) -> Option<String> {
-        if self.backend_is_explicit || self.me.in_use.is_some() {
+        if self.backend_is_explicit || self.identity.in_use.is_some() {
             return None;
         }
         let leases = snapshot.records.iter().filter_map(|record| record.content.as_ref().ok());
@@ -245,86 +247,93 @@ impl<S: Store> Keeper<S> {
     /// through no doing of their own.
     fn is_set_back(&self, snapshot: &Snapshot) -> bool {
         let mut leases = snapshot.records.iter().filter_map(|record| record.content.as_ref().ok());
-        let lost = self.me.remembered_lease.is_some() && !self.gives_back;
-        snapshot.revision < self.horizon.revision || (lost && !leases.any(|lease| self.me.surely_owns(lease)))
+        let lost = self.identity.remembered_lease.is_some() && !self.gives_back;
+        snapshot.revision < self.store_progress.revision
+            || (lost && !leases.any(|lease| self.identity.surely_owns(lease)))
     }
 
     /// A lease that is ours beyond doubt: kept as it is, or brought up to date on the same etcd lease.
     ///
     /// Beyond doubt it is also to a copy of this host, state file and all. A copy has been booted, so it has no
     /// device yet: then we write in any case, and whoever lives on the lease can tell.
-    async fn keep(&mut self, lease: Lease, mac: VtepMac, before: Option<&Held>) -> Result<Attempt, StoreError> {
-        let life = match lease.lease_id {
-            None => Life::Forever,
+    async fn keep(&mut self, lease: Lease, mac: VtepMac, before: Option<&OwnLease>) -> Result<Attempt, StoreError> {
+        let expiry = match lease.lease_id {
+            None => Expiry::Forever,
             Some(id) => match self.extend(id).await? {
                 None => return Ok(Attempt::Again),
-                Some(ttl) if ttl != self.terms.ttl => Life::Grant(self.terms.ttl),
-                Some(_) => Life::Keep(id),
+                Some(ttl) if ttl != self.times.ttl => Expiry::Grant(self.times.ttl),
+                Some(_) => Expiry::Keep(id),
             },
         };
         let attrs = self.backend.attrs(self.address.public_ip, mac);
-        let booted = self.me.in_use.is_none() && self.me.device_mac != Some(mac);
-        if booted && self.is_answered(&lease) {
-            return Ok(self.yield_to(&lease));
+        let booted = self.identity.in_use.is_none() && self.identity.device_mac != Some(mac);
+        if booted && self.is_defended(&lease) {
+            return Ok(self.back_off(&lease));
         }
         let rewritten = before.is_some_and(|held| !held.unsure && lease.modified > held.modified);
-        if rewritten && let Some(reason) = self.contest_copy(&lease) {
+        if rewritten && let Some(reason) = self.defend_against_copy(&lease) {
             return Ok(Attempt::Wait(reason));
         }
-        if lease.attrs == attrs && !matches!(life, Life::Grant(_)) && !booted && !rewritten {
+        if lease.attrs == attrs && !matches!(expiry, Expiry::Grant(_)) && !booted && !rewritten {
             // When it was last written is not known.
-            let write_in = self.terms.until_write().min(self.terms.ttl / 3);
-            return Ok(Attempt::Held(self.held(lease, mac, write_in)));
+            let write_in = self.times.until_write().min(self.times.ttl / 3);
+            return Ok(Attempt::Owned(self.held(lease, mac, write_in)));
         }
-        let kept = self.write(lease.subnet.v4, mac, Guard::Unchanged(lease.modified), life).await?;
-        if rewritten && matches!(kept, Attempt::Held(_)) {
-            self.count_answer();
+        let kept = self.write(lease.subnet.v4, mac, Precondition::Unchanged(lease.modified), expiry).await?;
+        if rewritten && matches!(kept, Attempt::Owned(_)) {
+            self.record_defence();
         }
-        Ok(if booted { self.put_on_trial(kept) } else { kept })
+        Ok(if booted { self.start_probe(kept) } else { kept })
     }
 
     /// Extends our lease to its full time to live, which is returned; `None` when it no longer exists.
     async fn extend(&self, id: LeaseId) -> Result<Option<Duration>, StoreError> {
-        let asked = self.env.now();
+        let asked = self.runtime.now();
         let ttl = self.store.keep_alive(id).await?;
         if let Some(ttl) = ttl {
-            self.board.update(|status| status.lease_ends = Some(asked + ttl));
+            self.status.update(|status| status.lease_ends = Some(asked + ttl));
         }
         Ok(ttl)
     }
 
-    async fn write(&mut self, subnet: Ipv4Net, mac: VtepMac, guard: Guard, life: Life) -> Result<Attempt, StoreError> {
-        self.contest.forget_trial();
+    async fn write(
+        &mut self,
+        subnet: Ipv4Net,
+        mac: VtepMac,
+        precondition: Precondition,
+        expiry: Expiry,
+    ) -> Result<Attempt, StoreError> {
+        self.probe.forget_probe();
         // Before the write, so that a crash right after it does not make us strangers to our own lease.
-        let lease_id = match life {
-            Life::Keep(id) => Some(id),
-            Life::Grant(_) | Life::Forever => None,
+        let lease_id = match expiry {
+            Expiry::Keep(id) => Some(id),
+            Expiry::Grant(_) | Expiry::Forever => None,
         };
         self.remember(subnet, mac, lease_id);
         let attrs = self.backend.attrs(self.address.public_ip, mac);
-        let asked = self.env.now();
-        match self.store.write(SubnetKey::v4(subnet), &attrs, guard, life).await? {
-            Written::Done(Record { content: Ok(lease), name }) => {
+        let asked = self.runtime.now();
+        match self.store.write(SubnetKey::v4(subnet), &attrs, precondition, expiry).await? {
+            WriteOutcome::Committed(Record { content: Ok(lease), name }) => {
                 if let Some(listed) = &mut self.listed {
                     listed.put(Record { content: Ok(lease.clone()), name });
                 }
-                if !matches!(life, Life::Keep(_)) {
-                    let ends = lease.lease_id.map(|_| asked + self.terms.ttl);
-                    self.board.update(|status| status.lease_ends = ends);
+                if !matches!(expiry, Expiry::Keep(_)) {
+                    let ends = lease.lease_id.map(|_| asked + self.times.ttl);
+                    self.status.update(|status| status.lease_ends = ends);
                 }
-                Ok(Attempt::Held(self.held(lease, mac, self.terms.until_write())))
+                Ok(Attempt::Owned(self.held(lease, mac, self.times.until_write())))
             }
-            Written::Done(_) => Ok(Attempt::Again),
-            Written::Lost(_) => {
-                self.board.update(|status| status.lost_races += 1);
+            WriteOutcome::Committed(_) => Ok(Attempt::Again),
+            WriteOutcome::Conflict(_) => {
+                self.status.update(|status| status.lost_races += 1);
                 Ok(Attempt::Again)
             }
         }
     }
 
     /// `write_in` says when the key is to be written again.
-    fn held(&self, lease: Lease, mac: VtepMac, write_in: Duration) -> Held {
-        Held {
+    fn held(&self, lease: Lease, mac: VtepMac, write_in: Duration) -> OwnLease {
+        OwnLease {
             subnet: lease.subnet.v4,
             mac,
             lease_id: lease.lease_id,
@@ -332,34 +341,34 @@ impl<S: Store> Keeper<S> {
             modified: lease.modified,
             unsure: false,
             attrs: lease.attrs,
-            write_at: self.env.now() + write_in,
+            write_at: self.runtime.now() + write_in,
         }
     }
 
     /// From now on this is our subnet.
-    fn settle(&mut self, held: &Held) {
-        self.contest.end_trial();
+    fn settle(&mut self, held: &OwnLease) {
+        self.probe.end_probe();
         self.remember(held.subnet, held.mac, held.lease_id);
-        if self.me.in_use.map(|in_use| in_use.subnet) != Some(held.subnet) {
-            let lost_races = self.board.read().lost_races;
+        if self.identity.in_use.map(|in_use| in_use.subnet) != Some(held.subnet) {
+            let lost_races = self.status.read().lost_races;
             tracing::info!(
                 subnet = %held.subnet, public_ip = %self.address.public_ip, mac = %held.mac, lost_races, "lease held"
             );
         }
-        self.me.in_use = Some(InUse { subnet: held.subnet, created: held.created });
-        self.board.update(|status| (status.subnet, status.lease) = (Some(held.subnet), held.lease_id));
-        self.board.over(Topic::Lease);
+        self.identity.in_use = Some(InUse { subnet: held.subnet, created: held.created });
+        self.status.update(|status| (status.subnet, status.lease) = (Some(held.subnet), held.lease_id));
+        self.status.clear(Condition::Lease);
     }
 
     fn remember(&mut self, subnet: Ipv4Net, mac: VtepMac, lease_id: Option<LeaseId>) {
-        self.me.remembered_mac = Some(mac);
-        self.me.remembered_lease = lease_id;
-        self.me.remembered_subnet = Some(subnet);
+        self.identity.remembered_mac = Some(mac);
+        self.identity.remembered_lease = lease_id;
+        self.identity.remembered_subnet = Some(subnet);
         let Address { public_ip, nic_mac } = self.address;
-        let Horizon { revision, hold_until } = self.horizon;
+        let StoreProgress { revision, hold_until } = self.store_progress;
         let hold_until = hold_until.map(|until| until.as_secs());
-        let (rivals, trial) = (self.me.rivals.clone(), self.contest.trial_of(subnet));
-        self.memory.save(&Remembered {
+        let (rivals, trial) = (self.identity.rivals.clone(), self.probe.probe_of(subnet));
+        self.state_file.save(&Remembered {
             mac,
             lease_id,
             subnet,

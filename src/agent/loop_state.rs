@@ -1,10 +1,10 @@
 //! What the loop remembers from turn to turn, and when it turns next.
 
-use super::env::{Backoff, Env};
-use super::fights::{Fights, Pace};
-use super::retries::Retries;
-use super::world::Dirty;
-use crate::heap;
+use super::desired::Dirty;
+use super::repair_limiter::{RateLimit, RepairLimiter};
+use super::retry_queue::RetryQueue;
+use super::runtime::{Backoff, Runtime};
+use crate::malloc;
 use crate::model::kernel_state::Have;
 use crate::model::lease_set::Moment;
 use std::time::Duration;
@@ -28,7 +28,7 @@ const STORM_READ_SHARE: u32 = 10;
 const HOST_READ_AFTER: Duration = Duration::from_millis(100);
 
 /// How often the loop turns when nothing happens: for the watchdog and `/healthz`.
-const TURN_EVERY: Duration = Duration::from_secs(5);
+const TICK_EVERY: Duration = Duration::from_secs(5);
 
 /// The pause before more is done of what one turn did not finish, because somebody keeps changing the device.
 const BREATH: Duration = Duration::from_millis(10);
@@ -37,17 +37,17 @@ const BREATH: Duration = Duration::from_millis(10);
 pub(super) const PATIENCE: Duration = Duration::from_secs(30);
 
 /// What the loop remembers from turn to turn.
-pub(super) struct Progress {
+pub(super) struct LoopState {
     pub(super) have: Have,
     /// What may differ because the facts changed.
     pub(super) news: Dirty,
     /// What may differ because somebody changed the kernel, and since when that is known.
     pub(super) damage: Dirty,
     pub(super) damaged_at: Moment,
-    pub(super) retries: Retries,
-    pub(super) fights: Fights,
-    pub(super) reads: Pace,
-    pub(super) host_reads: Pace,
+    pub(super) retries: RetryQueue,
+    pub(super) repair_limiter: RepairLimiter,
+    pub(super) reads: RateLimit,
+    pub(super) host_reads: RateLimit,
     pub(super) write_files_at: Moment,
     pub(super) unwritable: Backoff,
     pub(super) read_at: Moment,
@@ -56,30 +56,30 @@ pub(super) struct Progress {
     pub(super) nic_is_gone: bool,
     pub(super) unreadable: Backoff,
     /// It was said what it means that the device has an offload off without our doing.
-    pub(super) told_of_offload: bool,
+    pub(super) offload_was_logged: bool,
     /// Whether much memory was used for a moment.
     pub(super) was_large: bool,
 }
 
-impl Progress {
+impl LoopState {
     /// Nothing is known yet.
     pub(super) fn new(now: Moment) -> Self {
-        Progress {
+        LoopState {
             have: Have::default(),
             news: Dirty::All,
             damage: Dirty::default(),
             damaged_at: now,
-            retries: Retries::default(),
-            fights: Fights::default(),
-            reads: Pace::default(),
-            host_reads: Pace::default(),
+            retries: RetryQueue::default(),
+            repair_limiter: RepairLimiter::default(),
+            reads: RateLimit::default(),
+            host_reads: RateLimit::default(),
             write_files_at: now,
             unwritable: Backoff::new(Duration::from_millis(200), Duration::from_secs(5)),
             read_at: now,
             read_host_at: None,
             nic_is_gone: false,
             unreadable: Backoff::new(Duration::from_millis(100), Duration::from_secs(10)),
-            told_of_offload: false,
+            offload_was_logged: false,
             was_large: false,
         }
     }
@@ -88,13 +88,13 @@ impl Progress {
     pub(super) fn pause(&self, now: Moment) -> Duration {
         let work = match self.news.is_clean() && self.damage.is_clean() {
             _ if self.nic_is_gone => None,
-            true => [self.retries.next(), self.fights.next()].into_iter().flatten().min(),
+            true => [self.retries.next(), self.repair_limiter.next()].into_iter().flatten().min(),
             false => Some(now + BREATH),
         };
         let files = Some(self.write_files_at).filter(|at| *at > now);
         let due = [Some(self.read_at), self.read_host_at, work, files];
         let next = due.into_iter().flatten().min().unwrap_or(self.read_at);
-        next.saturating_sub(now).min(TURN_EVERY)
+        next.saturating_sub(now).min(TICK_EVERY)
     }
 
     /// Something has happened that only a full read tells.
@@ -122,17 +122,17 @@ impl Progress {
     }
 
     /// This is all that the kernel holds, from a reading that lasted from `started` until `now`.
-    pub(super) fn was_read(&mut self, have: Have, started: Moment, now: Moment, env: &Env) {
+    pub(super) fn was_read(&mut self, have: Have, started: Moment, now: Moment, runtime: &Runtime) {
         if self.damage.is_clean() {
             self.damaged_at = started;
         }
-        self.was_large |= have.routes.len() >= heap::MANY;
+        self.was_large |= have.routes.len() >= malloc::MANY;
         (self.have, self.damage) = (have, Dirty::All);
         let took = now.saturating_sub(started);
         let pause = (took * STORM_READ_SHARE).clamp(STORM_READ_EVERY, STORM_READ_AT_LATEST);
         self.reads.spend(now, pause);
         let rest = (took * FULL_READ_SHARE).clamp(FULL_READ_EVERY, FULL_READ_AT_LATEST);
-        self.read_at = now + env.jittered(rest);
+        self.read_at = now + runtime.jittered(rest);
         self.unreadable.reset();
     }
 }

@@ -41,7 +41,7 @@ impl Patience {
 }
 
 /// The silence of one watch: since when, or since when it has been asked for a sign of life.
-pub(super) struct Silence {
+pub(super) struct Liveness {
     patience: Patience,
     since: Instant,
     asked: bool,
@@ -56,10 +56,10 @@ pub(super) enum Next {
     GiveUp,
 }
 
-impl Silence {
+impl Liveness {
     /// A watch that has just spoken.
     pub(super) fn new(patience: Patience) -> Self {
-        Silence { patience, since: Instant::now(), asked: false }
+        Liveness { patience, since: Instant::now(), asked: false }
     }
 
     /// When something is to be done unless the watch speaks.
@@ -69,7 +69,7 @@ impl Silence {
     }
 
     /// The end has come.
-    pub(super) fn ended(&mut self) -> Next {
+    pub(super) fn timed_out(&mut self) -> Next {
         if self.asked {
             self.patience.mute.set(self.patience.mute.get() + 1);
             return Next::GiveUp;
@@ -79,7 +79,7 @@ impl Silence {
     }
 
     /// The watch has spoken, maybe because it was asked.
-    pub(super) fn is_broken(&mut self) {
+    pub(super) fn heard(&mut self) {
         if self.asked {
             self.patience.mute.set(0);
         }
@@ -92,18 +92,18 @@ mod tests {
     use super::*;
     use tokio::time::sleep_until;
 
-    async fn outlast(silence: &mut Silence) -> Next {
-        sleep_until(silence.end()).await;
-        silence.ended()
+    async fn outlast(liveness: &mut Liveness) -> Next {
+        sleep_until(liveness.end()).await;
+        liveness.timed_out()
     }
 
     #[tokio::test(start_paused = true)]
     async fn a_silent_watch_is_asked_and_then_given_up_in_half_a_minute() {
         let began = Instant::now();
-        let mut silence = Silence::new(Patience::default());
-        assert_eq!(outlast(&mut silence).await, Next::Ask);
-        silence.is_broken();
-        assert_eq!([outlast(&mut silence).await, outlast(&mut silence).await], [Next::Ask, Next::GiveUp]);
+        let mut liveness = Liveness::new(Patience::default());
+        assert_eq!(outlast(&mut liveness).await, Next::Ask);
+        liveness.heard();
+        assert_eq!([outlast(&mut liveness).await, outlast(&mut liveness).await], [Next::Ask, Next::GiveUp]);
         assert_eq!(began.elapsed(), Duration::from_secs(35));
     }
 
@@ -112,14 +112,14 @@ mod tests {
         let patience = Patience::default();
         let mut lives = Vec::new();
         for _ in 0..12 {
-            let (began, mut silence) = (Instant::now(), Silence::new(patience.clone()));
-            while outlast(&mut silence).await == Next::Ask {}
+            let (began, mut liveness) = (Instant::now(), Liveness::new(patience.clone()));
+            while outlast(&mut liveness).await == Next::Ask {}
             lives.push(began.elapsed().as_secs());
         }
         assert_eq!(lives, [25, 50, 100, 200, 400, 800, 1600, 3200, 6400, 6400, 6400, 6400]);
-        let mut silence = Silence::new(patience);
-        assert_eq!(outlast(&mut silence).await, Next::Ask);
-        silence.is_broken();
-        assert_eq!(silence.end(), Instant::now() + Duration::from_secs(10), "one answer shows that they can");
+        let mut liveness = Liveness::new(patience);
+        assert_eq!(outlast(&mut liveness).await, Next::Ask);
+        liveness.heard();
+        assert_eq!(liveness.end(), Instant::now() + Duration::from_secs(10), "one answer shows that they can");
     }
 }

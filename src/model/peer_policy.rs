@@ -97,11 +97,11 @@ impl Tally {
 pub struct Peers {
     facts: Facts,
     /// The leases that pass alone, and so take part in conflicts.
-    fit: BTreeMap<SubnetKey, Fit>,
+    candidates: BTreeMap<SubnetKey, Candidate>,
     /// Why some of them are refused all the same.
     conflicts: BTreeMap<SubnetKey, String>,
     /// What became of the others.
-    unfit: BTreeMap<Name, Verdict>,
+    rejected: BTreeMap<Name, Verdict>,
     by_mac: BTreeSet<(VtepMac, SubnetKey)>,
     by_address: BTreeSet<(Ipv4Addr, SubnetKey)>,
     /// How many fit ones have a prefix of this length: of hardly any length are there some.
@@ -113,14 +113,14 @@ pub struct Peers {
 const FIRST: SubnetKey = SubnetKey { v4: Ipv4Net::new_assert(Ipv4Addr::UNSPECIFIED, 0), v6: None };
 
 #[derive(Debug, Clone, Copy)]
-struct Fit {
+struct Candidate {
     endpoint: Endpoint,
     created: Revision,
 }
 
 impl Peers {
     /// Judges everything anew under other facts.
-    pub fn rejudge<'r>(
+    pub fn revalidate<'r>(
         &mut self,
         facts: Facts,
         records: impl Iterator<Item = &'r Record>,
@@ -130,17 +130,17 @@ impl Peers {
         let mut all = Vec::new();
         for record in records {
             match self.alone(record, &read) {
-                Ok(fit) => all.push(fit),
-                Err(verdict) => self.set_unfit(record.name.clone(), verdict),
+                Ok(candidate) => all.push(candidate),
+                Err(verdict) => self.set_rejected(record.name.clone(), verdict),
             }
         }
         // From sorted lists the maps are built faster and denser.
-        self.by_mac = all.iter().filter_map(|(key, fit)| Some((fit.endpoint.mac?, *key))).collect();
-        self.by_address = all.iter().map(|(key, fit)| (fit.endpoint.address, *key)).collect();
+        self.by_mac = all.iter().filter_map(|(key, candidate)| Some((candidate.endpoint.mac?, *key))).collect();
+        self.by_address = all.iter().map(|(key, candidate)| (candidate.endpoint.address, *key)).collect();
         all.iter().for_each(|(key, _)| *self.lengths.entry(key.v4.prefix_len()).or_default() += 1);
         let keys: Vec<SubnetKey> = all.iter().map(|(key, _)| *key).collect();
-        self.fit = all.into_iter().collect();
-        keys.into_iter().for_each(|key| self.settle(key));
+        self.candidates = all.into_iter().collect();
+        keys.into_iter().for_each(|key| self.resolve_conflict(key));
     }
 
     /// What it judges by.
@@ -156,55 +156,55 @@ impl Peers {
         {
             touched.extend(self.rivals(&key, old.endpoint));
         }
-        if let Some(old) = self.unfit.remove(name) {
+        if let Some(old) = self.rejected.remove(name) {
             *self.tally.of(&old) -= 1;
         }
         match record.map(|record| (record, self.alone(record, read))) {
-            Some((_, Ok((key, fit)))) => {
-                self.insert(key, fit);
-                touched.extend(self.rivals(&key, fit.endpoint));
+            Some((_, Ok((key, candidate)))) => {
+                self.insert(key, candidate);
+                touched.extend(self.rivals(&key, candidate.endpoint));
                 touched.insert(key);
             }
-            Some((record, Err(verdict))) => self.set_unfit(record.name.clone(), verdict),
+            Some((record, Err(verdict))) => self.set_rejected(record.name.clone(), verdict),
             None => {}
         }
-        touched.iter().for_each(|key| self.settle(*key));
+        touched.iter().for_each(|key| self.resolve_conflict(*key));
         touched.iter().map(|key| key.to_string().into()).chain([name.into()]).collect()
     }
 
     /// What is to become of the lease with this name.
     pub fn verdict(&self, name: &str) -> Option<Verdict> {
-        if let Some(verdict) = self.unfit.get(name) {
+        if let Some(verdict) = self.rejected.get(name) {
             return Some(verdict.clone());
         }
         let key = SubnetKey::parse(name).ok()?;
-        let fit = self.fit.get(&key)?;
+        let candidate = self.candidates.get(&key)?;
         Some(match self.conflicts.get(&key) {
             Some(reason) => Verdict::Refused(reason.clone()),
-            None => Verdict::Peer(fit.endpoint),
+            None => Verdict::Peer(candidate.endpoint),
         })
     }
 
     /// The peers.
     pub fn peers(&self) -> impl Iterator<Item = (SubnetKey, Endpoint)> + '_ {
-        let peers = self.fit.iter().filter(|(key, _)| !self.conflicts.contains_key(key));
-        peers.map(|(key, fit)| (*key, fit.endpoint))
+        let peers = self.candidates.iter().filter(|(key, _)| !self.conflicts.contains_key(key));
+        peers.map(|(key, candidate)| (*key, candidate.endpoint))
     }
 
     /// The names of the leases that are refused.
     pub fn refused(&self) -> impl Iterator<Item = Name> + '_ {
-        let unfit = self.unfit.iter().filter(|(_, verdict)| matches!(verdict, Verdict::Refused(_)));
-        unfit.map(|(name, _)| name.clone()).chain(self.conflicts.keys().map(|key| key.to_string().into()))
+        let rejected = self.rejected.iter().filter(|(_, verdict)| matches!(verdict, Verdict::Refused(_)));
+        rejected.map(|(name, _)| name.clone()).chain(self.conflicts.keys().map(|key| key.to_string().into()))
     }
 
     /// How many leases there are with each verdict.
     pub fn tally(&self) -> Tally {
         let conflicts = self.conflicts.len();
-        Tally { peers: self.fit.len() - conflicts, refused: self.tally.refused + conflicts, ..self.tally }
+        Tally { peers: self.candidates.len() - conflicts, refused: self.tally.refused + conflicts, ..self.tally }
     }
 
     /// Judges a record alone: one that passes takes part in conflicts.
-    fn alone(&self, record: &Record, read: impl Fn(&Lease) -> Reading) -> Result<(SubnetKey, Fit), Verdict> {
+    fn alone(&self, record: &Record, read: impl Fn(&Lease) -> Reading) -> Result<(SubnetKey, Candidate), Verdict> {
         let lease = record.content.as_ref().map_err(|malformed| Verdict::Refused(malformed.reason.clone()))?;
         if self.facts.own_subnet == Some(lease.subnet.v4) {
             return Err(Verdict::Own);
@@ -217,24 +217,26 @@ impl Peers {
         };
         match self.facts.objection(lease, endpoint) {
             Some(reason) => Err(Verdict::Refused(reason)),
-            None => Ok((lease.subnet, Fit { endpoint, created: lease.created })),
+            None => Ok((lease.subnet, Candidate { endpoint, created: lease.created })),
         }
     }
 
-    fn set_unfit(&mut self, name: Name, verdict: Verdict) {
+    fn set_rejected(&mut self, name: Name, verdict: Verdict) {
         *self.tally.of(&verdict) += 1;
-        self.unfit.insert(name, verdict);
+        self.rejected.insert(name, verdict);
     }
 
     /// Judges one that passes alone against the others.
-    fn settle(&mut self, key: SubnetKey) {
-        let Some(fit) = self.fit.get(&key).copied() else { return };
-        let older = |rival: &SubnetKey| self.fit.get(rival).is_some_and(|r| (r.created, rival) < (fit.created, &key));
-        let rivals = self.rivals(&key, fit.endpoint);
+    fn resolve_conflict(&mut self, key: SubnetKey) {
+        let Some(candidate) = self.candidates.get(&key).copied() else { return };
+        let older = |rival: &SubnetKey| {
+            self.candidates.get(rival).is_some_and(|r| (r.created, rival) < (candidate.created, &key))
+        };
+        let rivals = self.rivals(&key, candidate.endpoint);
         match rivals.iter().find(|rival| older(rival)) {
             None => drop(self.conflicts.remove(&key)),
             Some(rival) => {
-                let reason = self.conflict(&key, fit.endpoint, rival);
+                let reason = self.conflict(&key, candidate.endpoint, rival);
                 self.conflicts.insert(key, reason);
             }
         }
@@ -243,7 +245,8 @@ impl Peers {
     /// The leases that cannot be programmed beside a lease with this subnet and endpoint: those with its MAC and
     /// another address, those whose subnet overlaps, those of which one's subnet holds the other's address.
     fn rivals(&self, key: &SubnetKey, endpoint: Endpoint) -> BTreeSet<SubnetKey> {
-        let elsewhere = |other: &SubnetKey| self.fit.get(other).is_some_and(|f| f.endpoint.address != endpoint.address);
+        let elsewhere =
+            |other: &SubnetKey| self.candidates.get(other).is_some_and(|f| f.endpoint.address != endpoint.address);
         let same_mac = endpoint.mac.into_iter().flat_map(|mac| self.with_mac(mac)).filter(elsewhere);
         let around = self.lengths.keys().filter(|length| **length <= key.v4.prefix_len());
         let around = around.flat_map(|length| self.with_net(key.v4.addr(), *length));
@@ -264,18 +267,18 @@ impl Peers {
 
     fn within(&self, net: Ipv4Net) -> impl Iterator<Item = SubnetKey> + '_ {
         let from = SubnetKey { v4: net, v6: None };
-        self.fit.range(from..).map(|(key, _)| *key).take_while(move |key| net.contains(&key.v4.network()))
+        self.candidates.range(from..).map(|(key, _)| *key).take_while(move |key| net.contains(&key.v4.network()))
     }
 
     fn with_net(&self, address: Ipv4Addr, length: u8) -> impl Iterator<Item = SubnetKey> + '_ {
         let net = Ipv4Net::new(address, length).map(|net| net.trunc());
         let from = net.ok().map(|v4| SubnetKey { v4, v6: None });
-        let range = from.map(|from| self.fit.range(from..).take_while(move |(key, _)| key.v4 == from.v4));
+        let range = from.map(|from| self.candidates.range(from..).take_while(move |(key, _)| key.v4 == from.v4));
         range.into_iter().flatten().map(|(key, _)| *key)
     }
 
     fn conflict(&self, key: &SubnetKey, endpoint: Endpoint, rival: &SubnetKey) -> String {
-        let Some(other) = self.fit.get(rival) else { return "conflicts with another lease".into() };
+        let Some(other) = self.candidates.get(rival) else { return "conflicts with another lease".into() };
         let what = if key.v4.contains(&rival.v4) || rival.v4.contains(&key.v4) {
             "its subnet overlaps".to_owned()
         } else if key.v4.contains(&other.endpoint.address) {
@@ -288,18 +291,18 @@ impl Peers {
         format!("{what} the older lease {rival} of {}", other.endpoint.address)
     }
 
-    fn insert(&mut self, key: SubnetKey, fit: Fit) {
+    fn insert(&mut self, key: SubnetKey, candidate: Candidate) {
         *self.lengths.entry(key.v4.prefix_len()).or_default() += 1;
-        self.by_address.insert((fit.endpoint.address, key));
-        self.by_mac.extend(fit.endpoint.mac.map(|mac| (mac, key)));
-        self.fit.insert(key, fit);
+        self.by_address.insert((candidate.endpoint.address, key));
+        self.by_mac.extend(candidate.endpoint.mac.map(|mac| (mac, key)));
+        self.candidates.insert(key, candidate);
     }
 
-    fn remove(&mut self, key: &SubnetKey) -> Option<Fit> {
-        let fit = self.fit.remove(key)?;
+    fn remove(&mut self, key: &SubnetKey) -> Option<Candidate> {
+        let candidate = self.candidates.remove(key)?;
         self.conflicts.remove(key);
-        self.by_address.remove(&(fit.endpoint.address, *key));
-        if let Some(mac) = fit.endpoint.mac {
+        self.by_address.remove(&(candidate.endpoint.address, *key));
+        if let Some(mac) = candidate.endpoint.mac {
             self.by_mac.remove(&(mac, *key));
         }
         let length = key.v4.prefix_len();
@@ -308,7 +311,7 @@ impl Peers {
             0 => drop(self.lengths.remove(&length)),
             others => drop(self.lengths.insert(length, others)),
         }
-        Some(fit)
+        Some(candidate)
     }
 }
 
@@ -371,5 +374,5 @@ impl Facts {
 }
 
 #[cfg(test)]
-#[path = "judge_tests.rs"]
+#[path = "peer_policy_tests.rs"]
 mod tests;

@@ -22,21 +22,21 @@ pub enum Notice {
 }
 
 /// Time, randomness and the service manager.
-pub struct Env {
+pub struct Runtime {
     now: Box<dyn Fn() -> Moment>,
     rng: RefCell<StdRng>,
     notify: Box<dyn Fn(Notice)>,
 }
 
-impl Env {
+impl Runtime {
     /// Surroundings made of these parts; `now` must not go backwards.
     pub fn new(now: impl Fn() -> Moment + 'static, seed: u64, notify: impl Fn(Notice) + 'static) -> Self {
-        Env { now: Box::new(now), rng: RefCell::new(StdRng::seed_from_u64(seed)), notify: Box::new(notify) }
+        Runtime { now: Box::new(now), rng: RefCell::new(StdRng::seed_from_u64(seed)), notify: Box::new(notify) }
     }
 
     /// The host's own: a clock that counts while the host sleeps (`CLOCK_BOOTTIME`), and true randomness.
     pub fn of_host(notify: impl Fn(Notice) + 'static) -> Self {
-        Env::new(boottime, rand::random(), notify)
+        Runtime::new(boottime, rand::random(), notify)
     }
 
     /// Time since some fixed start.
@@ -84,8 +84,8 @@ impl Backoff {
     }
 
     /// How long to pause now.
-    pub fn pause(&mut self, env: &Env) -> Duration {
-        let pause = env.jittered(self.next);
+    pub fn pause(&mut self, runtime: &Runtime) -> Duration {
+        let pause = runtime.jittered(self.next);
         self.next = (self.next * 2).min(self.most);
         pause
     }

@@ -39,12 +39,12 @@ fn record(name: &str, ip: &str, mac: &str, created: Revision) -> Record {
 
 fn judge(records: &[Record]) -> Peers {
     let mut peers = Peers::default();
-    peers.rejudge(facts(), records.iter(), read);
+    peers.revalidate(facts(), records.iter(), read);
     peers
 }
 
 fn verdicts(peers: &Peers) -> BTreeMap<Name, Verdict> {
-    let names = peers.fit.keys().map(|key| key.to_string().into()).chain(peers.unfit.keys().cloned());
+    let names = peers.candidates.keys().map(|key| key.to_string().into()).chain(peers.rejected.keys().cloned());
     names.map(|name: Name| (name.clone(), peers.verdict(&name).expect("a verdict"))).collect()
 }
 

@@ -4,12 +4,12 @@
 use crate::backend::{Backend, PeerEntries};
 use crate::model::docker;
 use crate::model::iface::{ExternalInterface, HostView};
-use crate::model::judge::{Endpoint, Facts, Peers, Tally, Verdict};
 use crate::model::kernel_state::{Device, Route, Scope, Want};
 use crate::model::lease::{Name, Record, Revision};
 use crate::model::lease_set::{Change, LeaseSet, Moment};
 use crate::model::links::Links;
 use crate::model::mac::VtepMac;
+use crate::model::peer_policy::{Endpoint, Facts, Peers, Tally, Verdict};
 use crate::model::plan::Key;
 use crate::model::subnet::SubnetKey;
 use ipnet::Ipv4Net;
@@ -23,7 +23,7 @@ const BLACKHOLE_PROTOCOL: u8 = 100;
 
 /// What a host knows for sure of itself.
 #[derive(Debug, Clone, PartialEq, Eq)]
-pub struct Own {
+pub struct LocalNode {
     /// The interface that carries tunnel packets.
     pub nic: ExternalInterface,
     /// Our subnet.
@@ -72,31 +72,31 @@ impl Dirty {
 
 /// How a peer is reached.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
-struct Way {
+struct PeerPath {
     endpoint: Endpoint,
     /// The link that it is on, if that matters.
     link: Option<u32>,
 }
 
 /// All facts of one host, and what follows from them.
-pub struct World {
+pub struct DesiredState {
     backend: Rc<dyn Backend>,
     network: Ipv4Net,
     endpoints: Vec<IpAddr>,
-    own: Own,
+    own: LocalNode,
     host: HostView,
     /// Who is on the host's links, as far as that matters.
     links: Links,
     leases: LeaseSet,
     peers: Peers,
     /// The peers for which entries are wanted.
-    wanted: BTreeMap<SubnetKey, Way>,
+    wanted: BTreeMap<SubnetKey, PeerPath>,
     /// How many peers have a tunnel endpoint with this MAC: a host with two subnets has one endpoint for both.
     fdb_users: BTreeMap<VtepMac, usize>,
     /// The refusals that have been logged.
     refused: BTreeMap<Name, String>,
     /// The leases of other hosts with our public IP, and what to say of them.
-    doubles: BTreeMap<Name, String>,
+    duplicate_ips: BTreeMap<Name, String>,
     /// The networks of other interfaces that have been warned of.
     wider: BTreeSet<(String, Ipv4Net)>,
     want: Want,
@@ -105,18 +105,18 @@ pub struct World {
     tx_checksum_off: bool,
 }
 
-impl World {
+impl DesiredState {
     /// A host that knows itself and no peers. `endpoints` are the store's addresses; `hold` says how long the entries
     /// of a peer stay that vanished in a way that does not look like its own doing.
     pub fn new(
         backend: Rc<dyn Backend>,
         network: Ipv4Net,
         endpoints: Vec<IpAddr>,
-        own: Own,
+        own: LocalNode,
         host: HostView,
         hold: Duration,
     ) -> Self {
-        let mut world = World {
+        let mut desired = DesiredState {
             links: host.links.outside(network),
             backend,
             network,
@@ -128,15 +128,15 @@ impl World {
             wanted: BTreeMap::new(),
             fdb_users: BTreeMap::new(),
             refused: BTreeMap::new(),
-            doubles: BTreeMap::new(),
+            duplicate_ips: BTreeMap::new(),
             wider: BTreeSet::new(),
             want: Want::default(),
             hold,
             blackhole: false,
             tx_checksum_off: false,
         };
-        world.rebuild();
-        world
+        desired.rebuild();
+        desired
     }
 
     /// From now on what is sent to addresses of our subnet that nobody has goes nowhere, instead of back and forth
@@ -168,7 +168,7 @@ impl World {
     }
 
     /// What this host knows of itself.
-    pub fn own(&self) -> &Own {
+    pub fn own(&self) -> &LocalNode {
         &self.own
     }
 
@@ -193,9 +193,9 @@ impl World {
     }
 
     /// What is wrong when another host has registered with our public IP: nobody can tell the two apart.
-    pub fn double(&self) -> Option<String> {
-        let first = self.doubles.values().next()?;
-        Some(match self.doubles.len() - 1 {
+    pub fn duplicate_ip(&self) -> Option<String> {
+        let first = self.duplicate_ips.values().next()?;
+        Some(match self.duplicate_ips.len() - 1 {
             0 => first.clone(),
             more => format!("{first} (and {more} more)"),
         })
@@ -213,7 +213,7 @@ impl World {
     }
 
     /// The host's interfaces, or what it knows of itself, may have changed.
-    pub fn set_host(&mut self, own: Own, mut host: HostView) -> Dirty {
+    pub fn set_host(&mut self, own: LocalNode, mut host: HostView) -> Dirty {
         let links = std::mem::take(&mut host.links).outside(self.network);
         let same_self = own == self.own && (links == self.links || !self.routes_directly());
         (self.own, self.host, self.links) = (own, host, links);
@@ -277,10 +277,10 @@ impl World {
     fn rebuild(&mut self) {
         let backend = self.backend.clone();
         let own = backend.own_entries(&self.own.nic, self.own.subnet, self.own.mac);
-        self.peers.rejudge(self.facts(), self.leases.records(), |lease| backend.read(lease));
+        self.peers.revalidate(self.facts(), self.leases.records(), |lease| backend.read(lease));
         self.warn_of_wider_networks();
-        self.tell_all();
-        self.wanted = self.peers.peers().map(|(key, endpoint)| (key, self.way_to(endpoint))).collect();
+        self.log_all();
+        self.wanted = self.peers.peers().map(|(key, endpoint)| (key, self.path_to(endpoint))).collect();
         let entries: Vec<PeerEntries> =
             self.wanted.iter().map(|(key, way)| backend.peer_entries(key.v4, way.endpoint, way.link)).collect();
         self.fdb_users.clear();
@@ -304,36 +304,36 @@ impl World {
     fn follow(&mut self, names: BTreeSet<Name>, keys: &mut BTreeSet<Key>) {
         let mut demanded = Vec::new();
         for name in names {
-            self.tell(&name);
+            self.log_verdict(&name);
             let Ok(key) = SubnetKey::parse(&name) else { continue };
             let new = match self.peers.verdict(&name) {
-                Some(Verdict::Peer(endpoint)) => Some(self.way_to(endpoint)),
+                Some(Verdict::Peer(endpoint)) => Some(self.path_to(endpoint)),
                 _ => None,
             };
             if self.wanted.get(&key) == new.as_ref() {
                 continue;
             }
             if let Some(old) = self.wanted.remove(&key) {
-                self.withdraw(self.backend.peer_entries(key.v4, old.endpoint, old.link), keys);
+                self.remove_entries(self.backend.peer_entries(key.v4, old.endpoint, old.link), keys);
             }
             demanded.extend(new.map(|new| (key, new)));
         }
         // Only now: what one key gives up another may take over.
         for (key, new) in demanded {
-            self.demand(self.backend.peer_entries(key.v4, new.endpoint, new.link), keys);
+            self.add_entries(self.backend.peer_entries(key.v4, new.endpoint, new.link), keys);
             self.wanted.insert(key, new);
         }
     }
 
-    fn way_to(&self, endpoint: Endpoint) -> Way {
+    fn path_to(&self, endpoint: Endpoint) -> PeerPath {
         let link = match self.routes_directly() {
-            true => self.links.of(endpoint.address).filter(|index| *index == self.own.nic.index),
+            true => self.links.link_to(endpoint.address).filter(|index| *index == self.own.nic.index),
             false => None,
         };
-        Way { endpoint, link }
+        PeerPath { endpoint, link }
     }
 
-    fn demand(&mut self, entries: PeerEntries, keys: &mut BTreeSet<Key>) {
+    fn add_entries(&mut self, entries: PeerEntries, keys: &mut BTreeSet<Key>) {
         if let Some((ip, mac)) = entries.neighbor {
             self.want.neighbors.insert(ip, mac);
             keys.insert(Key::Neighbor(ip));
@@ -347,7 +347,7 @@ impl World {
         keys.insert(Key::Route(entries.route.dest));
     }
 
-    fn withdraw(&mut self, entries: PeerEntries, keys: &mut BTreeSet<Key>) {
+    fn remove_entries(&mut self, entries: PeerEntries, keys: &mut BTreeSet<Key>) {
         if let Some((ip, _)) = entries.neighbor {
             self.want.neighbors.remove(&ip);
             keys.insert(Key::Neighbor(ip));
@@ -380,20 +380,20 @@ impl World {
     }
 
     /// Tells all that there may be to tell.
-    fn tell_all(&mut self) {
-        let known = self.refused.keys().chain(self.doubles.keys()).cloned();
+    fn log_all(&mut self) {
+        let known = self.refused.keys().chain(self.duplicate_ips.keys()).cloned();
         let ours = self.own.nic.public_ip;
         let has_our_ip = |record: &&Record| matches!(&record.content, Ok(lease) if lease.attrs.public_ip == ours);
-        let doubles = self.leases.records().filter(has_our_ip).map(|record| record.name.clone());
-        let names: BTreeSet<Name> = known.chain(doubles).chain(self.peers.refused()).collect();
-        names.iter().for_each(|name| self.tell(name));
+        let duplicate_ips = self.leases.records().filter(has_our_ip).map(|record| record.name.clone());
+        let names: BTreeSet<Name> = known.chain(duplicate_ips).chain(self.peers.refused()).collect();
+        names.iter().for_each(|name| self.log_verdict(name));
     }
 
     /// Logs each refusal once, and its end.
-    fn tell(&mut self, name: &Name) {
-        match self.double_of(name) {
-            Some(text) => drop(self.doubles.insert(name.clone(), text)),
-            None => drop(self.doubles.remove(name)),
+    fn log_verdict(&mut self, name: &Name) {
+        match self.duplicate_ip_of(name) {
+            Some(text) => drop(self.duplicate_ips.insert(name.clone(), text)),
+            None => drop(self.duplicate_ips.remove(name)),
         }
         let refused = match self.peers.verdict(name) {
             Some(Verdict::Refused(reason)) => Some(reason),
@@ -415,7 +415,7 @@ impl World {
     }
 
     /// What to say of a live lease that another host has with our public IP.
-    fn double_of(&self, name: &str) -> Option<String> {
+    fn duplicate_ip_of(&self, name: &str) -> Option<String> {
         let lease = self.leases.get(name)?.content.as_ref().ok()?;
         let (ip, subnet) = (self.own.nic.public_ip, self.own.subnet);
         if lease.attrs.public_ip != ip || lease.subnet.v4 == subnet {

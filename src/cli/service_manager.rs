@@ -11,20 +11,20 @@ use std::os::unix::net::{SocketAddr, UnixDatagram};
 
 /// Whoever listens at `NOTIFY_SOCKET`. It is never waited for: what it has no room for is told with the next news.
 #[derive(Debug)]
-pub struct Manager {
+pub struct ServiceManager {
     socket: Option<OsString>,
     /// By the name of the variable: of each only the last value counts.
     unsent: RefCell<BTreeMap<String, String>>,
 }
 
-impl Manager {
+impl ServiceManager {
     /// The one that the environment names, if any.
     pub fn from_env() -> Self {
-        Manager::at(std::env::var_os("NOTIFY_SOCKET").filter(|path| !path.is_empty()))
+        ServiceManager::at(std::env::var_os("NOTIFY_SOCKET").filter(|path| !path.is_empty()))
     }
 
     fn at(socket: Option<OsString>) -> Self {
-        Manager { socket, unsent: RefCell::default() }
+        ServiceManager { socket, unsent: RefCell::default() }
     }
 
     /// Tells the news, and what could not be told before.
@@ -75,15 +75,15 @@ mod tests {
         let noise = UnixDatagram::unbound().unwrap();
         noise.set_nonblocking(true).unwrap();
         while noise.send_to(b"x", &path).is_ok() {}
-        let manager = Manager::at(Some(path.into()));
-        manager.tell(&NotifyState::Ready);
-        manager.tell(&NotifyState::Status("one"));
-        manager.tell(&NotifyState::Status("two"));
+        let service_manager = ServiceManager::at(Some(path.into()));
+        service_manager.tell(&NotifyState::Ready);
+        service_manager.tell(&NotifyState::Status("one"));
+        service_manager.tell(&NotifyState::Status("two"));
         ear.set_nonblocking(true).unwrap();
         while ear.recv(&mut [0; 8]).is_ok() {}
-        manager.tell(&NotifyState::Watchdog);
+        service_manager.tell(&NotifyState::Watchdog);
         assert_eq!(hear(&ear), "READY=1\nSTATUS=two\nWATCHDOG=1\n");
-        manager.tell(&NotifyState::Watchdog);
+        service_manager.tell(&NotifyState::Watchdog);
         assert_eq!(hear(&ear), "WATCHDOG=1\n");
     }
 
@@ -91,11 +91,11 @@ mod tests {
     fn a_socket_may_be_abstract_missing_or_no_socket() {
         let name = format!("flanneld-test-{}", std::process::id());
         let ear = UnixDatagram::bind_addr(&SocketAddr::from_abstract_name(&name).unwrap()).unwrap();
-        Manager::at(Some(format!("@{name}").into())).tell(&NotifyState::Ready);
+        ServiceManager::at(Some(format!("@{name}").into())).tell(&NotifyState::Ready);
         assert_eq!(hear(&ear), "READY=1\n");
         for path in ["/nonexistent/notify", "/", "", &"x".repeat(300)] {
-            Manager::at(Some(path.into())).tell(&NotifyState::Ready);
+            ServiceManager::at(Some(path.into())).tell(&NotifyState::Ready);
         }
-        Manager::at(None).tell(&NotifyState::Ready);
+        ServiceManager::at(None).tell(&NotifyState::Ready);
     }
 }

@@ -1,7 +1,7 @@
 //! Of what follows from the facts: it does not matter in which order and portions they came.
 
 use super::{as_wanted, config, mac, ops};
-use flanneld::agent::world::{Dirty, Own, World};
+use flanneld::agent::desired::{DesiredState, Dirty, LocalNode};
 use flanneld::backend::vxlan::Vxlan;
 use flanneld::model::go_json::GoObject;
 use flanneld::model::iface::{ExternalInterface, HostView, Interface, InterfaceAddress};
@@ -81,7 +81,7 @@ fn interface(index: u32, name: &str, mtu: u32, nets: &[&str]) -> Interface {
 
 /// A host with another address, another MTU, a bridge in a peer's place, or an address in one; or one whose neighbours are
 /// not on its link, or some behind a router and others on another link.
-fn host(variant: u8) -> (Own, HostView) {
+fn host(variant: u8) -> (LocalNode, HostView) {
     let (address, mtu) = match variant {
         1 => ("192.168.0.3", 1500),
         2 => ("192.168.0.1", 9000),
@@ -95,7 +95,7 @@ fn host(variant: u8) -> (Own, HostView) {
     }
     let address = address.parse().unwrap();
     let nic = ExternalInterface { index: 2, name: "eth0".into(), mtu, mac: None, address, public_ip: address };
-    let own = Own { nic, subnet: "10.5.1.0/24".parse().unwrap(), mac: mac(1) };
+    let own = LocalNode { nic, subnet: "10.5.1.0/24".parse().unwrap(), mac: mac(1) };
     let route = |dest: &str, link| LinkRoute { dest: dest.parse().unwrap(), metric: 0, link };
     let links = match variant {
         5 => vec![],
@@ -105,17 +105,17 @@ fn host(variant: u8) -> (Own, HostView) {
     (own, HostView { interfaces, links: Links::from_routes(&links), ..HostView::default() })
 }
 
-fn new_world(variant: u8) -> World {
+fn new_world(variant: u8) -> DesiredState {
     let (own, host) = host(variant);
     let endpoints = vec!["10.5.4.77".parse().unwrap()];
     let params = GoObject::parse(br#"{"DirectRouting":true}"#).unwrap();
     let backend = Rc::new(Vxlan::from_params(&params).unwrap());
-    World::new(backend, "10.5.0.0/16".parse().unwrap(), endpoints, own, host, HOLD)
+    DesiredState::new(backend, "10.5.0.0/16".parse().unwrap(), endpoints, own, host, HOLD)
 }
 
 /// The store, one host that follows it, and how that host looks.
 struct Run {
-    world: World,
+    world: DesiredState,
     keys: BTreeMap<&'static str, Record>,
     revision: Revision,
     now: Moment,
@@ -166,7 +166,7 @@ impl Run {
     }
 
     /// A host that knows the same and has just been told so.
-    fn fresh(&self) -> World {
+    fn fresh(&self) -> DesiredState {
         let mut world = new_world(self.variant);
         world.set_leases(self.revision, self.world.leases().records().cloned().collect(), self.now);
         world
@@ -174,7 +174,7 @@ impl Run {
 }
 
 /// What changes from one want to another is all among the keys that were reported.
-fn reported_enough(world: &World, before: &Want, dirty: &Dirty) -> (Vec<String>, Vec<String>) {
+fn reported_enough(world: &DesiredState, before: &Want, dirty: &Dirty) -> (Vec<String>, Vec<String>) {
     let (have, scope) = (as_wanted(before), world.scope());
     let between = Plan::between(&have, world.want(), &scope);
     let at = match dirty {
