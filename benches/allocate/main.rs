@@ -88,7 +88,7 @@ fn claims(overlay: &Overlay, taken: &[u32], rounds: usize) -> Vec<String> {
     let mut taken = taken.to_vec();
     taken.sort_unstable_by_key(|&n| subnet(n).to_string());
     let records: Vec<Record> = taken.iter().map(|&n| record(n)).collect();
-    let me = Identity {
+    let identity = Identity {
         public_ip: Some(Ipv4Addr::new(192, 168, 0, 1)),
         remembered_mac: "0e:ff:ff:ff:ff:ff".parse().ok(),
         remembered_lease: LeaseId::new(i64::MAX),
@@ -97,7 +97,7 @@ fn claims(overlay: &Overlay, taken: &[u32], rounds: usize) -> Vec<String> {
     };
     let on_host = [Ipv4Net::new_assert(Ipv4Addr::new(10, 1, 2, 0), 24)];
     row("decide what is ours", records.len(), rounds, |random| {
-        black_box(me.claim(&records, &on_host, overlay, random));
+        black_box(identity.decide(&records, &on_host, overlay, random));
     })
 }
 
