@@ -1,10 +1,10 @@
 //! What the loop remembers from turn to turn, and when it turns next.
 
-use super::desired::Dirty;
 use super::repair_limiter::{RateLimit, RepairLimiter};
 use super::retry_queue::RetryQueue;
 use super::runtime::{Backoff, Runtime};
 use crate::malloc;
+use crate::model::desired::Dirty;
 use crate::model::kernel_state::Have;
 use crate::model::lease_set::Moment;
 use std::time::Duration;

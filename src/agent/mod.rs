@@ -8,7 +8,7 @@
 //!                    status --- /healthz, /readyz, systemd
 //! ```
 
-pub mod desired;
+mod announce;
 pub mod firewall;
 pub mod lease_manager;
 mod loop_state;
@@ -25,12 +25,12 @@ use crate::files::{EnvFiles, StateFile};
 use crate::firewall::{Firewall, Mode};
 use crate::kernel::Kernel;
 use crate::model::config::{NetworkConfig, Overlay};
+use crate::model::desired::{DesiredState, LocalNode};
 use crate::model::identity::Identity;
 use crate::model::iface::{self, ExternalInterface, HostView, IfaceRules};
 use crate::model::kernel_state::{Have, Scope};
 use crate::model::subnet::SubnetKey;
 use crate::store::Store;
-use desired::{DesiredState, LocalNode};
 use firewall::{FirewallLoop, FirewallSettings};
 use ipnet::IpNet;
 use lease_manager::{Address, LeaseManager, LeaseTimes, OwnershipProbe, StoreProgress};

@@ -4,7 +4,7 @@
 //! one entry's repair costs one entry's work. It is read in full again when something happened that takes entries
 //! along without a word (the device, its addresses), when reports were lost, and from time to time to be sure.
 
-use super::desired::{DesiredState, Dirty, LocalNode};
+use super::announce;
 use super::lease_manager::{Address, KeyObservation, StoreProgress};
 use super::loop_state::{LoopState, PATIENCE};
 use super::peers::News;
@@ -16,6 +16,7 @@ use crate::files::EnvFiles;
 use crate::firewall::obstacles::OnHost;
 use crate::kernel::{Event, Kernel, KernelError};
 use crate::malloc;
+use crate::model::desired::{DesiredState, Dirty, LocalNode};
 use crate::model::kernel_state::ExistingDevice;
 use crate::model::lease_set::{Change, Moment};
 use crate::model::mirror::Noticed;
@@ -80,6 +81,7 @@ impl<K: Kernel> Reconciler<K> {
         self.take_kernel_events(state, now);
         let over = self.desired.expire(now);
         state.news.merge(over);
+        announce::log(self.desired.take_findings());
         let mut readable = true;
         if now >= state.read_at {
             readable = self.read(state).await;
@@ -257,6 +259,7 @@ impl<K: Kernel> Reconciler<K> {
         self.on_host.send_if_modified(|known| std::mem::replace(known, on_host.clone()) != on_host);
         let changed = self.desired.set_host(LocalNode { nic, ..own }, host);
         state.news.merge(changed);
+        announce::log(self.desired.take_findings());
         self.status.set(Condition::Docker, self.desired.docker_complaint());
         Ok(())
     }

@@ -2,8 +2,10 @@
 
 pub mod backend_data;
 pub mod config;
+pub mod desired;
 pub mod docker;
 pub mod env_files;
+pub mod findings;
 pub mod go_json;
 pub mod identity;
 pub mod iface;

@@ -1,8 +1,8 @@
 //! Of what follows from the facts: it does not matter in which order and portions they came.
 
 use super::{as_wanted, config, mac, ops};
-use flanneld::agent::desired::{DesiredState, Dirty, LocalNode};
 use flanneld::backend::vxlan::Vxlan;
+use flanneld::model::desired::{DesiredState, Dirty, LocalNode};
 use flanneld::model::go_json::GoObject;
 use flanneld::model::iface::{ExternalInterface, HostView, Interface, InterfaceAddress};
 use flanneld::model::kernel_state::{Oif, Want};

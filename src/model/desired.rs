@@ -1,17 +1,18 @@
-//! All facts of one host, and what follows from them: what the kernel should hold. Pure; the loop feeds it facts and
-//! asks which objects may differ now.
+//! All facts of one host, and what the kernel should hold because of them. Pure; the loop feeds it facts and asks which
+//! entries may differ now and what is worth a line of log.
 
+use super::docker;
+use super::findings::{Finding, Findings};
+use super::iface::{ExternalInterface, HostView};
+use super::kernel_state::{Device, Route, Scope, Want};
+use super::lease::{Name, Record, Revision};
+use super::lease_set::{Change, LeaseSet, Moment};
+use super::links::Links;
+use super::mac::VtepMac;
+use super::peer_policy::{Endpoint, Facts, Peers, Tally, Verdict};
+use super::plan::Key;
+use super::subnet::SubnetKey;
 use crate::backend::{Backend, PeerEntries};
-use crate::model::docker;
-use crate::model::iface::{ExternalInterface, HostView};
-use crate::model::kernel_state::{Device, Route, Scope, Want};
-use crate::model::lease::{Name, Record, Revision};
-use crate::model::lease_set::{Change, LeaseSet, Moment};
-use crate::model::links::Links;
-use crate::model::mac::VtepMac;
-use crate::model::peer_policy::{Endpoint, Facts, Peers, Tally, Verdict};
-use crate::model::plan::Key;
-use crate::model::subnet::SubnetKey;
 use ipnet::Ipv4Net;
 use std::collections::{BTreeMap, BTreeSet};
 use std::net::IpAddr;
@@ -93,12 +94,7 @@ pub struct DesiredState {
     wanted: BTreeMap<SubnetKey, PeerPath>,
     /// How many peers have a tunnel endpoint with this MAC: a host with two subnets has one endpoint for both.
     fdb_users: BTreeMap<VtepMac, usize>,
-    /// The refusals that have been logged.
-    refused: BTreeMap<Name, String>,
-    /// The leases of other hosts with our public IP, and what to say of them.
-    duplicate_ips: BTreeMap<Name, String>,
-    /// The networks of other interfaces that have been warned of.
-    wider: BTreeSet<(String, Ipv4Net)>,
+    findings: Findings,
     want: Want,
     hold: Duration,
     blackhole: bool,
@@ -127,9 +123,7 @@ impl DesiredState {
             peers: Peers::default(),
             wanted: BTreeMap::new(),
             fdb_users: BTreeMap::new(),
-            refused: BTreeMap::new(),
-            duplicate_ips: BTreeMap::new(),
-            wider: BTreeSet::new(),
+            findings: Findings::default(),
             want: Want::default(),
             hold,
             blackhole: false,
@@ -194,11 +188,12 @@ impl DesiredState {
 
     /// What is wrong when another host has registered with our public IP: nobody can tell the two apart.
     pub fn duplicate_ip(&self) -> Option<String> {
-        let first = self.duplicate_ips.values().next()?;
-        Some(match self.duplicate_ips.len() - 1 {
-            0 => first.clone(),
-            more => format!("{first} (and {more} more)"),
-        })
+        self.findings.duplicate_ip()
+    }
+
+    /// The refusals and wider networks that began or ended since the last call.
+    pub fn take_findings(&mut self) -> Vec<Finding> {
+        self.findings.take()
     }
 
     /// What is wrong when Docker uses another subnet or MTU than was written for it.
@@ -278,8 +273,8 @@ impl DesiredState {
         let backend = self.backend.clone();
         let own = backend.own_entries(&self.own.nic, self.own.subnet, self.own.mac);
         self.peers.revalidate(self.facts(), self.leases.records(), |lease| backend.read(lease));
-        self.warn_of_wider_networks();
-        self.log_all();
+        self.review_wider_networks();
+        self.review_all();
         self.wanted = self.peers.peers().map(|(key, endpoint)| (key, self.path_to(endpoint))).collect();
         let entries: Vec<PeerEntries> =
             self.wanted.iter().map(|(key, way)| backend.peer_entries(key.v4, way.endpoint, way.link)).collect();
@@ -304,7 +299,7 @@ impl DesiredState {
     fn follow(&mut self, names: BTreeSet<Name>, keys: &mut BTreeSet<Key>) {
         let mut demanded = Vec::new();
         for name in names {
-            self.log_verdict(&name);
+            self.review(&name);
             let Ok(key) = SubnetKey::parse(&name) else { continue };
             let new = match self.peers.verdict(&name) {
                 Some(Verdict::Peer(endpoint)) => Some(self.path_to(endpoint)),
@@ -365,56 +360,32 @@ impl DesiredState {
         keys.insert(Key::Route(entries.route.dest));
     }
 
-    /// Once for each.
-    fn warn_of_wider_networks(&mut self) {
-        let wider: BTreeSet<_> =
-            self.peers.facts().wider_networks().map(|(name, net)| (name.to_owned(), net)).collect();
-        for (name, net) in wider.difference(&self.wider) {
-            tracing::warn!(
-                "{name} is in {net}, which overlaps the overlay {}: what is there inside the subnet of a peer cannot be \
-                 reached from here",
-                self.network
-            );
-        }
-        self.wider = wider;
+    fn review_wider_networks(&mut self) {
+        let wider = self.peers.facts().wider_networks().map(|(name, net)| (name.to_owned(), net)).collect();
+        self.findings.set_wider_networks(self.network, wider);
     }
 
-    /// Tells all that there may be to tell.
-    fn log_all(&mut self) {
-        let known = self.refused.keys().chain(self.duplicate_ips.keys()).cloned();
+    /// Reviews each lease that is or was refused, or that has or had our public IP.
+    fn review_all(&mut self) {
         let ours = self.own.nic.public_ip;
         let has_our_ip = |record: &&Record| matches!(&record.content, Ok(lease) if lease.attrs.public_ip == ours);
         let duplicate_ips = self.leases.records().filter(has_our_ip).map(|record| record.name.clone());
+        let known = self.findings.leases().cloned();
         let names: BTreeSet<Name> = known.chain(duplicate_ips).chain(self.peers.refused()).collect();
-        names.iter().for_each(|name| self.log_verdict(name));
+        names.iter().for_each(|name| self.review(name));
     }
 
-    /// Logs each refusal once, and its end.
-    fn log_verdict(&mut self, name: &Name) {
-        match self.duplicate_ip_of(name) {
-            Some(text) => drop(self.duplicate_ips.insert(name.clone(), text)),
-            None => drop(self.duplicate_ips.remove(name)),
-        }
-        let refused = match self.peers.verdict(name) {
+    /// Finds out whether a lease is refused, and whether it is one of another host with our public IP.
+    fn review(&mut self, name: &Name) {
+        self.findings.set_duplicate_ip(name, self.duplicate_ip_of(name));
+        let reason = match self.peers.verdict(name) {
             Some(Verdict::Refused(reason)) => Some(reason),
             _ => None,
         };
-        if self.refused.get(name) == refused.as_ref() {
-            return;
-        }
-        match refused {
-            Some(reason) => {
-                tracing::warn!(lease = &**name, "refused: {reason}");
-                self.refused.insert(name.clone(), reason);
-            }
-            None => {
-                tracing::info!(lease = &**name, "no longer refused");
-                self.refused.remove(name);
-            }
-        }
+        self.findings.set_refusal(name, reason);
     }
 
-    /// What to say of a live lease that another host has with our public IP.
+    /// A sentence on this lease if it is a live one of another host with our public IP.
     fn duplicate_ip_of(&self, name: &str) -> Option<String> {
         let lease = self.leases.get(name)?.content.as_ref().ok()?;
         let (ip, subnet) = (self.own.nic.public_ip, self.own.subnet);
