@@ -4,6 +4,8 @@
 .PHONY: help setup setup-build build test check bench bench-repair bench-dataplane bench-allocate bench-routes bench-watchers simulate fuzz install uninstall deb cargo-deb static manual demo demo-down ci
 
 profile := $(if $(RELEASE),release,debug)
+# Where cargo builds.
+target := $(or $(CARGO_TARGET_DIR),target)
 
 help: ## List the targets
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "  make %-16s %s\n", $$1, $$2 }' $(MAKEFILE_LIST)
@@ -19,7 +21,7 @@ build: setup-build ## Build flanneld (RELEASE=1: optimised, takes minutes)
 	cargo build $(if $(RELEASE),--release)
 
 test: setup cargo-deb ## Run every test (as root: hosts are network namespaces, etcd is real)
-	cargo test
+	cargo test --no-fail-fast
 
 check: setup ## Check the format and the lints
 	cargo fmt --check
@@ -28,7 +30,7 @@ check: setup ## Check the format and the lints
 # The bench's own build of flanneld takes the place of the release's, which is measured: so it is put aside.
 bench: setup ## Measure flanneld with 10 to 50,000 peers, as root, for an hour (PEER=PATH: beside another; ARGS="--rounds 1": less)
 	cargo build --release
-	install -D target/release/flanneld target/bench/flanneld
+	install -D $(target)/release/flanneld target/bench/flanneld
 	cargo bench --bench scale -- --flanneld ours=target/bench/flanneld $(if $(PEER),--flanneld peer=$(abspath $(PEER))) $(ARGS)
 
 bench-repair: setup ## Time repairs and joins, as root (ARGS="--peers 10 --join 0": less of it)
@@ -79,7 +81,7 @@ manual: setup ## Write the manual pages and the completions anew, after a change
 	WRITE_MANUAL=1 cargo test --quiet --test install the_manual_and_the_completions
 
 demo: setup build ## Show three hosts join one overlay (KEEP=1: leave it standing)
-	@FLANNELD=$${FLANNELD:-target/$(profile)/flanneld} examples/demo/demo.sh
+	@FLANNELD=$${FLANNELD:-$(target)/$(profile)/flanneld} examples/demo/demo.sh
 
 demo-down: ## Remove the demos that were left standing
 	@examples/demo/demo.sh down

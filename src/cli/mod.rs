@@ -4,6 +4,7 @@ pub mod args;
 pub mod docker_opts;
 pub mod run;
 pub mod service_manager;
+mod signals;
 
 use args::Invocation;
 use std::collections::BTreeMap;

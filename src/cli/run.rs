@@ -2,6 +2,7 @@
 
 use super::args::Options;
 use super::service_manager::ServiceManager;
+use super::signals::Signals;
 use crate::agent::lease_manager::LeaseTimes;
 use crate::agent::runtime::{Notice, Runtime};
 use crate::agent::status::StatusHandle;
@@ -19,7 +20,6 @@ use std::process::ExitCode;
 use std::rc::Rc;
 use std::time::Duration;
 use tokio::net::TcpListener;
-use tokio::signal::unix::{SignalKind, signal};
 use tokio::task::LocalSet;
 
 /// How long etcd may take to take a lease back.
@@ -55,8 +55,7 @@ fn fail(reason: &str) -> ExitCode {
 }
 
 async fn daemon(options: Options, service_manager: Rc<ServiceManager>) -> Result<(), String> {
-    let mut terminate = signal(SignalKind::terminate()).map_err(|error| format!("no signals: {error}"))?;
-    let mut interrupt = signal(SignalKind::interrupt()).map_err(|error| format!("no signals: {error}"))?;
+    let mut signals = Signals::receive()?;
     let env = Rc::new(Runtime::of_host({
         let service_manager = service_manager.clone();
         move |notice| tell(&service_manager, notice)
@@ -78,8 +77,9 @@ async fn daemon(options: Options, service_manager: Rc<ServiceManager>) -> Result
     let agent = agent::run(store.clone(), kernel, HostFirewall::new(), settings(options), env, status.clone());
     tokio::select! {
         never = agent => match never {},
-        _ = terminate.recv() => tracing::info!("SIGTERM: stopping; network and files are left as they are"),
-        _ = interrupt.recv() => tracing::info!("SIGINT: stopping; network and files are left as they are"),
+        name = signals.end(|| store.redial()) => {
+            tracing::info!("{name}: stopping; network and files are left as they are");
+        }
     }
     service_manager.tell(&NotifyState::Stopping);
     let lease = status.read().lease;

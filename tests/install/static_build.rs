@@ -8,6 +8,7 @@ use std::sync::OnceLock;
 use std::thread;
 
 use crate::deb::succeeds;
+use crate::lab::program;
 use crate::lab::{CONFIG, Etcd, Host, Lab, PREFIX, eventually};
 use crate::pki::{Authority, Role};
 use crate::tree::REPOSITORY;
@@ -21,7 +22,7 @@ const TLS: [&str; 3] =
     ["--etcd-cafile=/etc/ca.crt", "--etcd-certfile=/etc/client.crt", "--etcd-keyfile=/etc/client.key"];
 
 /// The build under test, made as `make static` makes it but for the optimisation, which takes minutes.
-fn program() -> &'static Path {
+fn build() -> &'static Path {
     static PROGRAM: OnceLock<PathBuf> = OnceLock::new();
     PROGRAM.get_or_init(|| {
         let mut make = Command::new("make");
@@ -41,7 +42,7 @@ fn program() -> &'static Path {
 fn empty_root(dir: &Path) -> PathBuf {
     let root = dir.join("root");
     fs::create_dir_all(root.join("etc")).expect("a directory");
-    fs::copy(program(), root.join("flanneld")).expect("the program");
+    program::install(build(), &root.join("flanneld"));
     root
 }
 

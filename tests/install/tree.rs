@@ -1,5 +1,6 @@
 //! `make install` into a directory that stands for `/`, as who makes a package calls it.
 
+use crate::lab::program;
 use std::collections::BTreeMap;
 use std::fs;
 use std::os::unix::fs::{PermissionsExt, symlink};
@@ -42,8 +43,7 @@ impl Make {
         let (root, tools) = (tempfile::tempdir().expect("a directory"), tempfile::tempdir().expect("a directory"));
         for name in ["systemctl", "systemd-sysusers", "systemd-tmpfiles", "cargo", "rustc"] {
             let path = tools.path().join(name);
-            fs::write(&path, "#!/bin/sh\necho \"$0 $*\" >>\"${0%/*}/called\"\n").expect("a script");
-            fs::set_permissions(&path, PermissionsExt::from_mode(0o755)).expect("its mode");
+            program::write(&path, b"#!/bin/sh\necho \"$0 $*\" >>\"${0%/*}/called\"\n");
         }
         Make { root, tools }
     }
@@ -140,7 +140,7 @@ fn a_program_that_runs_is_replaced_and_an_old_link_too() {
     let at = |path: &str| -> PathBuf { make.root.path().join("usr").join(path) };
     fs::create_dir_all(at("bin")).expect("a directory");
     fs::create_dir_all(at("libexec/flannel")).expect("a directory");
-    fs::copy("/bin/sleep", at("bin/flanneld")).expect("an old version");
+    program::install(Path::new("/bin/sleep"), &at("bin/flanneld"));
     symlink("/nowhere", at("libexec/flannel/mk-docker-opts.sh")).expect("a link");
     let mut old = Command::new(at("bin/flanneld")).arg("60").spawn().expect("it runs");
     make.succeeds(&["install", "PREFIX=/usr", &format!("BINARY={FLANNELD}")]);

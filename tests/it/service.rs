@@ -1,7 +1,9 @@
 //! The daemon as a service manager sees it: asked to stop it stops, whatever it waits for; while it waits it asks for
 //! time; once it is ready it shows that it is alive.
 
-use crate::lab::{CONFIG, Etcd, FLANNELD, Host, Lab, PREFIX, eventually};
+use crate::lab::{CONFIG, Etcd, FLANNELD, Host, Lab, Lease, PREFIX, eventually};
+use nix::sys::signal::{Signal, kill};
+use nix::unistd::Pid;
 use std::fs;
 use std::thread::sleep;
 use std::time::{Duration, Instant};
@@ -131,6 +133,26 @@ fn ends_at_once(host: &mut Host, name: &str) {
     eventually("it is there to hear a signal", || catches_sigterm(host));
     let exit = host.stop();
     assert!(exit.code == Some(0) && exit.took < AT_ONCE, "{name}: {exit:?}");
+}
+
+#[test]
+fn signals_that_ask_for_no_end_leave_the_daemon_running() {
+    let lab = Lab::new("signals");
+    let etcd = lab.etcd_with_config();
+    let mut host = lab.host(1);
+    host.join();
+    for (signal, says) in [
+        (Signal::SIGHUP, "SIGHUP: certificates and passwords are read again"),
+        (Signal::SIGUSR1, "SIGUSR1 is ignored"),
+        (Signal::SIGUSR2, "SIGUSR2 is ignored"),
+        (Signal::SIGQUIT, "SIGQUIT is ignored"),
+    ] {
+        kill(Pid::from_raw(host.pid()), signal).expect("the daemon runs");
+        eventually(says, || host.log().contains(says));
+    }
+    etcd.put_leases(&[Lease::guest(200)]);
+    host.follows(&etcd);
+    assert_eq!(host.stop().code, Some(0));
 }
 
 #[test]

@@ -6,7 +6,7 @@ use std::thread::sleep;
 use std::time::Duration;
 
 use crate::lab::{
-    Container, DEVICE, Device, Etcd, FLANNELD, Host, Lab, Lease, NETWORK, Tables, containers_on, eventually_eq,
+    Container, DEVICE, Device, Etcd, FLANNELD, Host, Lab, Lease, NETWORK, Tables, containers_on, eventually_eq, program,
 };
 
 const DAY: u32 = 24 * 60 * 60;
@@ -42,7 +42,7 @@ fn a_restart_that_finds_all_well_changes_nothing_and_loses_no_packet() {
     let containers = containers_on(&mut hosts);
     hosts.iter().for_each(|host| host.follows(&etcd));
     let copy = hosts[0].path("another-build");
-    fs::copy(FLANNELD, &copy).expect("a copy of the daemon");
+    program::install(FLANNELD.as_ref(), &copy);
     let (state, lease, env) = (hosts[0].state(), etcd.lease_of_host(&hosts[0]), hosts[0].file("subnet.env"));
 
     let monitor = hosts[0].monitor();

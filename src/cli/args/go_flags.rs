@@ -15,6 +15,10 @@ pub(super) fn to_long_form(args: impl IntoIterator<Item = OsString>) -> Result<V
     let mut long = Vec::new();
     while let Some(word) = words.next() {
         let word = word?;
+        // systemd passes an unset ${VARIABLE} of a unit as an empty argument.
+        if word.is_empty() {
+            continue;
+        }
         let Some(body) = strip_dashes(&word) else {
             return Err(not_a_flag(&word, &long));
         };
@@ -121,6 +125,8 @@ mod tests {
             (&["--ip-masq=false"], &["--ip-masq=false"]),
             (&["-ip-masq", "-v", "2"], &["--ip-masq=true", "--v=2"]),
             (&["-v=2"], &["--v=2"]),
+            (&["", "-v=2", "", ""], &["--v=2"]),
+            (&["-iface", "", "-v=2"], &["--iface=", "--v=2"]),
             (&["--v", "2"], &["--v=2"]),
             (&["-v", "2", "--"], &["--v=2"]),
             (&["-h"], &["--help"]),

@@ -24,6 +24,7 @@ pub mod netns;
 mod notify;
 mod overlay;
 pub mod process;
+pub mod program;
 mod server;
 mod state;
 mod tables;

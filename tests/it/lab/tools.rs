@@ -2,10 +2,10 @@
 
 use std::env;
 use std::fs;
-use std::os::unix::fs::{PermissionsExt, symlink};
+use std::os::unix::fs::symlink;
 use std::path::{Path, PathBuf};
 
-use super::Host;
+use super::{Host, program};
 
 const NAMES: [&str; 7] =
     ["iptables", "iptables-save", "iptables-restore", "ip6tables", "ip6tables-save", "ip6tables-restore", "nft"];
@@ -47,14 +47,13 @@ impl Tools {
 
     /// A copy of this program is there from now on.
     pub fn install(dir: &Path, name: &str) {
-        fs::copy(real(name), dir.join(format!("{name}.new"))).expect("a copy");
+        program::install(&real(name), &dir.join(format!("{name}.new")));
         fs::rename(dir.join(format!("{name}.new")), dir.join(name)).expect("its name");
     }
 
     fn script(&self, name: &str, text: &str) {
         let path = self.dir.join(name);
-        fs::write(&path, format!("#!/bin/sh\n{text}\n")).expect("a script");
-        fs::set_permissions(&path, fs::Permissions::from_mode(0o755)).expect("its mode");
+        program::write(&path, format!("#!/bin/sh\n{text}\n").as_bytes());
     }
 
     /// The words for `env` that put the directory first.

@@ -6,6 +6,7 @@ use std::path::{Path, PathBuf};
 use std::process::Command;
 
 use crate::lab::netns::output;
+use crate::lab::program;
 
 /// The directory that is a machine's `/`. All paths are as the machine sees them.
 pub struct Root {
@@ -28,7 +29,10 @@ impl Root {
         fs::create_dir_all(path.parent().expect("a directory")).expect("directories");
         // Beside it and renamed: a program that runs may be replaced.
         let new = path.with_extension("lab-new");
-        fs::write(&new, content).unwrap_or_else(|error| panic!("{}: {error}", path.display()));
+        match mode & 0o111 {
+            0 => fs::write(&new, content).unwrap_or_else(|error| panic!("{}: {error}", path.display())),
+            _ => program::write(&new, content.as_ref()),
+        }
         fs::set_permissions(&new, Permissions::from_mode(mode)).expect("its mode");
         fs::rename(&new, &path).unwrap_or_else(|error| panic!("{}: {error}", path.display()));
     }
