@@ -16,6 +16,7 @@ mod pki;
 mod site;
 
 mod centos;
+mod field;
 mod hardened;
 mod life;
 mod order;

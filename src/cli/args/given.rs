@@ -80,11 +80,17 @@ impl<'a> Given<'a> {
     fn values(&self, name: &'static str) -> Vec<Value> {
         if self.matches.contains_id(name) {
             let texts = self.matches.get_many::<String>(name).into_iter().flatten();
-            return texts.map(|text| Value { flag: name, text: text.clone(), origin: Origin::CommandLine }).collect();
+            return texts
+                .map(|text| Value { flag: name, text: trimmed(name, text), origin: Origin::CommandLine })
+                .collect();
         }
         let found = from_environment(name, self.env);
         found
-            .map(|(variable, text)| Value { flag: name, text, origin: Origin::Environment(variable) })
+            .map(|(variable, text)| Value {
+                flag: name,
+                text: trimmed(name, &text),
+                origin: Origin::Environment(variable),
+            })
             .into_iter()
             .collect()
     }
@@ -144,7 +150,14 @@ fn from_environment(name: &str, env: &BTreeMap<String, String>) -> Option<(Strin
     })
 }
 
+/// Drops the space around a value, which files and scripts leave there by accident. It may be part of a password.
+fn trimmed(name: &str, text: &str) -> String {
+    if name == "etcd-password" { text.to_owned() } else { text.trim().to_owned() }
+}
+
 /// Drops the quotes that a shell or systemd would have dropped; `docker --env-file` leaves them.
 fn unquoted(text: &str) -> &str {
-    text.strip_prefix('"').and_then(|text| text.strip_suffix('"')).unwrap_or(text)
+    let text = text.trim();
+    let inside = |quote| text.strip_prefix(quote).and_then(|text| text.strip_suffix(quote));
+    inside('"').or_else(|| inside('\'')).unwrap_or(text)
 }
