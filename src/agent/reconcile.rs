@@ -183,6 +183,7 @@ impl<K: Kernel> Reconciler<K> {
                 Event::Underlay if self.desired.routes_directly() => state.read_host_some_time(now),
                 Event::Underlay => {}
                 Event::Host { .. } => state.read_host_some_time(now),
+                Event::Unclear => state.read_soon(now),
                 Event::Overrun => {
                     tracing::info!("the kernel's reports came faster than they were read: reading everything");
                     self.status.update(|status| status.overruns += 1);

@@ -228,6 +228,7 @@ fn refusal(have: &Have, op: &Op) -> Option<i32> {
         | Op::DeleteAddress(_)
         | Op::DeleteNeighbor(_)
         | Op::DeleteFdb(..)
+        | Op::ClearFdb(_)
         | Op::ReplaceRoute(_)
         | Op::DeleteRoute(_) => None,
     }

@@ -6,5 +6,6 @@ mod firewall;
 mod host;
 mod lab;
 mod plans;
+mod reports;
 mod scale;
 mod socket;
