@@ -147,7 +147,7 @@ pub fn neighbor(message: &NeighbourMessage, index: u32) -> Option<(IpAddr, Optio
     Some((ip?, (state & NUD_NOARP == 0).then_some(neighbor)))
 }
 
-/// Whether a message is about the device's own FDB. A bridge reports what it knows of its ports under their index, too.
+/// Whether a message is about the device's own FDB, not about a bridge's that it is a port of.
 fn is_own_fdb(message: &NeighbourMessage, index: u32) -> bool {
     let header = &message.header;
     header.family == AddressFamily::Bridge && header.ifindex == index && header.flags.contains(NeighbourFlags::Own)
@@ -254,14 +254,14 @@ fn next_hop(hop: &RouteNextHop) -> Hop {
 }
 
 /// A route that leaves by the device with this index or leads into the overlay. One with several next hops, which is
-/// none of ours, is shown with its first.
+/// none of ours, is shown with its first; one of IPv6 without a gateway, because the kernel deletes only the next hop that is named.
 pub fn route(message: &RouteMessage, family: AddressFamily, index: Option<u32>, scope: &Scope) -> Option<Route> {
     let route = decode(message, family)?;
     let leaves_by_ours = route.hops.iter().any(|hop| Some(hop.oif) == index);
     if !(leaves_by_ours || scope.covers(route.dest)) || is_kernels_own(route.dest) {
         return None;
     }
-    let hop = route.hops.first()?;
+    let (hop, is_v6) = (route.hops.first()?, family == AddressFamily::Inet6);
     let ours = Some(hop.oif) == index && !route.multipath;
     let oif = match (message.header.kind, route.nexthop) {
         (RouteType::Unicast, Some(id)) => Oif::Nexthop(id),
@@ -271,7 +271,7 @@ pub fn route(message: &RouteMessage, family: AddressFamily, index: Option<u32>, 
     };
     Some(Route {
         dest: route.dest,
-        gateway: hop.gateway.filter(|_| matches!(oif, Oif::Ours | Oif::Other(_))),
+        gateway: hop.gateway.filter(|_| matches!(oif, Oif::Ours | Oif::Other(_)) && !(route.multipath && is_v6)),
         oif,
         onlink: message.header.flags.contains(RouteFlags::Onlink),
         metric: route.metric,

@@ -293,6 +293,7 @@ impl<'a> Differ<'a> {
             && !present
             && stray == first
             && (self.scope.owns_route(stray) || self.leads_to_peer(stray))
+            && can_be_replaced(stray)
         {
             let whose = if stray.same_path(want) { format!(" of protocol {}", stray.protocol) } else { String::new() };
             self.push(Phase::RouteSet, Op::ReplaceRoute(*want), format!("was {stray}{whose}"));
@@ -319,6 +320,11 @@ impl<'a> Differ<'a> {
 /// number is what tells ours from those of others when its peer has gone.
 fn is_as_wanted(route: &Route, want: &Route) -> bool {
     route.same_path(want) && (want.oif == Oif::Ours || [want.protocol, PROTOCOL_KERNEL].contains(&route.protocol))
+}
+
+/// The kernel takes no onlink gateway of IPv6 that another device leads to, and a peer's gateway lies in the peer's subnet.
+fn can_be_replaced(stray: &Route) -> bool {
+    stray.dest.addr().is_ipv4() || stray.oif == Oif::Ours
 }
 
 fn only_in<'m, K, V>(map: &'m BTreeMap<K, V>, other: impl Fn(&K) -> bool + 'm) -> impl Iterator<Item = &'m K> {

@@ -4,6 +4,7 @@ mod device;
 mod entries;
 mod firewall;
 mod host;
+mod ipv6;
 mod lab;
 mod plans;
 mod reports;
