@@ -183,6 +183,7 @@ impl<K: Kernel> Reconciler<K> {
                 Event::Underlay if self.desired.routes_directly() => state.read_host_some_time(now),
                 Event::Underlay => {}
                 Event::Host { .. } => state.read_host_some_time(now),
+                Event::Unclear => state.read_soon(now),
                 Event::Overrun => {
                     tracing::info!("the kernel's reports came faster than they were read: reading everything");
                     self.status.update(|status| status.overruns += 1);
@@ -299,7 +300,7 @@ impl<K: Kernel> Reconciler<K> {
             }
             _ => {
                 let plan = Plan::between(&state.have, want, &scope);
-                state.repair_limiter.look_again();
+                state.damage.merge(Dirty::Keys(state.repair_limiter.look_again()));
                 state.retries.keep_only(plan.steps.iter().map(|step| &step.op));
                 plan
             }
@@ -307,7 +308,9 @@ impl<K: Kernel> Reconciler<K> {
         let needs_device = !plan.steps.is_empty() && !matches!(state.have.device, Some(ExistingDevice::Vxlan(..)));
         // An object waits as a whole: what is added in a stray's place cannot be added before the stray has gone.
         let mut waiting = state.retries.waiting(plan.steps.iter().map(|step| &step.op), now);
-        waiting.extend(state.repair_limiter.postpone(plan.steps.iter().map(|step| step.op.key()), now));
+        // What the facts ask for is no repair, and does not wait like one.
+        let repairs = plan.steps.iter().map(|step| step.op.key()).filter(|key| !state.news.covers(key));
+        waiting.extend(state.repair_limiter.postpone(repairs, now));
         plan.steps.retain(|step| !waiting.contains(&step.op.key()));
         let device_waits = needs_device && !plan.touches_device();
         if device_waits {
@@ -327,10 +330,16 @@ impl<K: Kernel> Reconciler<K> {
 
     /// Applies steps and keeps `have` in step with what was done.
     async fn execute(&mut self, steps: &[&Step], state: &mut LoopState) {
-        let started = self.runtime.now();
+        let begun = self.runtime.now();
         let refusals = self.apply(steps).await;
         let now = self.runtime.now();
-        let repairs: Vec<bool> = steps.iter().map(|step| self.is_repair(step, state)).collect();
+        let damaged: Vec<bool> = steps.iter().map(|step| is_damaged(&step.op.key(), state)).collect();
+        // What the start finds wrong is a change, though it counts in a fight.
+        let started = self.status.read().started;
+        let repairs: Vec<bool> = damaged.iter().map(|damaged| *damaged && started).collect();
+        let made_good =
+            steps.iter().zip(&damaged).enumerate().filter(|(at, (_, bad))| **bad && !refusals.contains_key(at));
+        state.repair_limiter.repaired(made_good.map(|(_, (step, _))| &step.op), now);
         for (_, step) in steps.iter().enumerate().filter(|(at, _)| !refusals.contains_key(at)) {
             state.have.apply(&step.op, 0);
         }
@@ -360,8 +369,7 @@ impl<K: Kernel> Reconciler<K> {
             status.repairs += repairs.len() as u64;
             status.kernel_failures += failures as u64;
         });
-        state.repair_limiter.repaired(repairs.iter().map(|step| &step.op), now);
-        report::log("", &changes, now.saturating_sub(started));
+        report::log("", &changes, now.saturating_sub(begun));
         report::log("repaired: ", &repairs, now.saturating_sub(state.damaged_at));
         if refusals.values().any(KernelError::device_is_out) {
             // Its end is reported after that of what it held.
@@ -378,13 +386,6 @@ impl<K: Kernel> Reconciler<K> {
             refusals.extend(results.filter_map(|(at, result)| Some((nth * malloc::MANY + at, result.err()?))));
         }
         refusals
-    }
-
-    /// Whether a step makes good what somebody else did, not what the store or the host's interfaces ask for.
-    fn is_repair(&self, step: &Step, state: &LoopState) -> bool {
-        let key = step.op.key();
-        let damaged = state.damage.covers(&key) || state.retries.is_repair(&key);
-        self.status.read().started && damaged && !state.news.covers(&key)
     }
 
     fn write_files(&mut self, state: &mut LoopState, now: Moment) {
@@ -423,4 +424,10 @@ impl<K: Kernel> Reconciler<K> {
             self.runtime.notify(Notice::StillStarting(PATIENCE));
         }
     }
+}
+
+/// Whether an object is not as it should be because of what somebody else did, not because the store or the host's interfaces
+/// ask for something else.
+fn is_damaged(key: &Key, state: &LoopState) -> bool {
+    (state.damage.covers(key) || state.retries.is_repair(key)) && !state.news.covers(key)
 }

@@ -1,6 +1,6 @@
-//! Restraint in repair_limiter: when somebody undoes a repair again and again, as fast as it is made, answering every blow at
-//! once would only cost both sides their processors, and us our logs. So each object may be repaired often in a short
-//! time, and steadily only every now and then.
+//! Restraint in repairs that do not last. If somebody undoes each repair, or the kernel reports something else than what was asked
+//! for, immediate answers cost both sides their processors, and us our logs. So each object, and all of them together, may be
+//! repaired often in a short time, and then later and later.
 
 use crate::model::lease_set::Moment;
 use crate::model::plan::{Key, Op};
@@ -9,9 +9,6 @@ use std::time::Duration;
 
 /// How often something may be done at once before it has to be done steadily.
 const AT_ONCE: u32 = 40;
-
-/// How often one object is repaired in a lasting fight.
-const REPAIR_EVERY: Duration = Duration::from_millis(500);
 
 /// Something that may be done often in a short time, and steadily only every now and then.
 #[derive(Debug, Clone, Copy, Default)]
@@ -30,55 +27,121 @@ impl RateLimit {
     pub fn allowed_at(&self, every: Duration) -> Moment {
         self.spent.saturating_sub(every * AT_ONCE)
     }
+
+    /// How often it was done lately: one time is forgotten each `every`.
+    fn times(&self, now: Moment, every: Duration) -> u32 {
+        let ahead = self.spent.saturating_sub(now).as_millis().div_ceil(every.as_millis());
+        u32::try_from(ahead).unwrap_or(u32::MAX)
+    }
+}
+
+/// How repairs slow down that do not last.
+struct Limit {
+    /// So many repairs are made at once.
+    at_once: u32,
+    /// Then there is a pause before each, which doubles from [`FIRST_PAUSE`] up to this.
+    longest_pause: Duration,
+}
+
+const FIRST_PAUSE: Duration = Duration::from_millis(500);
+const OF_AN_OBJECT: Limit = Limit { at_once: AT_ONCE, longest_pause: Duration::from_secs(60) };
+/// Rounds of repairs, whatever they are about. An object that was damaged once waits for no longer than this pause while
+/// others are fought over.
+const OF_ALL: Limit = Limit { at_once: 5 * AT_ONCE, longest_pause: Duration::from_secs(5) };
+
+/// How long nothing had to wait before a fight is said to be over.
+const CALM_AFTER: Duration = Duration::from_secs(120);
+
+/// The repairs of one object, or the rounds of repairs of all.
+#[derive(Debug, Default)]
+struct Repairs {
+    rate: RateLimit,
+    again_at: Moment,
+}
+
+impl Repairs {
+    fn repaired(&mut self, now: Moment, limit: &Limit) {
+        self.rate.spend(now, limit.longest_pause);
+        let times = self.rate.times(now, limit.longest_pause);
+        let pause = |over: u32| FIRST_PAUSE.saturating_mul(1 << over.min(16)).min(limit.longest_pause);
+        self.again_at = now + times.checked_sub(limit.at_once).map_or(Duration::ZERO, pause);
+    }
 }
 
 /// What has been repaired lately.
 #[derive(Debug, Default)]
 pub struct RepairLimiter {
-    repairs: BTreeMap<Key, RateLimit>,
+    /// By object; `None` is all of them together.
+    repairs: BTreeMap<Option<Key>, Repairs>,
     /// The objects that wait for their next repair.
     waiting: BTreeSet<Key>,
-    /// The objects that had to wait and have not been left in peace since.
-    fought_over: BTreeSet<Key>,
+    /// The objects whose limit made a repair wait: when that was first so, and last.
+    fought_over: BTreeMap<Option<Key>, (Moment, Moment)>,
 }
 
 impl RepairLimiter {
-    /// These operations have made good what somebody else had done.
+    /// These operations, a round of them, have made good what was not as it should be.
     pub fn repaired<'o>(&mut self, ops: impl Iterator<Item = &'o Op>, now: Moment) {
-        self.repairs.retain(|_, pace| pace.spent > now);
-        self.fought_over.retain(|key| self.repairs.contains_key(key));
-        for op in ops {
-            self.repairs.entry(op.key()).or_default().spend(now, REPAIR_EVERY);
+        self.repairs.retain(|_, repairs| repairs.rate.spent > now);
+        self.fought_over.retain(|_, (_, last)| now < *last + CALM_AFTER);
+        let keys: BTreeSet<Key> = ops.map(Op::key).collect();
+        if !keys.is_empty() {
+            self.repairs.entry(None).or_default().repaired(now, &OF_ALL);
+        }
+        for key in keys {
+            self.repairs.entry(Some(key)).or_default().repaired(now, &OF_AN_OBJECT);
         }
     }
 
     /// The objects among `planned` whose repair has to wait; they are remembered as waiting.
     pub fn postpone(&mut self, planned: impl Iterator<Item = Key>, now: Moment) -> BTreeSet<Key> {
-        let waiting: BTreeSet<Key> = planned.filter(|key| self.allowed_at(key).is_some_and(|at| now < at)).collect();
+        let all_wait = now < self.again_at(None);
+        let mut waiting = BTreeSet::new();
+        for key in planned {
+            let waits = now < self.again_at(Some(key));
+            if waits {
+                self.fought_over.entry(Some(key)).or_insert((now, now)).1 = now;
+            }
+            if waits || all_wait {
+                waiting.insert(key);
+            }
+        }
+        if all_wait && !waiting.is_empty() {
+            self.fought_over.entry(None).or_insert((now, now)).1 = now;
+        }
         self.waiting.extend(&waiting);
-        self.fought_over.extend(&waiting);
         waiting
     }
 
     /// When the first of the waiting objects may be repaired.
     pub fn next(&self) -> Option<Moment> {
-        self.waiting.iter().map(|key| self.allowed_at(key).unwrap_or_default()).min()
+        let first = self.waiting.iter().map(|key| self.again_at(Some(*key))).min()?;
+        Some(first.max(self.again_at(None)))
     }
 
-    /// Everything is about to be looked at: nothing waits any more.
-    pub fn look_again(&mut self) {
-        self.waiting.clear();
+    /// Everything is about to be looked at: nothing waits any more. Gives what waited.
+    pub fn look_again(&mut self) -> BTreeSet<Key> {
+        std::mem::take(&mut self.waiting)
     }
 
-    /// Which object is fought over, for people.
+    /// Which repairs do not last, for people: the fight that has lasted longest is named, so that the words stay the same.
     pub fn describe(&self, now: Moment) -> Option<String> {
-        let calm = |key: &&Key| self.repairs.get(*key).is_none_or(|pace| pace.spent < now + REPAIR_EVERY * AT_ONCE / 2);
-        let key = self.fought_over.iter().find(|key| !calm(key))?;
-        Some(format!("somebody undoes the repair of the {key} again and again"))
+        let lasting = self.fought_over.iter().filter(|(_, (_, last))| now < *last + CALM_AFTER);
+        let (key, _) = lasting.min_by_key(|(_, (first, _))| *first)?;
+        Some(match key {
+            Some(key) => format!(
+                "repairs of the {key} do not last: something changes it again and again; \
+                 the next repair waits for up to a minute"
+            ),
+            None => {
+                "repairs do not last: something changes one entry after another; the next repairs wait for up to 5 s"
+                    .into()
+            }
+        })
     }
 
-    fn allowed_at(&self, key: &Key) -> Option<Moment> {
-        self.repairs.get(key).map(|pace| pace.allowed_at(REPAIR_EVERY))
+    fn again_at(&self, key: Option<Key>) -> Moment {
+        self.repairs.get(&key).map_or(Moment::ZERO, |repairs| repairs.again_at)
     }
 }
 
@@ -86,38 +149,78 @@ impl RepairLimiter {
 mod tests {
     use super::*;
 
-    fn waits(repair_limiter: &mut RepairLimiter, key: Key, now: Moment) -> bool {
-        !repair_limiter.postpone([key].into_iter(), now).is_empty()
+    const START: Moment = Duration::from_secs(7);
+
+    fn op(last: u8) -> Op {
+        Op::DeleteNeighbor([10, 5, 0, last].into())
     }
 
-    #[test]
-    fn a_lasting_fight_is_slow_and_a_short_one_is_not_noticed() {
-        let op = Op::DeleteNeighbor([10, 5, 0, 1].into());
-        let mut repair_limiter = RepairLimiter::default();
-        let mut now = Duration::from_secs(7);
-        for _ in 0..AT_ONCE {
-            assert!(!waits(&mut repair_limiter, op.key(), now));
-            repair_limiter.repaired([&op].into_iter(), now);
-        }
-        assert_eq!(repair_limiter.describe(now), None, "nobody had to wait");
+    fn waits(limiter: &mut RepairLimiter, key: Key, now: Moment) -> bool {
+        !limiter.postpone([key].into_iter(), now).is_empty()
+    }
+
+    /// Repairs `op` whenever that is allowed, from `now` until `end`; tells how often.
+    fn fight(limiter: &mut RepairLimiter, op: impl Fn(u32) -> Op, mut now: Moment, end: Moment) -> u32 {
         let mut repairs = 0;
-        let end = now + Duration::from_secs(3600);
         while now < end {
-            if !waits(&mut repair_limiter, op.key(), now) {
-                repair_limiter.repaired([&op].into_iter(), now);
-                repair_limiter.look_again();
+            let next = op(repairs);
+            if !waits(limiter, next.key(), now) {
+                limiter.repaired([&next].into_iter(), now);
+                limiter.look_again();
                 repairs += 1;
             }
             now += Duration::from_millis(10);
         }
-        assert!((7000..=7300).contains(&repairs), "{repairs} an hour");
-        repair_limiter.repaired([&op].into_iter(), now);
-        assert!(waits(&mut repair_limiter, op.key(), now));
-        assert!(repair_limiter.next() > Some(now) && repair_limiter.next() <= Some(now + 2 * REPAIR_EVERY));
-        assert!(repair_limiter.describe(now).unwrap().contains("neighbour 10.5.0.1"));
-        assert!(!waits(&mut repair_limiter, Key::Device, now), "others are not held up");
-        now += REPAIR_EVERY * AT_ONCE;
-        assert_eq!(repair_limiter.describe(now), None);
-        assert!(repair_limiter.next() <= Some(now));
+        repairs
+    }
+
+    #[test]
+    fn a_short_fight_is_not_noticed() {
+        let mut limiter = RepairLimiter::default();
+        assert_eq!(fight(&mut limiter, |_| op(1), START, START + Duration::from_millis(390)), AT_ONCE - 1);
+        assert!(!waits(&mut limiter, op(1).key(), START + Duration::from_millis(400)));
+        assert_eq!(limiter.describe(START + Duration::from_millis(400)), None, "nobody had to wait");
+    }
+
+    #[test]
+    fn a_lasting_fight_slows_down_to_a_repair_a_minute() {
+        let mut limiter = RepairLimiter::default();
+        let mut now = START;
+        let counts: Vec<u32> = (0..4)
+            .map(|_| {
+                now += Duration::from_secs(600);
+                fight(&mut limiter, |_| op(1), now - Duration::from_secs(600), now)
+            })
+            .collect();
+        assert!((50..=60).contains(&counts[0]), "{counts:?}");
+        assert!(counts[1..].iter().all(|count| (9..=11).contains(count)), "{counts:?}");
+        assert!(waits(&mut limiter, op(1).key(), now));
+        assert!(limiter.next() > Some(now) && limiter.next() <= Some(now + OF_AN_OBJECT.longest_pause));
+        assert!(limiter.describe(now).unwrap().contains("neighbour 10.5.0.1"));
+        assert!(!waits(&mut limiter, Key::Device, now), "others are not held up");
+        now += CALM_AFTER;
+        assert_eq!(limiter.describe(now), None);
+        assert!(!waits(&mut limiter, op(1).key(), now));
+    }
+
+    #[test]
+    fn repairs_of_ever_other_objects_slow_down_too() {
+        let mut limiter = RepairLimiter::default();
+        let end = START + Duration::from_secs(3600);
+        let each = |n: u32| Op::DeleteNeighbor(std::net::Ipv4Addr::from_bits(0x0a05_0000 + n).into());
+        let repairs = fight(&mut limiter, each, START, end);
+        assert!((900..1000).contains(&repairs), "{repairs}");
+        assert!(waits(&mut limiter, Key::Device, end));
+        assert!(limiter.next() <= Some(end + OF_ALL.longest_pause));
+        assert!(limiter.describe(end).unwrap().contains("5 s"));
+        assert_eq!(limiter.describe(end + CALM_AFTER), None);
+    }
+
+    #[test]
+    fn a_large_round_is_one_round() {
+        let mut limiter = RepairLimiter::default();
+        let ops: Vec<Op> = (0..250).map(op).collect();
+        (0..AT_ONCE - 1).for_each(|_| limiter.repaired(ops.iter(), START));
+        assert_eq!(limiter.postpone(ops.iter().map(Op::key), START).len(), 0);
     }
 }

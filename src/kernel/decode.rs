@@ -8,12 +8,13 @@ use crate::model::kernel_state::{Device, ExistingDevice, Neighbor, Oif, Route, S
 use crate::model::links::LinkRoute;
 use crate::model::mac::VtepMac;
 use ipnet::IpNet;
+use rtnetlink::packet_core::Nla;
 use rtnetlink::packet_route::AddressFamily;
 use rtnetlink::packet_route::address::{AddressAttribute, AddressFlags, AddressMessage};
 use rtnetlink::packet_route::link::{
     InfoData, InfoVxlan, LinkAttribute, LinkFlags, LinkInfo, LinkLayerType, LinkMessage,
 };
-use rtnetlink::packet_route::neighbour::{NeighbourAddress, NeighbourAttribute, NeighbourMessage};
+use rtnetlink::packet_route::neighbour::{NeighbourAddress, NeighbourAttribute, NeighbourFlags, NeighbourMessage};
 use rtnetlink::packet_route::route::{
     RouteAddress, RouteAttribute, RouteFlags, RouteHeader, RouteMessage, RouteNextHop, RouteScope, RouteType, RouteVia,
 };
@@ -21,6 +22,7 @@ use std::net::{IpAddr, Ipv4Addr, Ipv6Addr};
 
 const NUD_NOARP: u16 = 0x40;
 const NUD_PERMANENT: u16 = 0x80;
+const NDA_NH_ID: u16 = 13;
 const RT_SCOPE_LINK: u8 = 253;
 
 /// The interface, still without its addresses.
@@ -145,32 +147,44 @@ pub fn neighbor(message: &NeighbourMessage, index: u32) -> Option<(IpAddr, Optio
     Some((ip?, (state & NUD_NOARP == 0).then_some(neighbor)))
 }
 
+/// Whether a message is about the device's own FDB, not about a bridge's that it is a port of.
+fn is_own_fdb(message: &NeighbourMessage, index: u32) -> bool {
+    let header = &message.header;
+    header.family == AddressFamily::Bridge && header.ifindex == index && header.flags.contains(NeighbourFlags::Own)
+}
+
+/// Whether a report of an FDB entry says what the entry is. Up to 6.12 the kernel's general code adds a second report to that of
+/// vxlan, and sends one also when nothing changed. Such a report has the MAC but neither destination nor times.
+pub fn is_whole_fdb_report(message: &NeighbourMessage) -> bool {
+    message.attributes.iter().any(|attribute| matches!(attribute, NeighbourAttribute::CacheInfo(_)))
+}
+
 /// The MAC of any FDB entry of the device with this index: the last one given, as everywhere here.
 pub fn fdb_mac(message: &NeighbourMessage, index: u32) -> Option<VtepMac> {
     let mac = message.attributes.iter().rev().find_map(|attribute| match attribute {
         NeighbourAttribute::LinkLayerAddress(bytes) => VtepMac::from_slice(bytes),
         _ => None,
     });
-    mac.filter(|_| message.header.ifindex == index && message.header.family == AddressFamily::Bridge)
+    mac.filter(|_| is_own_fdb(message, index))
 }
 
 /// A permanent FDB entry of the device with this index. The destination is `None` when it is more than an address
-/// (a port, a VNI or a device of its own, or a nexthop group), which none of ours is.
+/// (a port, a VNI or a device of its own, or a nexthop group), which none of ours is. One with a nexthop group is given even if
+/// it is not permanent, because the kernel puts no other entry in its place.
 pub fn fdb_entry(message: &NeighbourMessage, index: u32) -> Option<(VtepMac, Option<IpAddr>)> {
     let permanent = u16::from(message.header.state) & NUD_PERMANENT != 0;
-    if message.header.ifindex != index || message.header.family != AddressFamily::Bridge || !permanent {
-        return None;
-    }
-    let (mut mac, mut dst, mut plain) = (None, None, true);
+    let (mut mac, mut dst, mut plain, mut group) = (None, None, true, false);
     for attribute in &message.attributes {
         match attribute {
             NeighbourAttribute::LinkLayerAddress(bytes) => mac = VtepMac::from_slice(bytes),
             NeighbourAttribute::Destination(address) => dst = underlay_address(address),
             NeighbourAttribute::Port(_) | NeighbourAttribute::Vni(_) | NeighbourAttribute::IfIndex(_) => plain = false,
+            NeighbourAttribute::Other(other) if other.kind() == NDA_NH_ID => group = true,
             _ => {}
         }
     }
-    Some((mac?, dst.filter(|_| plain)))
+    let counts = is_own_fdb(message, index) && (permanent || group);
+    mac.filter(|_| counts).map(|mac| (mac, dst.filter(|_| plain && !group)))
 }
 
 fn underlay_address(address: &NeighbourAddress) -> Option<IpAddr> {
@@ -240,14 +254,14 @@ fn next_hop(hop: &RouteNextHop) -> Hop {
 }
 
 /// A route that leaves by the device with this index or leads into the overlay. One with several next hops, which is
-/// none of ours, is shown with its first.
+/// none of ours, is shown with its first; one of IPv6 without a gateway, because the kernel deletes only the next hop that is named.
 pub fn route(message: &RouteMessage, family: AddressFamily, index: Option<u32>, scope: &Scope) -> Option<Route> {
     let route = decode(message, family)?;
     let leaves_by_ours = route.hops.iter().any(|hop| Some(hop.oif) == index);
     if !(leaves_by_ours || scope.covers(route.dest)) || is_kernels_own(route.dest) {
         return None;
     }
-    let hop = route.hops.first()?;
+    let (hop, is_v6) = (route.hops.first()?, family == AddressFamily::Inet6);
     let ours = Some(hop.oif) == index && !route.multipath;
     let oif = match (message.header.kind, route.nexthop) {
         (RouteType::Unicast, Some(id)) => Oif::Nexthop(id),
@@ -257,7 +271,7 @@ pub fn route(message: &RouteMessage, family: AddressFamily, index: Option<u32>, 
     };
     Some(Route {
         dest: route.dest,
-        gateway: hop.gateway.filter(|_| matches!(oif, Oif::Ours | Oif::Other(_))),
+        gateway: hop.gateway.filter(|_| matches!(oif, Oif::Ours | Oif::Other(_)) && !(route.multipath && is_v6)),
         oif,
         onlink: message.header.flags.contains(RouteFlags::Onlink),
         metric: route.metric,

@@ -30,8 +30,9 @@ pub fn change(op: &Op, index: u32) -> Option<Request> {
         Op::DeleteAddress(net) => (0, Message::DelAddress(address(*net, index))),
         Op::SetNeighbor(ip, mac) => (SET, Message::NewNeighbour(neighbor(*ip, Some(*mac), index))),
         Op::DeleteNeighbor(ip) => (0, Message::DelNeighbour(neighbor(*ip, None, index))),
-        Op::SetFdb(mac, dst) => (SET, Message::NewNeighbour(fdb(*mac, *dst, index))),
-        Op::DeleteFdb(mac, dst) => (0, Message::DelNeighbour(fdb(*mac, *dst, index))),
+        Op::SetFdb(mac, dst) => (SET, Message::NewNeighbour(fdb(*mac, Some(*dst), index))),
+        Op::DeleteFdb(mac, dst) => (0, Message::DelNeighbour(fdb(*mac, Some(*dst), index))),
+        Op::ClearFdb(mac) => (0, Message::DelNeighbour(fdb(*mac, None, index))),
         Op::AddRoute(new) => (MAKE, Message::NewRoute(route(new, index))),
         Op::ReplaceRoute(new) => (SET, Message::NewRoute(route(new, index))),
         Op::DeleteRoute(old) => (0, Message::DelRoute(old_route(old, index))),
@@ -67,14 +68,14 @@ fn neighbor(ip: IpAddr, mac: Option<VtepMac>, index: u32) -> NeighbourMessage {
     message
 }
 
-fn fdb(mac: VtepMac, dst: IpAddr, index: u32) -> NeighbourMessage {
+fn fdb(mac: VtepMac, dst: Option<IpAddr>, index: u32) -> NeighbourMessage {
     let mut message = NeighbourMessage::default();
     message.header.family = AddressFamily::Bridge;
     message.header.ifindex = index;
     message.header.state = NeighbourState::Permanent;
     message.header.flags = NeighbourFlags::Own;
     message.attributes.push(NeighbourAttribute::LinkLayerAddress(mac.0.to_vec()));
-    message.attributes.push(NeighbourAttribute::Destination(dst.into()));
+    message.attributes.extend(dst.map(|dst| NeighbourAttribute::Destination(dst.into())));
     message
 }
 

@@ -42,7 +42,11 @@ struct Inner {
     latency: Duration,
     refuses_all: Option<i32>,
     refusals: BTreeMap<i32, usize>,
+    answer: Option<Answer>,
 }
+
+/// What somebody does after each of our operations: changes the state, and has something reported.
+type Answer = Box<dyn Fn(&Op, &mut Have) -> Vec<Event>>;
 
 struct Fault {
     applies: Box<dyn Fn(&Op) -> bool>,
@@ -84,9 +88,16 @@ impl FakeKernel {
         self.inner.borrow().refusals.clone()
     }
 
-    /// Fails no more.
+    /// From now on each operation that succeeds is followed by this: a change of the state and reports, whether they are true or
+    /// not.
+    pub fn answer_each(&self, answer: impl Fn(&Op, &mut Have) -> Vec<Event> + 'static) {
+        self.inner.borrow_mut().answer = Some(Box::new(answer));
+    }
+
+    /// Fails no more, and answers nothing.
     pub fn mend(&self) {
         let mut inner = self.inner.borrow_mut();
+        inner.answer = None;
         (inner.latency, inner.refuses_all) = (Duration::ZERO, None);
         inner.faults.clear();
         inner.read_faults.clear();
@@ -188,6 +199,10 @@ impl Inner {
             have.apply(&as_made(op), next_index);
         }
         self.devices_made += u32::from(matches!(op, Op::CreateDevice(_)));
+        if let Some(answer) = &self.answer {
+            self.events.extend(answer(op, have));
+            self.bell.notify_one();
+        }
         self.log.push(op.clone());
         Ok(())
     }
@@ -228,6 +243,7 @@ fn refusal(have: &Have, op: &Op) -> Option<i32> {
         | Op::DeleteAddress(_)
         | Op::DeleteNeighbor(_)
         | Op::DeleteFdb(..)
+        | Op::ClearFdb(_)
         | Op::ReplaceRoute(_)
         | Op::DeleteRoute(_) => None,
     }

@@ -98,13 +98,23 @@ fn open() -> io::Result<TokioSocket> {
 
 /// Appends what one datagram reports to `events`, as far as it concerns us.
 pub fn read(datagram: &[u8], scope: &Scope, index: Option<u32>, events: &mut Vec<Event>) {
-    for frame in frames(datagram).flatten().filter(|frame| frame.kind() == Kind::Object) {
+    for frame in frames(datagram) {
+        let Some(frame) = frame else {
+            events.push(Event::Unclear);
+            continue;
+        };
+        if frame.kind() != Kind::Object {
+            continue;
+        }
         match NetlinkMessage::<Message>::deserialize(frame.bytes) {
             Ok(NetlinkMessage { payload: NetlinkPayload::InnerMessage(message), .. }) => {
                 events.extend(event(message, frame.flags, scope, index));
             }
             Ok(_) => {}
-            Err(error) => tracing::debug!("skipped a report that cannot be decoded: {error}"),
+            Err(error) => {
+                tracing::debug!("a report of the kernel cannot be decoded: {error}");
+                events.push(Event::Unclear);
+            }
         }
     }
 }
@@ -134,7 +144,7 @@ fn event(message: Message, flags: u16, scope: &Scope, index: Option<u32>) -> Opt
 
 fn neighbor_event(message: &NeighbourMessage, there: bool, index: u32) -> Option<Event> {
     if message.header.family == AddressFamily::Bridge {
-        let mac = decode::fdb_mac(message, index)?;
+        let mac = decode::fdb_mac(message, index).filter(|_| decode::is_whole_fdb_report(message))?;
         // One that is learned, or has more than an address, is none of ours, but may stand where ours stood.
         let plain = decode::fdb_entry(message, index).and_then(|(_, dst)| dst);
         return Some(Event::Entry(match plain {

@@ -7,6 +7,8 @@ mod encode_tests;
 mod ethtool;
 pub mod fake;
 pub mod listener;
+#[cfg(test)]
+mod listener_tests;
 pub mod netlink;
 pub mod socket;
 pub mod sysctl;
@@ -62,6 +64,8 @@ pub enum Event {
     },
     /// A route of table main that is none of those.
     Underlay,
+    /// A report that cannot be decoded: it may be about anything.
+    Unclear,
     /// Reports were lost.
     Overrun,
 }

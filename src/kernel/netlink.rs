@@ -309,6 +309,11 @@ fn judge(op: &Op, result: Result<(), Refusal>) -> Result<(), KernelError> {
 fn is_delete(op: &Op) -> bool {
     matches!(
         op,
-        Op::DeleteDevice(_) | Op::DeleteAddress(_) | Op::DeleteNeighbor(_) | Op::DeleteFdb(..) | Op::DeleteRoute(_)
+        Op::DeleteDevice(_)
+            | Op::DeleteAddress(_)
+            | Op::DeleteNeighbor(_)
+            | Op::DeleteFdb(..)
+            | Op::ClearFdb(_)
+            | Op::DeleteRoute(_)
     )
 }

@@ -53,6 +53,7 @@ impl Have {
             Op::DeleteNeighbor(ip) => drop(self.neighbors.remove(ip)),
             Op::SetFdb(mac, dst) => drop(self.fdb.insert(*mac, [*dst].into())),
             Op::DeleteFdb(mac, dst) => self.remove_fdb(mac, dst),
+            Op::ClearFdb(mac) => drop(self.fdb.remove(mac)),
             Op::AddRoute(route) => self.routes.entry(route.dest).or_default().push(*route),
             Op::ReplaceRoute(route) => self.replace_route(route),
             Op::DeleteRoute(route) => self.retain_routes(route.dest, |other| !other.same_path(route)),

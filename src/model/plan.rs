@@ -32,6 +32,9 @@ pub enum Op {
     SetFdb(VtepMac, IpAddr),
     /// Remove an FDB entry from our device.
     DeleteFdb(VtepMac, IpAddr),
+    /// Remove whatever FDB entry of our device a MAC has. The kernel accepts an address for a MAC that has a nexthop group, but
+    /// leaves it the group.
+    ClearFdb(VtepMac),
     /// Add a route; fails when another one has its destination and metric.
     AddRoute(Route),
     /// Put a route in the place of ours with the same destination and metric.
@@ -254,6 +257,9 @@ impl<'a> Differ<'a> {
         match (self.want.fdb.get(&mac), have) {
             (Some(dst), None) => self.push(Phase::FdbSet, Op::SetFdb(mac, *dst), "missing"),
             (Some(dst), Some(have)) if have.len() != 1 || !have.contains(dst) => {
+                if have.is_empty() {
+                    self.push(Phase::FdbSet, Op::ClearFdb(mac), "points to something else than an address");
+                }
                 self.push(Phase::FdbSet, Op::SetFdb(mac, *dst), format!("pointed to {}", join(have)));
             }
             (None, Some(have)) if self.want.peers_complete => {
@@ -287,6 +293,7 @@ impl<'a> Differ<'a> {
             && !present
             && stray == first
             && (self.scope.owns_route(stray) || self.leads_to_peer(stray))
+            && can_be_replaced(stray)
         {
             let whose = if stray.same_path(want) { format!(" of protocol {}", stray.protocol) } else { String::new() };
             self.push(Phase::RouteSet, Op::ReplaceRoute(*want), format!("was {stray}{whose}"));
@@ -313,6 +320,11 @@ impl<'a> Differ<'a> {
 /// number is what tells ours from those of others when its peer has gone.
 fn is_as_wanted(route: &Route, want: &Route) -> bool {
     route.same_path(want) && (want.oif == Oif::Ours || [want.protocol, PROTOCOL_KERNEL].contains(&route.protocol))
+}
+
+/// The kernel takes no onlink gateway of IPv6 that another device leads to, and a peer's gateway lies in the peer's subnet.
+fn can_be_replaced(stray: &Route) -> bool {
+    stray.dest.addr().is_ipv4() || stray.oif == Oif::Ours
 }
 
 fn only_in<'m, K, V>(map: &'m BTreeMap<K, V>, other: impl Fn(&K) -> bool + 'm) -> impl Iterator<Item = &'m K> {
@@ -387,7 +399,7 @@ impl Op {
             Op::DeleteDevice(_) | Op::CreateDevice(_) | Op::ChangeDevice(..) => Key::Device,
             Op::AddAddress(address) | Op::DeleteAddress(address) => Key::Address(*address),
             Op::SetNeighbor(ip, _) | Op::DeleteNeighbor(ip) => Key::Neighbor(*ip),
-            Op::SetFdb(mac, _) | Op::DeleteFdb(mac, _) => Key::Fdb(*mac),
+            Op::SetFdb(mac, _) | Op::DeleteFdb(mac, _) | Op::ClearFdb(mac) => Key::Fdb(*mac),
             Op::AddRoute(route) | Op::ReplaceRoute(route) | Op::DeleteRoute(route) => Key::Route(route.dest),
         }
     }
@@ -407,6 +419,7 @@ impl fmt::Display for Op {
             Op::DeleteNeighbor(ip) => write!(f, "delete neighbour {ip}"),
             Op::SetFdb(mac, dst) => write!(f, "set FDB entry {mac} dst {dst}"),
             Op::DeleteFdb(mac, dst) => write!(f, "delete FDB entry {mac} dst {dst}"),
+            Op::ClearFdb(mac) => write!(f, "delete FDB entry {mac}"),
             Op::AddRoute(route) => write!(f, "add route {route}"),
             Op::ReplaceRoute(route) => write!(f, "replace route {route}"),
             Op::DeleteRoute(route) => write!(f, "delete route {route}"),

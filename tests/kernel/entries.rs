@@ -112,6 +112,39 @@ fn odd_fdb_entries_are_seen_and_put_right() {
     });
 }
 
+/// The kernel accepts an address for a MAC that has a nexthop group, reports success, and changes nothing.
+#[test]
+fn an_fdb_entry_with_a_nexthop_group_is_replaced() {
+    on_a_new_host(async |mut lab| {
+        lab.with_device().await;
+        ip("nexthop add id 10 via 172.31.0.9 fdb");
+        ip("nexthop add id 20 group 10 fdb");
+        let (mac_text, dst) = ("0e:00:00:00:00:01", addr("172.31.0.2"));
+        let mut want = lab.want();
+        want.fdb.insert(mac(mac_text), dst);
+        for kind in ["permanent", "dynamic"] {
+            run("bridge", &format!("fdb add {mac_text} dev flannel.1 nhid 20 self {kind}"));
+            lab.must(&[Op::SetFdb(mac(mac_text), dst)]).await;
+            assert_eq!(fdb(mac_text)[0]["dst"], Value::Null, "{kind}");
+            lab.reach(&want).await;
+            assert_eq!((fdb(mac_text).len(), &fdb(mac_text)[0]["dst"]), (1, &json!("172.31.0.2")));
+            run("bridge", &format!("fdb del {mac_text} dev flannel.1 self"));
+        }
+    });
+}
+
+/// A bridge has an FDB of its own, and lists what it knows of a port under the port's index.
+#[test]
+fn entries_of_a_bridge_are_none_of_ours() {
+    on_a_new_host(async |mut lab| {
+        lab.with_device().await;
+        ip("link add br0 type bridge");
+        ip("link set flannel.1 master br0");
+        run("bridge", "fdb add 0e:00:00:00:00:01 dev flannel.1 master permanent");
+        assert_eq!(lab.have().await.fdb, Default::default());
+    });
+}
+
 #[test]
 fn addresses_are_added_and_deleted_each_with_its_own_prefix() {
     on_a_new_host(async |mut lab| {
@@ -237,8 +270,10 @@ fn a_connected_network_is_not_destroyed() {
         let before = (ip("route show"), ip("-6 route show"));
         let v4 = Op::AddRoute(overlay_route(net("10.5.1.0/24")));
         let v6 = Op::AddRoute(Route { metric: 256, ..overlay_route(net("fd05:0:0:1::/64")) });
-        // IPv6 does not even take an onlink gateway that another device leads to.
-        assert_eq!(lab.try_all(&[v4, v6]).await, [Err(EEXIST), Err(EINVAL)]);
+        // Some kernels take no onlink gateway that another device leads to: 5.10 none at all, up to 6.18 none of IPv6.
+        for refused in lab.try_all(&[v4, v6]).await {
+            assert!([Err(EEXIST), Err(EINVAL)].contains(&refused), "{refused:?}");
+        }
         assert_eq!((ip("route show"), ip("-6 route show")), before);
     });
 }

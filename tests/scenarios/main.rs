@@ -7,6 +7,7 @@ mod lab;
 
 mod config;
 mod direct;
+mod fights;
 mod hostile;
 mod join;
 mod kernel;

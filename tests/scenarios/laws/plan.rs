@@ -244,7 +244,7 @@ proptest! {
         let want = Want { peers_complete: false, ..want };
         for step in Plan::between(&have, &want, &scope()).steps {
             let removes = match step.op {
-                Op::DeleteNeighbor(_) | Op::DeleteFdb(..) => true,
+                Op::DeleteNeighbor(_) | Op::DeleteFdb(..) | Op::ClearFdb(_) => true,
                 Op::DeleteRoute(route) => !want.routes.contains_key(&route.dest),
                 _ => false,
             };

@@ -152,6 +152,7 @@ impl Laws {
                     op,
                     Op::DeleteNeighbor(_)
                         | Op::DeleteFdb(..)
+                        | Op::ClearFdb(_)
                         | Op::DeleteRoute(_)
                         | Op::DeleteAddress(_)
                         | Op::DeleteDevice(_)
