@@ -1,8 +1,8 @@
-//! Keeps the firewall's rules as they should be: looked at when somebody changed some, and from time to time.
+//! Keeps the firewall's rules as they should be: compared when somebody changed some, and from time to time.
 
 use super::runtime::{Backoff, Runtime};
 use super::status::{Condition, StatusHandle};
-use crate::firewall::obstacles::OnHost;
+use super::wiring::FirewallEnds;
 use crate::firewall::tools::ToolError;
 use crate::firewall::{Firewall, Look, Masquerade, Mode, RuleSet};
 use crate::model::lease_set::Moment;
@@ -10,19 +10,18 @@ use ipnet::IpNet;
 use std::convert::Infallible;
 use std::rc::Rc;
 use std::time::Duration;
-use tokio::sync::watch;
 use tokio::time::sleep;
 
-/// How often the rules are looked at where every change is reported, at least.
-const TO_BE_SURE: Duration = Duration::from_secs(60);
+/// The rules are compared at least this often where every change is reported.
+const RESYNC_AT_LEAST: Duration = Duration::from_secs(60);
 
-/// Looks are at least so far apart, however often others change their rules.
-const BETWEEN_LOOKS: Duration = Duration::from_millis(500);
+/// The shortest pause between two comparisons, however often others change their rules.
+const SHORTEST_PAUSE: Duration = Duration::from_millis(500);
 
-/// How long after its last repair a firewall counts as peaceful again.
-const PEACE: Duration = Duration::from_secs(30);
+/// How long no repair was needed before repairs are made at once again.
+const CALM_AFTER: Duration = Duration::from_secs(30);
 
-/// What the operator wants of the firewall.
+/// The rules that the operator wants, and how often they are compared.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct FirewallSettings {
     /// `--ip-masq`.
@@ -31,7 +30,7 @@ pub struct FirewallSettings {
     pub forward: bool,
     /// `--iptables-docker-user-rules`.
     pub docker_user: bool,
-    /// How often the rules are looked at where their changes are not reported (`--iptables-resync`).
+    /// How often the rules are compared where their changes are not reported (`--iptables-resync`).
     pub resync: Duration,
 }
 
@@ -43,8 +42,7 @@ impl Default for FirewallSettings {
 }
 
 impl FirewallSettings {
-    /// The rules of an overlay: its network, our subnet, its device and VNI, and the interface by which its packets come in
-    /// without a tunnel.
+    /// The rules of an overlay. `direct_nic` is the interface by which its packets arrive without a tunnel, if they may.
     pub fn rules(
         &self,
         network: IpNet,
@@ -64,73 +62,71 @@ impl FirewallSettings {
         }
     }
 
-    /// Whether anything was asked for that flannel does not do by itself.
+    /// Whether the operator asked for anything that flannel does not do by default.
     fn is_asked_for(&self) -> bool {
         self.masquerade.is_some() || self.docker_user
     }
 }
 
-/// Keeps the rules for ever. A missing program is an error when the operator asked for what it does; for what is done by
-/// default it is only a warning.
-pub struct FirewallLoop<F> {
+/// Keeps the rules forever. A missing program is an error if the operator asked for the rules that need it. For the default
+/// rules it is a warning.
+pub(super) struct FirewallLoop<F> {
     firewall: F,
     mode: Mode,
     sets: Vec<RuleSet>,
     settings: FirewallSettings,
     runtime: Rc<Runtime>,
     status: StatusHandle,
-    /// Tells whether the rules have stood, as far as they are wanted and can be had.
-    stand: watch::Sender<bool>,
-    /// Whether they have been in place: what differs from then on is somebody else's doing.
-    stood: bool,
-    /// What was last warned of without being a trouble of ours.
+    ends: FirewallEnds,
+    /// Whether the rules have been in place: whatever differs from then on was changed by others.
+    placed: bool,
+    /// The warnings that were logged last.
     warned: Vec<String>,
 }
 
 impl<F: Firewall> FirewallLoop<F> {
-    /// A guard of these rules, one set a family.
-    pub fn new(
+    /// Keeps these rules, one set per address family.
+    pub(super) fn new(
         firewall: F,
         mode: Mode,
         sets: Vec<RuleSet>,
         settings: FirewallSettings,
-        runtime: Rc<Runtime>,
-        status: StatusHandle,
-        stand: watch::Sender<bool>,
+        (runtime, status): (Rc<Runtime>, StatusHandle),
+        ends: FirewallEnds,
     ) -> Self {
-        FirewallLoop { firewall, mode, sets, settings, runtime, status, stand, stood: false, warned: Vec::new() }
+        FirewallLoop { firewall, mode, sets, settings, runtime, status, ends, placed: false, warned: Vec::new() }
     }
 
-    /// Runs for ever; `on_host` are the networks on the host's interfaces.
-    pub async fn run(mut self, mut on_host: watch::Receiver<Vec<OnHost>>) -> Infallible {
+    /// Runs forever.
+    pub(super) async fn run(mut self) -> Infallible {
         let mut failing = Backoff::new(Duration::from_secs(1), Duration::from_secs(30));
-        // Who always undoes what we do is not to keep both of us busy.
+        // If another program undoes every repair, neither is kept busy.
         let mut restraint = Backoff::new(Duration::from_millis(100), Duration::from_secs(10));
         let mut repaired_at = Moment::ZERO;
         loop {
-            let networks = on_host.borrow_and_update().clone();
+            let networks = self.ends.on_host.borrow_and_update().clone();
             let (rest, pause) = match self.firewall.ensure(self.mode, &self.sets, &networks).await {
                 Ok(look) => {
                     failing.reset();
                     let (repaired, now) = (!look.changes.is_empty(), self.runtime.now());
-                    self.tell(look);
+                    self.report(look);
                     if repaired {
                         repaired_at = now;
-                    } else if now.saturating_sub(repaired_at) > PEACE {
+                    } else if now.saturating_sub(repaired_at) > CALM_AFTER {
                         restraint.reset();
                     }
-                    (if repaired { restraint.pause(&self.runtime) } else { BETWEEN_LOOKS }, self.period())
+                    (if repaired { restraint.pause(&self.runtime) } else { SHORTEST_PAUSE }, self.period())
                 }
                 Err(error) => {
-                    self.tell_failure(&error);
-                    (BETWEEN_LOOKS, failing.pause(&self.runtime))
+                    self.report_failure(&error);
+                    (SHORTEST_PAUSE, failing.pause(&self.runtime))
                 }
             };
             sleep(rest).await;
             tokio::select! {
                 biased;
                 () = self.firewall.changed() => {}
-                Ok(()) = on_host.changed() => {}
+                Ok(()) = self.ends.on_host.changed() => {}
                 () = sleep(pause) => {}
             }
         }
@@ -138,18 +134,18 @@ impl<F: Firewall> FirewallLoop<F> {
 
     fn period(&self) -> Duration {
         let resync = self.settings.resync;
-        let period = if self.firewall.reports_changes() { resync.max(TO_BE_SURE) } else { resync };
+        let period = if self.firewall.reports_changes() { resync.max(RESYNC_AT_LEAST) } else { resync };
         self.runtime.jittered(period)
     }
 
-    fn tell(&mut self, look: Look) {
+    fn report(&mut self, look: Look) {
         self.status.clear(Condition::Firewall);
-        let first = !std::mem::replace(&mut self.stood, true);
+        let first = !std::mem::replace(&mut self.placed, true);
         let kind = if first { "" } else { "repaired: " };
         look.changes.iter().for_each(|change| tracing::info!("{kind}firewall: {change}"));
         let repairs = if first { 0 } else { look.changes.len() as u64 };
         self.status.update(|status| status.rule_repairs += repairs);
-        self.stand.send_if_modified(|stand| !std::mem::replace(stand, true));
+        self.let_start();
         match look.obstacles.is_empty() {
             true => self.status.clear(Condition::Obstacle),
             false => self.status.raise(Condition::Obstacle, look.obstacles.join("; ")),
@@ -164,11 +160,16 @@ impl<F: Firewall> FirewallLoop<F> {
         self.warn(chains.collect());
     }
 
-    /// What is done by default holds up nobody: neither the start, nor, where its program is missing, readiness.
-    fn tell_failure(&mut self, error: &ToolError) {
+    /// The host may become ready: the rules are in place, or are only the default ones.
+    fn let_start(&self) {
+        self.ends.rules_in_place.send_if_modified(|in_place| !std::mem::replace(in_place, true));
+    }
+
+    /// The default rules delay neither the start nor, if their program is missing, readiness.
+    fn report_failure(&mut self, error: &ToolError) {
         let asked = self.settings.is_asked_for();
         if !asked {
-            self.stand.send_if_modified(|stand| !std::mem::replace(stand, true));
+            self.let_start();
         }
         if asked || !matches!(error, ToolError::Missing { .. }) {
             self.status.raise(Condition::Firewall, format!("the firewall's rules cannot be kept: {error}"));
@@ -180,7 +181,7 @@ impl<F: Firewall> FirewallLoop<F> {
         )]);
     }
 
-    /// Says once what an administrator may want to know, though nothing of ours is wrong.
+    /// Logs each warning once. A warning does not make the host unready.
     fn warn(&mut self, texts: Vec<String>) {
         texts.iter().filter(|text| !self.warned.contains(text)).for_each(|text| tracing::warn!("{text}"));
         self.warned = texts;

@@ -3,10 +3,10 @@
 use super::args::Options;
 use super::service_manager::ServiceManager;
 use super::signals::Signals;
-use crate::agent::lease_manager::LeaseTimes;
 use crate::agent::runtime::{Notice, Runtime};
+use crate::agent::settings::{DeviceSettings, FileSettings, LeaseSettings, LeaseTimes};
 use crate::agent::status::StatusHandle;
-use crate::agent::{self, Settings};
+use crate::agent::{self, Parts, Settings};
 use crate::firewall::host::HostFirewall;
 use crate::http;
 use crate::kernel::netlink::NetlinkKernel;
@@ -56,11 +56,11 @@ fn fail(reason: &str) -> ExitCode {
 
 async fn daemon(options: Options, service_manager: Rc<ServiceManager>) -> Result<(), String> {
     let mut signals = Signals::receive()?;
-    let env = Rc::new(Runtime::of_host({
+    let runtime = Rc::new(Runtime::of_host({
         let service_manager = service_manager.clone();
         move |notice| tell(&service_manager, notice)
     }));
-    let status = StatusHandle::new(env.clone());
+    let status = StatusHandle::new(runtime.clone());
     if let Some(address) = options.healthz {
         let listener = TcpListener::bind(address).await.map_err(|error| {
             format!("cannot listen on {address}: {error}; choose another --healthz-ip or --healthz-port")
@@ -74,9 +74,10 @@ async fn daemon(options: Options, service_manager: Rc<ServiceManager>) -> Result
     let store = Rc::new(store);
     let kernel = NetlinkKernel::new().map_err(|error| error.to_string())?;
     let releases = options.release_lease_on_exit;
-    let agent = agent::run(store.clone(), kernel, HostFirewall::new(), settings(options), env, status.clone());
+    let (firewall, settings) = (HostFirewall::new(), settings(options));
+    let parts = Parts { store: store.clone(), kernel, firewall, settings, runtime, status: status.clone() };
     tokio::select! {
-        never = agent => match never {},
+        never = agent::run(parts) => match never {},
         name = signals.end(|| store.redial()) => {
             tracing::info!("{name}: stopping; network and files are left as they are");
         }
@@ -107,15 +108,18 @@ fn settings(options: Options) -> Settings {
             can_reach: options.iface_can_reach,
             public_ip: options.public_ip,
         },
-        times: LeaseTimes { ttl: options.subnet_lease_ttl, renew_margin: options.renew_margin },
-        subnet_file: options.subnet_file,
-        docker_opts_file: options.docker_opts_file,
-        state_dir: options.state_dir,
-        peer_hold: options.peer_hold,
-        gives_back: options.release_lease_on_exit,
+        leases: LeaseSettings {
+            times: LeaseTimes { ttl: options.subnet_lease_ttl, renew_margin: options.renew_margin },
+            peer_hold: options.peer_hold,
+            release_on_exit: options.release_lease_on_exit,
+        },
+        files: FileSettings {
+            subnet_env: options.subnet_file,
+            docker_opts: options.docker_opts_file,
+            state_dir: options.state_dir,
+        },
         firewall: options.firewall,
-        blackhole_route: options.blackhole_route,
-        tx_checksum_off: options.tx_checksum_off,
+        device: DeviceSettings { blackhole_route: options.blackhole_route, tx_checksum_off: options.tx_checksum_off },
     }
 }
 

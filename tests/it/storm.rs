@@ -7,10 +7,10 @@ use std::rc::Rc;
 use std::time::{Duration, Instant};
 
 use flanneld::agent::firewall::FirewallSettings;
-use flanneld::agent::lease_manager::LeaseTimes;
 use flanneld::agent::runtime::Runtime;
+use flanneld::agent::settings::{DeviceSettings, FileSettings, LeaseSettings, LeaseTimes};
 use flanneld::agent::status::StatusHandle;
-use flanneld::agent::{self, Settings};
+use flanneld::agent::{self, Parts, Settings};
 use flanneld::firewall::NoFirewall;
 use flanneld::kernel::fake::FakeKernel;
 use flanneld::model::iface::{DefaultRoute, HostView, IfaceRules, Interface, InterfaceAddress};
@@ -42,23 +42,28 @@ impl Agent {
         let settings = Settings {
             prefix: PREFIX.into(),
             iface: IfaceRules::default(),
-            times: LeaseTimes { ttl: DAY, renew_margin: DAY / 24 },
-            subnet_file: disk.path().join("subnet.env"),
-            docker_opts_file: None,
-            state_dir: disk.path().join("state"),
-            peer_hold: DAY,
+            leases: LeaseSettings {
+                times: LeaseTimes { ttl: DAY, renew_margin: DAY / 24 },
+                peer_hold: DAY,
+                release_on_exit: false,
+            },
+            files: FileSettings {
+                subnet_env: disk.path().join("subnet.env"),
+                docker_opts: None,
+                state_dir: disk.path().join("state"),
+            },
             firewall: FirewallSettings::default(),
-            blackhole_route: false,
-            tx_checksum_off: false,
-            gives_back: false,
+            device: DeviceSettings::default(),
         };
         let kernel = FakeKernel::new(view(Ipv4Addr::from(0xac10_0000 + number)));
-        let env = Rc::new(Runtime::of_host(|_| {}));
-        let status = StatusHandle::new(env.clone());
+        let runtime = Rc::new(Runtime::of_host(|_| {}));
+        let status = StatusHandle::new(runtime.clone());
         let store = Rc::new(EtcdStore::new(vec![etcd.endpoint()], PREFIX).expect("an endpoint"));
-        let running = agent::run(store, kernel.clone(), NoFirewall, settings, env, status.clone());
+        let (kernel_handle, status_handle) = (kernel.clone(), status.clone());
+        let parts = Parts { store, kernel, firewall: NoFirewall, settings, runtime, status };
+        let running = agent::run(parts);
         let task = tokio::task::spawn_local(async move { match running.await {} });
-        Agent { kernel, status, task, _disk: disk }
+        Agent { kernel: kernel_handle, status: status_handle, task, _disk: disk }
     }
 
     fn subnet(&self) -> Option<Ipv4Net> {

@@ -1,7 +1,7 @@
 //! Our own lease: kept alive, brought back when it was lost, never taken from others.
 
 use crate::lab::{Cluster, Host, Peer, TTL, days, hours, millis, mins, secs};
-use flanneld::agent::lease_manager::LeaseTimes;
+use flanneld::agent::settings::LeaseTimes;
 use flanneld::model::lease::{LeaseId, Revision};
 use std::time::Duration;
 
@@ -45,7 +45,7 @@ async fn assert_back(cluster: &Cluster, lease: &Peer, limit: Duration) {
 #[tokio::test(start_paused = true)]
 async fn it_is_kept_alive_and_written_again_as_it_is() {
     let mut cluster = Cluster::new(1);
-    cluster[1].settings.times = LeaseTimes { ttl: hours(24), renew_margin: hours(1) };
+    cluster[1].settings.leases.times = LeaseTimes { ttl: hours(24), renew_margin: hours(1) };
     cluster.start(1);
     cluster.until_ready().await;
     let (text, id, before) = (cluster.lease_text(1), lease_id(&cluster, 1), cluster[1].store.calls());
@@ -286,7 +286,7 @@ async fn out_of_subnets_a_host_waits_until_one_is_free() {
 #[tokio::test(start_paused = true)]
 async fn a_short_lease_outlives_outages_that_end_before_it_does() {
     let mut cluster = Cluster::new(1);
-    cluster[1].settings.times = LeaseTimes { ttl: secs(30), renew_margin: secs(5) };
+    cluster[1].settings.leases.times = LeaseTimes { ttl: secs(30), renew_margin: secs(5) };
     cluster.start(1);
     cluster.until_ready().await;
     let lease = lease_id(&cluster, 1);

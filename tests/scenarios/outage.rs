@@ -233,7 +233,7 @@ async fn a_peer_that_is_held_gives_way_to_its_host_under_another_key() {
 #[tokio::test(start_paused = true)]
 async fn without_a_hold_whoever_is_gone_is_gone() {
     let mut cluster = Cluster::new(3);
-    cluster.numbers().into_iter().for_each(|number| cluster[number].settings.peer_hold = secs(0));
+    cluster.numbers().into_iter().for_each(|number| cluster[number].settings.leases.peer_hold = secs(0));
     cluster.start_all();
     cluster.until_ready().await;
     cluster.settle().await;

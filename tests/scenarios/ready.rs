@@ -1,8 +1,8 @@
 //! What the service manager is told, and when.
 
 use crate::lab::{Cluster, DEVICE, Peer, TTL, hours, millis, mins, secs};
-use flanneld::agent;
 use flanneld::agent::runtime::Notice;
+use flanneld::agent::{self, Parts};
 use flanneld::firewall::obstacles::OnHost;
 use flanneld::firewall::tools::ToolError;
 use flanneld::firewall::{Firewall, Look, Masquerade, Mode, RuleSet};
@@ -158,8 +158,8 @@ impl Firewall for SlowFirewall {
 #[tokio::test(start_paused = true)]
 async fn a_host_is_ready_as_soon_as_the_rules_of_its_firewall_stand_and_not_before() {
     let mut cluster = Cluster::new(1);
-    cluster[1].launch = |store, kernel, settings, env, status| {
-        Box::pin(agent::run(Rc::new(store), kernel, SlowFirewall, settings, env, status))
+    cluster[1].launch = |store, kernel, settings, runtime, status| {
+        Box::pin(agent::run(Parts { store: Rc::new(store), kernel, firewall: SlowFirewall, settings, runtime, status }))
     };
     cluster.start(1);
     let took = cluster.until_ready().await;
@@ -188,8 +188,15 @@ async fn a_firewall_that_fails_holds_up_the_start_only_where_something_was_asked
     for asked in [false, true] {
         let mut cluster = Cluster::new(1);
         cluster[1].settings.firewall.masquerade = asked.then_some(Masquerade { random_fully: true });
-        cluster[1].launch = |store, kernel, settings, env, status| {
-            Box::pin(agent::run(Rc::new(store), kernel, FailingFirewall, settings, env, status))
+        cluster[1].launch = |store, kernel, settings, runtime, status| {
+            Box::pin(agent::run(Parts {
+                store: Rc::new(store),
+                kernel,
+                firewall: FailingFirewall,
+                settings,
+                runtime,
+                status,
+            }))
         };
         cluster.start(1);
         cluster.pass(mins(1)).await;

@@ -106,7 +106,7 @@ async fn a_copy_of_a_host_with_another_address_becomes_a_host_of_its_own() {
     cluster.settle().await;
     cluster[1].kernel.take_log();
     assert_told_apart(&cluster, &first);
-    assert!(cluster[1].reasons().contains("takes itself for this one"), "{}", cluster[1].reasons());
+    assert!(cluster[1].reasons().contains("as if it were this host"), "{}", cluster[1].reasons());
     cluster.pass(TTL * 2).await;
     cluster.assert_settled();
     assert!(cluster.running().all(|host| host.reasons().is_empty()));
@@ -142,7 +142,7 @@ async fn a_perfect_copy_that_started_while_the_other_was_cut_off_is_complained_o
     cluster.pass(mins(2)).await;
     for _ in 0..3 {
         let complaints = [1, 2].map(|number| cluster[number].reasons());
-        assert!(complaints.iter().all(|text| text.contains("takes itself for this one")), "{complaints:?}");
+        assert!(complaints.iter().all(|text| text.contains("as if it were this host")), "{complaints:?}");
         // Five answers of each, and what each writes anyway.
         assert_quiet(&cluster, 2 * 5 + 4).await;
     }

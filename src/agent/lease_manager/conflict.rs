@@ -1,9 +1,9 @@
-//! Other hosts that claim our key: one with our public IP, which adopts our lease as flannel does, or a copy of this
-//! host, which takes our lease for its own.
+//! Conflicts over our key, detected in the manner of RFC 5227. Another host may claim it: one with our public IP, which
+//! adopts our lease as flannel does, or a copy of this host, which has our state file.
 //!
-//! Who starts on a lease that may be another's writes it and waits for a moment. Who lives on it sees the write and
-//! answers with one of its own, and the newcomer yields. Nobody goes on answering: two that are both sure of themselves
-//! would overwrite each other for ever.
+//! A host that starts on a lease which may be another's writes it and waits for [`PROBE_WINDOW`]. The host that uses the
+//! lease sees the write and defends the lease by a write of its own. Then the newcomer backs off. Defences are limited:
+//! two hosts that are both sure would overwrite each other forever.
 
 use super::{Attempt, KeyObservation, LeaseManager, OwnLease};
 use crate::agent::status::Condition;
@@ -16,49 +16,49 @@ use crate::store::{Expiry, Precondition, Store, StoreError};
 use ipnet::Ipv4Net;
 use std::time::Duration;
 
-/// How long the host that lives on a lease has to answer a newcomer's write. It is told by its watch.
+/// How long the host that uses a lease has to defend it. Its watch shows it the newcomer's write.
 const PROBE_WINDOW: Duration = Duration::from_secs(2);
 
-/// So many copies of this host that boot within a TTL are answered. Another that is as sure of itself as we are cannot be
-/// told from them, and would answer back for ever.
+/// How many writes of copies of this host are answered within a TTL. A copy that is as sure as we are looks the same as
+/// several that boot one after another, and it would answer each of our answers.
 const MAX_DEFENCES: u32 = 5;
 
-/// For how long a quarrel is spoken of after the last that was heard of it. A rival that goes on under a lease of its
-/// own is complained of for as long as that lives, but one that does not yield (flannel's own) has none.
+/// How long a conflict is reported after its last sign, if the TTL is not shorter. A rival that continues on a lease of
+/// its own is reported for as long as that lease lives, but one that does not back off (Go's flanneld) has none.
 const CONFLICT_REPORTED_FOR: Duration = Duration::from_secs(600);
 
-/// A quarrel over our key.
+/// A conflict over our key.
 #[derive(Debug, Default)]
-pub struct OwnershipProbe {
-    /// While nothing more is heard of the other host until then, it counts as over.
+pub(super) struct OwnershipProbe {
+    /// When the conflict counts as over, unless there is another sign of it before.
     pub(super) conflict_ends_at: Option<Moment>,
-    /// How often copies of this host were answered of late.
+    /// How often our lease was defended against copies of this host lately.
     defences: u32,
-    /// When that no longer counts.
+    /// When those no longer count.
     defences_count_until: Moment,
     /// The lease with our public IP that we have tried to take over, and when it had last been written before that.
     wanted: Option<(SubnetKey, Revision)>,
-    /// The lease that we have written to see whether somebody answers, and when. Survives a restart.
+    /// The lease that we have written to see whether a host defends it, and when. Survives a restart.
     probed: Option<(SubnetKey, Revision)>,
 }
 
 impl OwnershipProbe {
-    /// With what an earlier run has written on trial, if it ended before the trial did.
-    pub fn new(probed: Option<(SubnetKey, Revision)>) -> Self {
+    /// `probed` is the lease that an earlier run was probing when it ended.
+    pub(super) fn new(probed: Option<(SubnetKey, Revision)>) -> Self {
         OwnershipProbe { probed, ..OwnershipProbe::default() }
     }
 
-    /// When our lease was written on trial, if the trial is not over.
+    /// When this lease was written to probe it, if the probe has not ended.
     pub(super) fn probe_of(&self, subnet: Ipv4Net) -> Option<Revision> {
         self.probed.filter(|(key, _)| *key == SubnetKey::v4(subnet)).map(|(_, at)| at)
     }
 
-    /// We are about to write again: if the answer to that is lost, the later write may be our own.
+    /// Forgets the probe before another write: if the answer to that is lost, the later write may be our own.
     pub(super) fn forget_probe(&mut self) {
         self.probed = None;
     }
 
-    /// Whether copies have had all the answers that they get for now.
+    /// Whether the defences against copies are used up for now.
     fn is_silent(&self, now: Moment) -> bool {
         self.defences >= MAX_DEFENCES && now < self.defences_count_until
     }
@@ -68,61 +68,61 @@ impl OwnershipProbe {
         self.defences_count_until = until;
     }
 
-    /// There is no lease left of which it is not known whose it is.
+    /// Ends the probe: no lease is left whose owner is unknown.
     pub(super) fn end_probe(&mut self) {
         (self.wanted, self.probed) = (None, None);
     }
 }
 
-/// Whether somebody has written this lease after that.
+/// Whether this lease has been written after that.
 fn is_later(lease: &Lease, then: Option<(SubnetKey, Revision)>) -> bool {
     then.is_some_and(|(subnet, at)| subnet == lease.subnet && lease.modified > at)
 }
 
 impl<S: Store> LeaseManager<S> {
-    /// One attempt, with a trial if the lease may be another host's.
+    /// One attempt to own a lease, with a probe if it may be another host's.
     pub(super) async fn attempt_with_probe(&mut self) -> Result<Attempt, StoreError> {
         match self.attempt(None).await? {
-            Attempt::Probing(held) => Ok(self.probe(held).await),
+            Attempt::Probing(own) => Ok(self.probe(own).await),
             other => Ok(other),
         }
     }
 
-    /// Takes over a lease with our public IP that nothing else proves ours. One that somebody has written since we first
-    /// tried to is lived on, whatever became of the attempt: what we write ourselves is ours beyond doubt.
+    /// Takes over a lease with our public IP that nothing else proves ours. If it has been written since our first
+    /// attempt, another host uses it, whatever the outcome of the attempt: our own writes are recognised as ours.
     pub(super) async fn adopt(&mut self, lease: Lease, mac: VtepMac) -> Result<Attempt, StoreError> {
         let wanted = self.probe.wanted.replace((lease.subnet, lease.modified));
-        let is_lived_on = is_later(&lease, wanted) || self.is_defended(&lease);
-        if is_lived_on && lease.attrs.vtep_mac().is_some() {
+        let is_used = is_later(&lease, wanted) || self.is_defended(&lease);
+        if is_used && lease.attrs.vtep_mac().is_some() {
             return Ok(self.back_off(&lease));
         }
         tracing::warn!(
             lease = %lease.subnet, "taking over the lease with our public IP {}: nothing else proves it ours",
             lease.attrs.public_ip
         );
-        let expiry = lease.lease_id.map_or(Expiry::Forever, |_| Expiry::Grant(self.times.ttl));
+        let expiry = lease.lease_id.map_or(Expiry::Forever, |_| Expiry::Grant(self.ttl()));
         let adopted = self.write(lease.subnet.v4, mac, Precondition::Unchanged(lease.modified), expiry).await?;
         Ok(self.start_probe(adopted))
     }
 
-    /// Whether somebody has written this lease since we have, on trial.
+    /// Whether another host has written this lease since we wrote it to probe it.
     pub(super) fn is_defended(&self, lease: &Lease) -> bool {
         is_later(lease, self.probe.probed)
     }
 
-    /// What was written may be another host's. Remembered at once: an answer that comes while we are restarted is the
-    /// only one.
+    /// Begins the probe of a lease that we have written and that may be another host's. The state file remembers it at
+    /// once: the other host defends its lease only once, perhaps while we are restarted.
     pub(super) fn start_probe(&mut self, written: Attempt) -> Attempt {
-        let Attempt::Owned(held) = written else { return written };
-        self.probe.probed = Some((SubnetKey::v4(held.subnet), held.modified));
-        self.remember(held.subnet, held.mac, held.lease_id);
-        Attempt::Probing(held)
+        let Attempt::Owned(own) = written else { return written };
+        self.probe.probed = Some((SubnetKey::v4(own.subnet), own.modified));
+        self.remember(own.subnet, own.mac, own.lease_id);
+        Attempt::Probing(own)
     }
 
-    /// Waits for another host to show that the lease is its own. Whoever does so does it once, so an etcd that fails
-    /// meanwhile is waited for: to begin anew would be to overwrite the answer.
-    async fn probe(&mut self, held: OwnLease) -> Attempt {
-        let name = SubnetKey::v4(held.subnet).to_string();
+    /// Waits for another host to defend the lease. A host does so once, so an etcd that fails meanwhile is waited for:
+    /// another attempt would overwrite the defence.
+    async fn probe(&mut self, own: OwnLease) -> Attempt {
+        let name = SubnetKey::v4(own.subnet).to_string();
         let snapshot = loop {
             tokio::time::sleep(PROBE_WINDOW).await;
             match self.store.list().await {
@@ -135,17 +135,17 @@ impl<S: Store> LeaseManager<S> {
         let content = snapshot.records.iter().find(|record| *record.name == name).map(|record| record.content.clone());
         self.listed = Some(snapshot);
         match content {
-            Some(Ok(lease)) if lease.modified == held.modified => Attempt::Owned(held),
+            Some(Ok(lease)) if lease.modified == own.modified => Attempt::Owned(own),
             Some(Ok(lease)) => self.back_off(&lease),
             _ => Attempt::Again,
         }
     }
 
-    /// Leaves a lease to the host that lives on it, and remembers that at once: nobody answers twice, not after a
-    /// restart either.
+    /// Leaves a lease to the host that uses it. The state file remembers that at once: the other host does not defend its
+    /// lease again, not after our restart either.
     pub(super) fn back_off(&mut self, lease: &Lease) -> Attempt {
         tracing::warn!(
-            lease = %lease.subnet, "another host lives on this lease: {}; this one takes a subnet of its own", lease.attrs
+            lease = %lease.subnet, "another host uses this lease: {}; this host takes another subnet", lease.attrs
         );
         self.identity.back_off(lease);
         self.probe.end_probe();
@@ -157,19 +157,21 @@ impl<S: Store> LeaseManager<S> {
         Attempt::Again
     }
 
-    /// Whether our key shows a host that waits for our answer, and not for long: one that has not had it yet.
-    pub(super) fn is_newcomer(&self, held: &OwnLease, observation: &KeyObservation) -> bool {
+    /// Whether our key was written by a host that is probing it, so that our defence must come within
+    /// [`PROBE_WINDOW`].
+    pub(super) fn is_newcomer(&self, own: &OwnLease, observation: &KeyObservation) -> bool {
         let Some(Record { content: Ok(lease), .. }) = &observation.record else { return false };
         let Some(mac) = lease.attrs.vtep_mac().filter(|_| lease.attrs.public_ip == self.address.public_ip) else {
             return false;
         };
-        match mac == held.mac {
-            true => !held.unsure && lease.modified > held.modified && !self.probe.is_silent(self.runtime.now()),
+        match mac == own.mac {
+            true => !own.unsure && lease.modified > own.modified && !self.probe.is_silent(self.runtime.now()),
             false => !self.identity.rivals.contains(&mac),
         }
     }
 
-    /// Takes our lease back from a host with our public IP that has adopted it; what was `reserved` for us is so again.
+    /// Takes our lease back from a host with our public IP that has adopted it. `reserved` says that it was a
+    /// reservation, which it then is again.
     pub(super) async fn reclaim_lease(
         &mut self,
         lease: Lease,
@@ -177,29 +179,29 @@ impl<S: Store> LeaseManager<S> {
         reserved: bool,
     ) -> Result<Attempt, StoreError> {
         self.report_conflict(format!(
-            "another host has our public IP {} and took our lease {} ({}): it was taken back; give one of the two \
+            "another host has our public IP {} and took our lease {} ({}): this host took it back; give one of the two \
              another address or --public-ip",
             self.address.public_ip, lease.subnet, lease.attrs
         ));
         let expiry = match self.identity.remembered_lease {
             _ if reserved || lease.lease_id.is_none() => Expiry::Forever,
             Some(id) if self.extend(id).await?.is_some() => Expiry::Keep(id),
-            _ => Expiry::Grant(self.times.ttl),
+            _ => Expiry::Grant(self.ttl()),
         };
         let written = self.write(lease.subnet.v4, mac, Precondition::Unchanged(lease.modified), expiry).await?;
         if matches!(written, Attempt::Owned(_)) {
-            // Only who has been answered has had the answer.
+            // Only a rival that was answered counts as one that knows of us.
             self.identity.meet(&lease);
         }
         Ok(written)
     }
 
-    /// A host that takes itself for us has written our lease. A few times we answer; if it goes on, this is why we do
-    /// not.
+    /// Decides whether to defend our lease against a copy of this host that has written it. Once [`MAX_DEFENCES`] are used up,
+    /// returns the reason not to.
     pub(super) fn defend_against_copy(&mut self, lease: &Lease) -> Option<String> {
         let text = format!(
-            "another host takes itself for this one and writes its lease {} ({}): is it a copy of this host? Delete the \
-             files in --state-dir of one of the two, delete its VXLAN device and restart its flanneld",
+            "another host writes our lease {} ({}) as if it were this host: is it a copy of this machine? On one of the \
+             two, delete the files in --state-dir and the VXLAN device, and restart flanneld",
             lease.subnet, lease.attrs
         );
         if self.probe.is_silent(self.runtime.now()) {
@@ -209,18 +211,18 @@ impl<S: Store> LeaseManager<S> {
         None
     }
 
-    /// A copy has been answered.
+    /// Counts a defence of our lease against a copy of this host.
     pub(super) fn record_defence(&mut self) {
         let now = self.runtime.now();
-        self.probe.record_defence(now, now + self.times.ttl);
+        self.probe.record_defence(now, now + self.ttl());
     }
 
     fn report_conflict(&mut self, text: String) {
-        self.probe.conflict_ends_at = Some(self.runtime.now() + CONFLICT_REPORTED_FOR.min(self.times.ttl));
+        self.probe.conflict_ends_at = Some(self.runtime.now() + CONFLICT_REPORTED_FOR.min(self.ttl()));
         self.status.raise(Condition::Rival, text);
     }
 
-    /// Ends a quarrel of which nothing more was heard.
+    /// Clears a conflict without a recent sign of it.
     pub(super) fn clear_old_conflict(&mut self) {
         if self.probe.conflict_ends_at.is_some_and(|over| self.runtime.now() >= over) {
             self.probe.conflict_ends_at = None;

@@ -2,10 +2,10 @@
 
 use super::{DEVICE, RENEW_MARGIN, TTL, millis};
 use flanneld::agent::firewall::FirewallSettings;
-use flanneld::agent::lease_manager::LeaseTimes;
 use flanneld::agent::runtime::{Notice, Runtime};
+use flanneld::agent::settings::{DeviceSettings, FileSettings, LeaseSettings, LeaseTimes};
 use flanneld::agent::status::StatusHandle;
-use flanneld::agent::{self, Settings};
+use flanneld::agent::{self, Parts, Settings};
 use flanneld::firewall::NoFirewall;
 use flanneld::kernel::Event;
 use flanneld::kernel::fake::FakeKernel;
@@ -132,19 +132,29 @@ impl Host {
         let settings = Settings {
             prefix: "/coreos.com/network".into(),
             iface: IfaceRules::default(),
-            times: LeaseTimes { ttl: TTL, renew_margin: RENEW_MARGIN },
-            subnet_file: disk.path().join("run/subnet.env"),
-            docker_opts_file: Some(disk.path().join("run/docker_opts.env")),
-            state_dir: disk.path().join("state"),
-            peer_hold: TTL,
-            gives_back: false,
+            leases: LeaseSettings {
+                times: LeaseTimes { ttl: TTL, renew_margin: RENEW_MARGIN },
+                peer_hold: TTL,
+                release_on_exit: false,
+            },
+            files: FileSettings {
+                subnet_env: disk.path().join("run/subnet.env"),
+                docker_opts: Some(disk.path().join("run/docker_opts.env")),
+                state_dir: disk.path().join("state"),
+            },
             firewall: FirewallSettings::default(),
-            blackhole_route: false,
-            tx_checksum_off: false,
+            device: DeviceSettings::default(),
         };
         let (kernel, slept) = (FakeKernel::default(), Rc::default());
-        let launch: Launch = |store, kernel, settings, env, status| {
-            Box::pin(agent::run(Rc::new(store), kernel, NoFirewall, settings, env, status))
+        let launch: Launch = |store, kernel, settings, runtime, status| {
+            Box::pin(agent::run(Parts {
+                store: Rc::new(store),
+                kernel,
+                firewall: NoFirewall,
+                settings,
+                runtime,
+                status,
+            }))
         };
         let host = Host { number, kernel, store, settings, nic, launch, disk, starts: 0, daemon: None, slept };
         host.kernel.change_host(|view| *view = host.view());

@@ -2,7 +2,7 @@
 //! find them.
 
 use super::lab::Launch;
-use flanneld::agent;
+use flanneld::agent::{self, Parts};
 use flanneld::firewall::NoFirewall;
 use flanneld::model::lease::{LeaseAttrs, LeaseId, Name, Record, Revision};
 use flanneld::model::subnet::SubnetKey;
@@ -15,23 +15,44 @@ use std::rc::Rc;
 use std::time::Duration;
 
 /// The daemon as it is.
-pub const SOUND: Launch = |store, kernel, settings, env, status| {
-    Box::pin(agent::run(Rc::new(store), kernel, NoFirewall, settings, env, status))
+pub const SOUND: Launch = |store, kernel, settings, runtime, status| {
+    Box::pin(agent::run(Parts { store: Rc::new(store), kernel, firewall: NoFirewall, settings, runtime, status }))
 };
 
 /// It writes without asking what stands there.
-pub const BLIND_PUT: Launch = |store, kernel, settings, env, status| {
-    Box::pin(agent::run(Rc::new(Broken::new(store, Mistake::BlindPut)), kernel, NoFirewall, settings, env, status))
+pub const BLIND_PUT: Launch = |store, kernel, settings, runtime, status| {
+    Box::pin(agent::run(Parts {
+        store: Rc::new(Broken::new(store, Mistake::BlindPut)),
+        kernel,
+        firewall: NoFirewall,
+        settings,
+        runtime,
+        status,
+    }))
 };
 
 /// It compares lists by subnet only, so what changed about a peer in between is lost.
-pub const DIFF_BY_SUBNET: Launch = |store, kernel, settings, env, status| {
-    Box::pin(agent::run(Rc::new(Broken::new(store, Mistake::DiffBySubnet)), kernel, NoFirewall, settings, env, status))
+pub const DIFF_BY_SUBNET: Launch = |store, kernel, settings, runtime, status| {
+    Box::pin(agent::run(Parts {
+        store: Rc::new(Broken::new(store, Mistake::DiffBySubnet)),
+        kernel,
+        firewall: NoFirewall,
+        settings,
+        runtime,
+        status,
+    }))
 };
 
 /// It takes a list that failed for one of no peers.
-pub const PRUNE_ON_ERROR: Launch = |store, kernel, settings, env, status| {
-    Box::pin(agent::run(Rc::new(Broken::new(store, Mistake::PruneOnError)), kernel, NoFirewall, settings, env, status))
+pub const PRUNE_ON_ERROR: Launch = |store, kernel, settings, runtime, status| {
+    Box::pin(agent::run(Parts {
+        store: Rc::new(Broken::new(store, Mistake::PruneOnError)),
+        kernel,
+        firewall: NoFirewall,
+        settings,
+        runtime,
+        status,
+    }))
 };
 
 #[derive(Clone, Copy, PartialEq, Eq)]

@@ -106,9 +106,9 @@ impl Sim {
         for number in cluster.numbers() {
             let host = &mut cluster[number];
             host.launch = launch;
-            host.settings.times.ttl = life.ttl;
-            host.settings.times.renew_margin = life.ttl / 12;
-            host.settings.peer_hold = life.ttl;
+            host.settings.leases.times.ttl = life.ttl;
+            host.settings.leases.times.renew_margin = life.ttl / 12;
+            host.settings.leases.peer_hold = life.ttl;
         }
         let laws = Laws::new(life.hosts, life.gentle);
         let (fired, guests, backups, views) = Default::default();
