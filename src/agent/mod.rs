@@ -30,7 +30,7 @@ use crate::model::identity::Identity;
 use crate::model::iface::{self, ExternalInterface, HostView, IfaceRules};
 use crate::model::kernel_state::{Have, Scope};
 use crate::model::subnet::SubnetKey;
-use crate::store::Store;
+use crate::store::{Leases, Registry};
 use firewall::{FirewallLoop, FirewallSettings};
 use ipnet::IpNet;
 use lease_manager::{Address, LeaseManager, LeaseTimes, OwnershipProbe, StoreProgress};
@@ -72,7 +72,7 @@ pub struct Settings {
 
 /// Runs for ever: joins the overlay and keeps this host in it. Dropping the future stops it and leaves kernel, files
 /// and lease as they are.
-pub async fn run<S: Store, K: Kernel, F: Firewall>(
+pub async fn run<S: Leases, K: Kernel, F: Firewall>(
     store: Rc<S>,
     mut kernel: K,
     firewall: F,
@@ -132,8 +132,16 @@ pub async fn run<S: Store, K: Kernel, F: Firewall>(
     };
     let direct_nic = network.backend.routes_directly().then(|| nic.name.clone());
     let own = LocalNode { nic, subnet: held.subnet, mac: held.mac };
+    let mut endpoints = store.endpoints();
     let (device, network_id) = (network.backend.device_name(), network.backend.network_id());
-    let mut desired = DesiredState::new(network.backend, network.net, store.addresses(), own, host, settings.peer_hold);
+    let mut desired = DesiredState::new(
+        network.backend,
+        network.net,
+        endpoints.borrow_and_update().clone(),
+        own,
+        host,
+        settings.peer_hold,
+    );
     if settings.blackhole_route {
         desired.add_blackhole();
     }
@@ -173,6 +181,7 @@ pub async fn run<S: Store, K: Kernel, F: Firewall>(
         store_progress_updates: publish_store_progress,
         on_host: tell_on_host,
         rules_stand,
+        endpoints,
     };
     // In this order, as are all choices of the daemon: the same seed gives the same run.
     tokio::select! {
@@ -194,7 +203,7 @@ struct Network {
     config: Vec<u8>,
 }
 
-async fn wait_for_config<S: Store>(
+async fn wait_for_config<S: Registry>(
     store: &S,
     settings: &Settings,
     runtime: &Runtime,

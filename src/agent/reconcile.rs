@@ -24,7 +24,7 @@ use crate::model::plan::{Key, Op, Plan, Step};
 use crate::model::subnet::SubnetKey;
 use std::collections::BTreeMap;
 use std::convert::Infallible;
-use std::net::Ipv4Addr;
+use std::net::{IpAddr, Ipv4Addr};
 use std::rc::Rc;
 use tokio::sync::{mpsc, watch};
 
@@ -52,6 +52,8 @@ pub struct Reconciler<K> {
     pub on_host: watch::Sender<Vec<OnHost>>,
     /// Hears from it whether the rules stand, without which the host is not ready.
     pub rules_stand: watch::Receiver<bool>,
+    /// Receives the addresses of the store's members.
+    pub endpoints: watch::Receiver<Vec<IpAddr>>,
 }
 
 impl<K: Kernel> Reconciler<K> {
@@ -71,6 +73,10 @@ impl<K: Kernel> Reconciler<K> {
                 }
                 () = self.kernel.changed() => {}
                 Ok(()) = self.rules_stand.changed() => {}
+                Ok(()) = self.endpoints.changed() => {
+                    let endpoints = self.endpoints.borrow_and_update().clone();
+                    state.news.merge(self.desired.set_endpoints(endpoints));
+                }
                 () = tokio::time::sleep(pause) => {}
             }
         }

@@ -13,7 +13,7 @@ use crate::kernel::netlink::NetlinkKernel;
 use crate::kernel::sysctl;
 use crate::model::iface::IfaceRules;
 use crate::model::lease::LeaseId;
-use crate::store::Store;
+use crate::store::{Leases, Registry};
 use crate::store::etcd::EtcdStore;
 use sd_notify::NotifyState;
 use std::process::ExitCode;

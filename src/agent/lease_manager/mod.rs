@@ -17,7 +17,7 @@ use crate::model::lease_set::Moment;
 use crate::model::mac::VtepMac;
 use crate::model::state_file::Remembered;
 use crate::model::subnet::SubnetKey;
-use crate::store::{Expiry, Precondition, Snapshot, Store, StoreError, WriteOutcome};
+use crate::store::{Expiry, Leases, Precondition, Snapshot, StoreError, WriteOutcome};
 use ipnet::Ipv4Net;
 use std::net::Ipv4Addr;
 use std::rc::Rc;
@@ -138,7 +138,7 @@ pub struct LeaseManager<S> {
     pub listed: Option<Snapshot>,
 }
 
-impl<S: Store> LeaseManager<S> {
+impl<S: Leases> LeaseManager<S> {
     /// Finds our lease or makes one; waits for as long as that takes, or until the network config is another one: then
     /// it is `None`.
     pub async fn acquire(&mut self) -> Option<OwnLease> {

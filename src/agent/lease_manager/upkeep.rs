@@ -7,7 +7,7 @@ use crate::agent::status::Condition;
 use crate::model::lease::Record;
 use crate::model::lease_set::Moment;
 use crate::model::subnet::SubnetKey;
-use crate::store::{Expiry, Precondition, Store, StoreError, WriteOutcome};
+use crate::store::{Expiry, Leases, Precondition, StoreError, WriteOutcome};
 use std::convert::Infallible;
 use std::time::Duration;
 use tokio::sync::watch;
@@ -44,7 +44,7 @@ impl Care {
     }
 }
 
-impl<S: Store> LeaseManager<S> {
+impl<S: Leases> LeaseManager<S> {
     /// Keeps the lease for ever; gets it back when it was lost. `observations` are what the watch sees of our key,
     /// `addresses` what we are to be known by, `store_progress_updates` what is to be remembered of the store.
     pub async fn maintain(
