@@ -11,6 +11,8 @@
 //! main -> cli -> agent -> { backend, store, kernel, firewall, files } -> model
 //! ```
 
+#![deny(unsafe_code)]
+
 pub mod model;
 
 pub mod backend;

@@ -1,3 +1,5 @@
+#![deny(unsafe_code)]
+
 use std::process::ExitCode;
 
 fn main() -> ExitCode {
@@ -8,6 +10,7 @@ fn main() -> ExitCode {
 
 /// What a program must know that brings glibc along (`make static`).
 #[cfg(all(target_env = "gnu", target_feature = "crt-static"))]
+#[allow(unsafe_code, reason = "no crate wraps this function of glibc")]
 mod static_glibc {
     use std::ffi::{CStr, c_char, c_int};
 

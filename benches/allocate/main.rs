@@ -17,7 +17,7 @@ use clap::Parser;
 use flanneld::model::config::{NetworkConfig, Overlay};
 use flanneld::model::identity::Identity;
 use flanneld::model::lease::{LeaseId, Record};
-use flanneld::store::Store;
+use flanneld::store::Registry;
 use flanneld::store::etcd::EtcdStore;
 use ipnet::{IpNet, Ipv4Net};
 use rand::rngs::StdRng;

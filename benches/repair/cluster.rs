@@ -11,7 +11,7 @@ use flanneld::model::kernel_state::{Oif, Route, Scope};
 use flanneld::model::mac::VtepMac;
 use flanneld::model::subnet::SubnetKey;
 use flanneld::store::etcd::EtcdStore;
-use flanneld::store::{Expiry, Precondition, Store, WriteOutcome};
+use flanneld::store::{Expiry, Leases, Precondition, WriteOutcome};
 use futures_util::{StreamExt, stream};
 use ipnet::Ipv4Net;
 use nix::sched::{CloneFlags, setns};

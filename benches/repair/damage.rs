@@ -10,12 +10,12 @@ use flanneld::kernel::socket::{NetlinkSocket, Request};
 use flanneld::model::kernel_state::Scope;
 use flanneld::model::mac::VtepMac;
 use flanneld::model::plan::Op;
-use rtnetlink::packet_core::NLM_F_CREATE;
-use rtnetlink::packet_route::link::{LinkAttribute, LinkFlags, LinkMessage};
-use rtnetlink::packet_route::route::{
+use netlink_packet_core::NLM_F_CREATE;
+use netlink_packet_route::link::{LinkAttribute, LinkFlags, LinkMessage};
+use netlink_packet_route::route::{
     RouteAddress, RouteAttribute, RouteFlags, RouteHeader, RouteMessage, RouteProtocol, RouteScope, RouteType,
 };
-use rtnetlink::packet_route::{AddressFamily, RouteNetlinkMessage as Message};
+use netlink_packet_route::{AddressFamily, RouteNetlinkMessage as Message};
 
 use crate::cluster::Peer;
 use crate::witness::Report;

@@ -1,8 +1,8 @@
 //! Nexthop objects, for which the netlink library has no messages.
 
 use crate::shape::{object, subnet};
-use rtnetlink::sys::protocols::NETLINK_ROUTE;
-use rtnetlink::sys::{Socket, SocketAddr};
+use netlink_sys::protocols::NETLINK_ROUTE;
+use netlink_sys::{Socket, SocketAddr};
 use std::net::IpAddr;
 
 const NEW: u16 = 104;

@@ -6,8 +6,8 @@ use flanneld::model::kernel_state::{Device, ExistingDevice, Have, Scope, Vxlan, 
 use flanneld::model::mac::VtepMac;
 use flanneld::model::mirror::{Noticed, Observed};
 use flanneld::model::plan::Plan;
-use rtnetlink::packet_core::{NetlinkMessage, NetlinkPayload};
-use rtnetlink::packet_route::{AddressFamily, RouteNetlinkMessage as Message};
+use netlink_packet_core::{NetlinkMessage, NetlinkPayload};
+use netlink_packet_route::{AddressFamily, RouteNetlinkMessage as Message};
 
 /// The index of our device in one byte, then a datagram.
 pub fn netlink(input: &[u8]) {

@@ -16,11 +16,11 @@ use crate::model::lease::Record;
 use crate::model::lease_set::Moment;
 use crate::model::state_file::Remembered;
 use crate::model::subnet::SubnetKey;
-use crate::store::Store;
+use crate::store::Leases;
 use std::rc::Rc;
 use std::time::Duration;
 
-impl<S: Store> Node<S> {
+impl<S: Leases> Node<S> {
     /// Joins the overlay, and waits for as long as that takes. `None` if the network config has changed meanwhile.
     pub(super) async fn join<K: Kernel, F>(
         parts: &mut Parts<S, K, F>,
@@ -93,14 +93,14 @@ fn starting_point(
 }
 
 /// The facts that are known before the first list of peers is taken in.
-fn desired_state<S: Store, K, F>(
+fn desired_state<S: Leases, K, F>(
     parts: &Parts<S, K, F>,
     network: &Network,
     own: LocalNode,
     host: HostView,
     held_peers: Option<(Vec<Record>, Moment)>,
 ) -> DesiredState {
-    let (settings, endpoints) = (&parts.settings, parts.store.addresses());
+    let (settings, endpoints) = (&parts.settings, parts.store.endpoints().borrow().clone());
     let peer_hold = settings.leases.peer_hold;
     let mut desired = DesiredState::new(network.backend.clone(), network.net, endpoints, own, host, peer_hold);
     if settings.device.blackhole_route {

@@ -35,7 +35,7 @@ use crate::files::EnvFiles;
 use crate::firewall::Firewall;
 use crate::kernel::Kernel;
 use crate::model::desired::DesiredState;
-use crate::store::{Snapshot, Store};
+use crate::store::{Leases, Snapshot};
 use firewall::FirewallLoop;
 use lease_manager::{LeaseManager, OwnLease};
 use network::Network;
@@ -63,7 +63,7 @@ pub struct Parts<S, K, F> {
 
 /// Joins the overlay and keeps this host in it, forever. If the future is dropped, the daemon stops and leaves kernel,
 /// files and lease as they are.
-pub async fn run<S: Store, K: Kernel, F: Firewall>(mut parts: Parts<S, K, F>) -> Infallible {
+pub async fn run<S: Leases, K: Kernel, F: Firewall>(mut parts: Parts<S, K, F>) -> Infallible {
     loop {
         let network = network::wait(&parts).await;
         let interfaces = nic::wait(&mut parts).await;
@@ -85,12 +85,12 @@ struct Node<S> {
     listed: Option<Snapshot>,
 }
 
-impl<S: Store> Node<S> {
+impl<S: Leases> Node<S> {
     /// Runs the loops of this host forever.
     async fn run<K: Kernel, F: Firewall>(self, parts: Parts<S, K, F>) -> Infallible {
         let Parts { store, kernel, firewall, settings, runtime, status } = parts;
         let Node { network, files, desired, lease_manager, lease, listed } = self;
-        let ends = wiring::wire(lease_manager.address(), lease_manager.store_progress());
+        let ends = wiring::wire(lease_manager.address(), lease_manager.store_progress(), store.endpoints());
         let direct_nic = network.backend.routes_directly().then(|| desired.own().nic.name.clone());
         let (device, vni) = (network.backend.device_name(), network.backend.network_id());
         let rules = settings.firewall.rules(network.net.into(), lease.subnet.into(), device, direct_nic, vni);

@@ -6,7 +6,7 @@ use super::status::Condition;
 use crate::backend::{self, Backend};
 use crate::firewall::Mode;
 use crate::model::config::{NetworkConfig, Overlay};
-use crate::store::Store;
+use crate::store::Registry;
 use ipnet::{IpNet, Ipv4Net};
 use std::rc::Rc;
 
@@ -27,7 +27,7 @@ pub(super) struct Network {
 }
 
 /// Waits until the store holds a valid network config.
-pub(super) async fn wait<S: Store, K, F>(parts: &Parts<S, K, F>) -> Network {
+pub(super) async fn wait<S: Registry, K, F>(parts: &Parts<S, K, F>) -> Network {
     let key = format!("{}/config", parts.settings.prefix);
     let network =
         retry(&parts.runtime, &parts.status, Condition::Config, async || read(&*parts.store, &key).await).await;
@@ -38,7 +38,7 @@ pub(super) async fn wait<S: Store, K, F>(parts: &Parts<S, K, F>) -> Network {
     network
 }
 
-async fn read<S: Store>(store: &S, key: &str) -> Result<Network, String> {
+async fn read<S: Registry>(store: &S, key: &str) -> Result<Network, String> {
     match store.config().await {
         Err(error) => Err(format!("waiting for etcd: {error}")),
         Ok(None) => Err(format!(
@@ -67,7 +67,7 @@ impl Network {
 
     /// Whether the store now holds another network config than this one. A store that does not answer, or that holds
     /// none, is no change.
-    pub(super) async fn has_changed<S: Store>(&self, store: &S) -> bool {
+    pub(super) async fn has_changed<S: Registry>(&self, store: &S) -> bool {
         matches!(store.config().await, Ok(Some(text)) if text != self.text)
     }
 }

@@ -5,7 +5,7 @@ use super::runtime::{Backoff, Runtime};
 use super::status::{Condition, StatusHandle};
 use crate::malloc;
 use crate::model::view::{Answer, View};
-use crate::store::{Change, Changes, Snapshot, Store, StoreError, Watch};
+use crate::store::{Change, Changes, Registry, Snapshot, StoreError, Watch};
 use std::convert::Infallible;
 use std::future::pending;
 use std::pin::pin;
@@ -73,7 +73,7 @@ impl Cadence {
 /// knows what happened since, it is listed anew. Failures never say anything about peers.
 ///
 /// `listed` is a list that was just read; without it the first thing to do is to read one.
-pub async fn follow<S: Store>(
+pub async fn follow<S: Registry>(
     store: Rc<S>,
     runtime: Rc<Runtime>,
     status: StatusHandle,
@@ -119,7 +119,7 @@ struct Follower<S> {
     just_listed: bool,
 }
 
-impl<S: Store> Follower<S> {
+impl<S: Registry> Follower<S> {
     /// Follows one watch until it breaks, or an audit shows that it is not worth following.
     async fn follow_watch(&mut self) -> Result<(), StoreError> {
         let from = match self.view.resume() {

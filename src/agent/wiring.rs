@@ -3,6 +3,7 @@
 use super::lease_manager::{Address, KeyObservation, StoreProgress};
 use super::peers::News;
 use crate::firewall::obstacles::OnHost;
+use std::net::IpAddr;
 use tokio::sync::{mpsc, watch};
 
 /// The reconciler waits for no more changes than this before the follower of the peers waits for it.
@@ -30,6 +31,8 @@ pub(super) struct ReconcilerEnds {
     pub(super) store_progress: watch::Sender<StoreProgress>,
     /// The networks on the host's interfaces.
     pub(super) on_host: watch::Sender<Vec<OnHost>>,
+    /// The addresses of the store's members.
+    pub(super) endpoints: watch::Receiver<Vec<IpAddr>>,
 }
 
 /// The lease manager's ends.
@@ -50,8 +53,11 @@ pub(super) struct FirewallEnds {
     pub(super) rules_in_place: watch::Sender<bool>,
 }
 
-/// Makes all channels. `address` and `progress` are what the lease manager knows already.
-pub(super) fn wire(address: Address, progress: StoreProgress) -> Wiring {
+/// Makes all channels. `address` and `progress` are what the lease manager knows already; the store owns the sender of
+/// `endpoints`.
+pub(super) fn wire(address: Address, progress: StoreProgress, mut endpoints: watch::Receiver<Vec<IpAddr>>) -> Wiring {
+    // The reconciler looks once: they may have changed since the desired state was made.
+    endpoints.mark_changed();
     let (news_sender, news) = mpsc::channel(NEWS);
     let (rules_sender, rules_in_place) = watch::channel(false);
     let (observation_sender, observations) = watch::channel(None);
@@ -66,6 +72,7 @@ pub(super) fn wire(address: Address, progress: StoreProgress) -> Wiring {
             addresses: address_sender,
             store_progress: progress_sender,
             on_host: on_host_sender,
+            endpoints,
         },
         lease: LeaseEnds { observations, addresses, store_progress },
         firewall: FirewallEnds { on_host, rules_in_place: rules_sender },

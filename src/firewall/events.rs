@@ -1,8 +1,8 @@
 //! The kernel's reports of changes to nftables' rules; iptables' own are among them where it is built on nftables.
 
+use netlink_sys::protocols::NETLINK_NETFILTER;
+use netlink_sys::{AsyncSocket, AsyncSocketExt, TokioSocket};
 use nix::libc;
-use rtnetlink::sys::protocols::NETLINK_NETFILTER;
-use rtnetlink::sys::{AsyncSocket, AsyncSocketExt, TokioSocket};
 use std::io;
 use std::time::Duration;
 

@@ -5,7 +5,7 @@ use super::encode;
 use crate::model::kernel_state::{Device, Oif, Route, Vxlan};
 use crate::model::mac::VtepMac;
 use crate::model::plan::Op;
-use rtnetlink::packet_core::NetlinkMessage;
+use netlink_packet_core::NetlinkMessage;
 
 const INDEX: u32 = 0x0102;
 const MAC: VtepMac = VtepMac([0x0e, 1, 2, 3, 4, 5]);

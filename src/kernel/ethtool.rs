@@ -38,6 +38,7 @@ pub fn set_tx_checksum(device: &str, on: bool) -> Result<(), Errno> {
 }
 
 /// Asks about a device of the network namespace of the thread.
+#[allow(unsafe_code, reason = "neither std nor nix wraps this ioctl")]
 fn ask(device: &str, command: u32, data: u32) -> Result<u32, Errno> {
     let socket = socket(AddressFamily::Inet, SockType::Datagram, SockFlag::SOCK_CLOEXEC, None)?;
     let mut value = Value { command, data };

@@ -8,8 +8,8 @@ use crate::model::iface::{HostView, InterfaceAddress, WayOut};
 use crate::model::kernel_state::{Device, ExistingDevice, Have, Oif, Scope};
 use crate::model::links::Links;
 use crate::model::plan::Op;
+use netlink_packet_route::{AddressFamily, RouteNetlinkMessage as Message};
 use nix::libc::{EACCES, EADDRNOTAVAIL, EHOSTUNREACH, EINVAL, ENETUNREACH, ENODEV, ENOENT, ESRCH};
-use rtnetlink::packet_route::{AddressFamily, RouteNetlinkMessage as Message};
 use std::collections::BTreeMap;
 use std::net::IpAddr;
 

@@ -3,7 +3,7 @@
 //! The message bodies are left to netlink-packet-route; this is what it does not decode (extended acknowledgements)
 //! or does not show (an interrupted dump).
 
-use rtnetlink::packet_core::{NLM_F_ACK_TLVS, NLM_F_CAPPED};
+use netlink_packet_core::{NLM_F_ACK_TLVS, NLM_F_CAPPED};
 
 const HEADER: usize = 16;
 const TYPE_NOOP: u16 = 1;

@@ -219,6 +219,16 @@ impl DesiredState {
         Dirty::All
     }
 
+    /// The addresses of the store's members may have changed.
+    pub fn set_endpoints(&mut self, endpoints: Vec<IpAddr>) -> Dirty {
+        self.endpoints = endpoints;
+        if self.facts() == *self.peers.facts() {
+            return Dirty::default();
+        }
+        self.rebuild();
+        Dirty::All
+    }
+
     /// A complete list of all keys.
     pub fn set_leases(&mut self, revision: Revision, records: Vec<Record>, now: Moment) -> Dirty {
         let first = !self.leases.is_known();

@@ -1,4 +1,5 @@
-//! Where leases live. The daemon knows only [`Store`]; what is behind it (etcd, memory, later Kubernetes) does not show.
+//! Where leases live. Following the peers needs a [`Registry`]; holding a lease of our own needs [`Leases`]. The daemon
+//! knows only these traits: etcd is behind them today.
 
 pub mod etcd;
 pub mod memory;
@@ -10,17 +11,19 @@ use crate::model::lease::{LeaseAttrs, LeaseId, Record, Revision};
 use crate::model::subnet::SubnetKey;
 use std::net::IpAddr;
 use std::time::Duration;
+use tokio::sync::watch;
 
-/// Why a store did not do what it was asked.
+/// Why a call to the store failed.
 #[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
 pub enum StoreError {
-    /// It cannot be reached, does not answer in time, or has no leader: trying again may help.
+    /// The store cannot be reached, does not answer in time, or has no leader. Another try may succeed.
     #[error("{0}")]
     Unavailable(String),
-    /// It answered and refuses: permissions, a broken request. Trying again helps once somebody mends it.
+    /// The store answered and refused: a permission is missing, or the request is wrong. Somebody has to change that
+    /// before another try can succeed.
     #[error("{0}")]
     Refused(String),
-    /// The changes since that revision are not kept any more: list again.
+    /// The store no longer keeps the changes since that revision. List again.
     #[error("changes since revision {0} are compacted")]
     Compacted(Revision),
 }
@@ -28,16 +31,16 @@ pub enum StoreError {
 /// All keys under `subnets/` at one revision.
 #[derive(Debug, Clone, Default, PartialEq, Eq)]
 pub struct Snapshot {
-    /// The revision of the whole store when it was read.
+    /// The revision of the whole store when the keys were read.
     pub revision: Revision,
-    /// Every key, in the order of the keys.
+    /// Every key, sorted by name.
     pub records: Vec<Record>,
-    /// In which history of the store that revision was, as far as the store can tell.
+    /// The history of the store that the revision belongs to, as far as the store can tell.
     pub history: History,
 }
 
 impl Snapshot {
-    /// Adds a key, or puts it in the place of what it was.
+    /// Adds a key, or replaces the key of that name.
     pub fn put(&mut self, record: Record) {
         match self.records.binary_search_by(|known| known.name.cmp(&record.name)) {
             Ok(place) => self.records[place] = record,
@@ -49,57 +52,75 @@ impl Snapshot {
 /// Changes in the order of their revisions.
 #[derive(Debug, Clone, Default, PartialEq, Eq)]
 pub struct Changes {
-    /// The revision of the last change; without changes, how far the store claims to be.
+    /// The revision of the last change. Without changes, the revision that the store claims to have reached.
     pub revision: Revision,
-    /// The changes; none when the store only reports progress.
+    /// The changes; empty when the store only reports progress.
     pub changes: Vec<Change>,
 }
 
-/// When a write is to happen.
+/// The condition under which a write happens.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum Precondition {
-    /// Only if the key does not exist.
+    /// The key does not exist.
     Absent,
-    /// Only if the key was last written at this revision.
+    /// The key was last written at this revision.
     Unchanged(Revision),
 }
 
-/// What is to keep a written key alive.
+/// What keeps a written key alive.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum Expiry {
-    /// A new lease with this time to live (whole seconds are what etcd counts).
+    /// A new lease with this time to live. etcd counts whole seconds.
     Grant(Duration),
     /// The lease that the key has already.
     Keep(LeaseId),
-    /// Nothing: the key is a reservation and stays for ever.
+    /// Nothing: the key is a reservation and never expires.
     Forever,
 }
 
-/// What became of a guarded write.
+/// The outcome of a write with a [`Precondition`].
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub enum WriteOutcome {
-    /// It was done; this is the key as it stands now.
+    /// The key was written; this is the key as it is now.
     Committed(Record),
-    /// The guard did not hold; this is what stands there instead, if anything. A lease granted for it is given back.
+    /// The precondition did not hold; this is the key that exists instead, if any. A lease that was granted for the
+    /// write is given back.
     Conflict(Option<Record>),
 }
 
-/// Where leases live.
+/// A store to read from: all that following the peers needs.
 #[allow(async_fn_in_trait, reason = "the daemon is one thread: no Send bounds are wanted")]
-pub trait Store {
+pub trait Registry {
     /// A running watch.
     type Watch: Watch;
 
-    /// The network config's text; `None` if there is none.
+    /// Reads the text of the network config; `None` if there is none.
     async fn config(&self) -> Result<Option<Vec<u8>>, StoreError>;
 
-    /// All keys under `subnets/`, read from a quorum.
+    /// Reads all keys under `subnets/` from a quorum.
     async fn list(&self) -> Result<Snapshot, StoreError>;
 
-    /// Every change after `revision`, from now on.
+    /// Starts to receive every change after `revision`.
     async fn watch(&self, after: Revision) -> Result<Self::Watch, StoreError>;
 
-    /// Writes a lease if `guard` holds. After an error it is not known whether it was written: list to find out.
+    /// The addresses of all members of the store, as they become known. No peer may take them into the overlay.
+    fn endpoints(&self) -> watch::Receiver<Vec<IpAddr>>;
+
+    /// Sends the next calls to another member, because the last answer was useless although it was no error.
+    fn ask_another(&self) {}
+
+    /// Sends the next calls over new connections, because this host's own address has changed. Old connections would
+    /// only time out.
+    fn redial(&self) {}
+}
+
+/// A store that also holds a lease of our own.
+#[allow(async_fn_in_trait, reason = "the daemon is one thread: no Send bounds are wanted")]
+pub trait Leases: Registry {
+    /// Writes a lease if `precondition` holds.
+    ///
+    /// # Errors
+    /// After an error the outcome is unknown: list to learn it.
     async fn write(
         &self,
         subnet: SubnetKey,
@@ -108,35 +129,28 @@ pub trait Store {
         expiry: Expiry,
     ) -> Result<WriteOutcome, StoreError>;
 
-    /// Deletes a key if it was last written at `unchanged`; tells whether it did.
+    /// Deletes a key if it was last written at `unchanged`. Returns whether the key was deleted.
     async fn remove(&self, subnet: SubnetKey, unchanged: Revision) -> Result<bool, StoreError>;
 
-    /// Extends a lease to its full time to live, which is returned; `None` when the lease no longer exists.
+    /// Extends a lease to its full time to live and returns that; `None` if the lease no longer exists.
     async fn keep_alive(&self, id: LeaseId) -> Result<Option<Duration>, StoreError>;
 
-    /// Ends a lease and the keys on it; one that has ended already is no error.
+    /// Ends a lease and deletes its keys. A lease that has already ended is no error.
     async fn release(&self, id: LeaseId) -> Result<(), StoreError>;
-
-    /// The addresses at which the store is reached, as far as known: no peer may take them into the overlay.
-    fn addresses(&self) -> Vec<IpAddr>;
-
-    /// The last answer is of no use, though it was given: others are to be asked from now on, if there are others.
-    fn ask_another(&self) {}
-
-    /// This host's own address has changed: what is asked from now on goes over new connections. Those from an address
-    /// that is gone would only be waited for.
-    fn redial(&self) {}
 }
 
 /// A running watch.
 #[allow(async_fn_in_trait, reason = "the daemon is one thread: no Send bounds are wanted")]
 pub trait Watch {
-    /// The next changes, or a sign of life. After an error the watch is over: list and watch again. Cancel-safe.
+    /// Waits for the next changes or for a sign of life. Cancel-safe.
     ///
-    /// Whoever implements this notices by himself that the store no longer answers, within half a minute or so.
+    /// An implementation notices within about half a minute that the store no longer answers.
+    ///
+    /// # Errors
+    /// After an error the watch is over: list and watch again.
     async fn next(&mut self) -> Result<Changes, StoreError>;
 
-    /// In which history of the store it watches, as far as the store can tell.
+    /// The history of the store that is watched, as far as the store can tell.
     fn history(&self) -> History {
         History::default()
     }

@@ -2,7 +2,7 @@
 
 use std::time::{Duration, Instant};
 
-use flanneld::store::Store;
+use flanneld::store::Registry;
 use flanneld::store::etcd::EtcdStore;
 
 use crate::lab::{Calls, DEVICE, Etcd, Host, Lab, Lease, wait_until};

@@ -3,12 +3,12 @@
 use crate::lab::*;
 use flanneld::kernel::socket::{NetlinkSocket, Request, object};
 use flanneld::kernel::wire::Refusal;
+use netlink_packet_core::{NLM_F_CREATE, NLM_F_EXCL};
+use netlink_packet_route::RouteNetlinkMessage as Message;
+use netlink_packet_route::address::{AddressAttribute, AddressMessage};
+use netlink_packet_route::link::{LinkAttribute, LinkMessage};
 use nix::libc::{EEXIST, ENOBUFS, ENODEV};
 use nix::sys::socket::{setsockopt, sockopt};
-use rtnetlink::packet_core::{NLM_F_CREATE, NLM_F_EXCL};
-use rtnetlink::packet_route::RouteNetlinkMessage as Message;
-use rtnetlink::packet_route::address::{AddressAttribute, AddressMessage};
-use rtnetlink::packet_route::link::{LinkAttribute, LinkMessage};
 use std::collections::BTreeSet;
 use std::future::Future;
 use std::net::IpAddr;
@@ -22,7 +22,7 @@ const LOOPBACK: u32 = 1;
 fn address(n: u32) -> AddressMessage {
     let ip = IpAddr::from((0x0a00_0000 | n).to_be_bytes());
     let mut message = AddressMessage::default();
-    message.header.family = rtnetlink::packet_route::AddressFamily::Inet;
+    message.header.family = netlink_packet_route::AddressFamily::Inet;
     message.header.prefix_len = 32;
     message.header.index = LOOPBACK;
     message.attributes = vec![AddressAttribute::Local(ip), AddressAttribute::Address(ip)];

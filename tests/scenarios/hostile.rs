@@ -113,7 +113,7 @@ fn bad_keys(cluster: &Cluster) -> Vec<String> {
 /// A host with three guests; etcd is at 10.5.230.9.
 async fn with_guests() -> Cluster {
     let mut cluster = Cluster::new(3);
-    cluster[1].store.set_addresses(vec!["10.5.230.9".parse().unwrap()]);
+    cluster[1].store.set_endpoints(vec!["10.5.230.9".parse().unwrap()]);
     cluster.start(1);
     cluster.until_ready().await;
     for guest in (201..=203).map(Peer::guest) {
@@ -218,12 +218,38 @@ async fn all_of_them_together_keep_no_host_from_joining_or_restarting() {
     cluster.until_ready().await;
     assert_eq!(cluster[1].kernel.take_log(), []);
     for number in [2, 3] {
-        cluster[number].store.set_addresses(vec!["10.5.230.9".parse().unwrap()]);
+        cluster[number].store.set_endpoints(vec!["10.5.230.9".parse().unwrap()]);
         cluster.start(number);
         assert!(cluster.until_ready().await < secs(2));
         cluster.settle().await;
         assert!(!cluster.hostile.contains(&cluster.lease(number).unwrap().key()), "their keys are not given out");
     }
+}
+
+/// A member of etcd that is given by its name, and looked up late or moved, is as protected as one given by its address.
+#[tokio::test(start_paused = true)]
+async fn a_lease_that_holds_etcd_is_refused_as_soon_as_the_address_of_etcd_is_known() {
+    let mut cluster = Cluster::new(1);
+    cluster.start(1);
+    cluster.until_ready().await;
+    let guest = Peer::guest(230);
+    cluster.store.put_for(&guest.key(), guest.json(), TTL);
+    cluster.settle().await;
+    assert!(cluster[1].status_line().contains("1 peers"), "{}", cluster[1].status_line());
+
+    cluster[1].store.set_endpoints(vec!["192.0.2.1".parse().unwrap(), "10.5.230.9".parse().unwrap()]);
+    cluster.hostile.insert(guest.key());
+    cluster.settle().await;
+    assert!(cluster[1].status_line().contains("1 refused"), "{}", cluster[1].status_line());
+
+    cluster[1].store.set_endpoints(vec!["192.0.2.1".parse().unwrap()]);
+    cluster.hostile.remove(&guest.key());
+    cluster.settle().await;
+    assert!(cluster[1].status_line().contains("1 peers"), "{}", cluster[1].status_line());
+    cluster[1].kernel.take_log();
+    cluster[1].store.set_endpoints(vec!["192.0.2.2".parse().unwrap()]);
+    cluster.pass(secs(1)).await;
+    assert_eq!(cluster[1].kernel.take_log(), [], "no peer has that address");
 }
 
 #[tokio::test(start_paused = true)]

@@ -6,7 +6,7 @@ use crate::pki::Role;
 use crate::proxy::Proxy;
 use crate::tls::{Files, store};
 use flanneld::store::etcd::{Access, EtcdStore, Password, Secret, User};
-use flanneld::store::{Expiry, Precondition, Store, StoreError};
+use flanneld::store::{Expiry, Leases, Precondition, Registry, StoreError};
 use std::fs;
 use std::net::TcpListener;
 use std::time::{Duration, Instant};

@@ -2,7 +2,7 @@
 
 use crate::lab::{Lab, attrs, brief, done, lease, lost, next, subnet};
 use flanneld::model::lease::LeaseId;
-use flanneld::store::{Change, Expiry, Precondition, Store, StoreError, Watch, WriteOutcome};
+use flanneld::store::{Change, Expiry, Leases, Precondition, Registry, StoreError, Watch, WriteOutcome};
 use std::time::Duration;
 use tokio::time::{Instant, sleep};
 

@@ -3,7 +3,7 @@
 use crate::etcd::{Etcd, free_port};
 use crate::lab::{Lab, PREFIX, attrs, brief, done, lost, next, store, subnet};
 use crate::proxy::Proxy;
-use flanneld::store::{Expiry, Precondition, Store, StoreError, Watch};
+use flanneld::store::{Expiry, Leases, Precondition, Registry, StoreError, Watch};
 use std::net::TcpListener;
 use std::time::{Duration, Instant};
 use tokio::task::LocalSet;

@@ -6,7 +6,7 @@ use flanneld::agent::runtime::Runtime;
 use flanneld::agent::status::StatusHandle;
 use flanneld::model::lease::Record;
 use flanneld::model::lease_set::LeaseSet;
-use flanneld::store::{Change, Store};
+use flanneld::store::{Change, Registry};
 use std::cell::RefCell;
 use std::collections::BTreeSet;
 use std::rc::Rc;
@@ -52,7 +52,7 @@ fn cadence(audit_at_least: Duration) -> Cadence {
 
 impl Follower {
     /// Starts one; the keys in `living` must never go again once they have come. Needs a `LocalSet`.
-    pub fn start<S: Store + 'static>(store: S, cadence: Cadence, living: &[String]) -> Self {
+    pub fn start<S: Registry + 'static>(store: S, cadence: Cadence, living: &[String]) -> Self {
         let began = Instant::now();
         let env = Rc::new(Runtime::new(move || began.elapsed(), 1, |_| {}));
         let status = StatusHandle::new(env.clone());
@@ -107,7 +107,7 @@ impl Follower {
     }
 
     /// Waits until it knows exactly what the store holds; `store` is another way to it.
-    pub async fn agrees_with(&self, store: &impl Store) {
+    pub async fn agrees_with(&self, store: &impl Registry) {
         let began = Instant::now();
         loop {
             let (there, here) = (store.list().await.map(|snapshot| snapshot.records), self.records());

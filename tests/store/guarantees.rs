@@ -8,7 +8,7 @@ use crate::lab::{Lab, attrs, store, subnet};
 use flanneld::agent::peers::Cadence;
 use flanneld::model::lease::Revision;
 use flanneld::store::etcd::EtcdStore;
-use flanneld::store::{Expiry, Precondition, Store, WriteOutcome};
+use flanneld::store::{Expiry, Leases, Precondition, Registry, WriteOutcome};
 use std::cell::{Cell, RefCell};
 use std::rc::Rc;
 use std::time::Duration;

@@ -5,7 +5,7 @@ use flanneld::model::lease::{Lease, LeaseAttrs, Record, Revision};
 use flanneld::model::subnet::SubnetKey;
 use flanneld::store::etcd::EtcdStore;
 use flanneld::store::memory::MemoryStore;
-use flanneld::store::{Change, Changes, Store, Watch, WriteOutcome};
+use flanneld::store::{Change, Changes, Leases, Watch, WriteOutcome};
 use std::net::Ipv4Addr;
 
 /// Where the tests' network lives.
@@ -14,7 +14,7 @@ pub const PREFIX: &str = "/coreos.com/network";
 /// A store and what others do to it.
 pub trait Lab {
     /// The kind of store.
-    type Store: Store;
+    type Store: Leases;
     /// A client of its own.
     fn client(&self) -> Self::Store;
     /// Writes the network config.

@@ -6,7 +6,7 @@ use crate::etcd::Etcd;
 use crate::follower::{Follower, audits, no_audits};
 use crate::lab::{attrs, store, subnet};
 use flanneld::store::etcd::EtcdStore;
-use flanneld::store::{Expiry, Precondition, Store, StoreError, WriteOutcome};
+use flanneld::store::{Expiry, Leases, Precondition, Registry, StoreError, WriteOutcome};
 use std::cell::Cell;
 use std::rc::Rc;
 use std::time::Duration;

@@ -4,7 +4,7 @@ use crate::etcd::{Etcd, free_port};
 use crate::lab::{Lab, PREFIX, attrs, brief, done, next, subnet};
 use crate::pki::{Authority, Pair, Role};
 use flanneld::store::etcd::{Access, EtcdStore, IdentityFiles, Password, Secret, User};
-use flanneld::store::{Expiry, Precondition, Store, StoreError};
+use flanneld::store::{Expiry, Leases, Precondition, Registry, StoreError};
 use std::fs;
 use std::path::{Path, PathBuf};
 use tempfile::TempDir;

@@ -4,7 +4,7 @@ use crate::etcd::Etcd;
 use crate::lab::{Lab, PREFIX, attrs, brief, done, next, store, subnet};
 use etcd_client::{Client, Txn, TxnOp};
 use flanneld::model::subnet::SubnetKey;
-use flanneld::store::{Expiry, Precondition, Store, StoreError, Watch};
+use flanneld::store::{Expiry, Leases, Precondition, Registry, StoreError, Watch};
 use std::time::Duration;
 
 const DAY: Expiry = Expiry::Grant(Duration::from_secs(86400));

@@ -8,13 +8,13 @@ use crate::model::identity::Decision;
 use crate::model::lease::Record;
 use crate::model::lease_set::Moment;
 use crate::model::mac::VtepMac;
-use crate::store::{Expiry, Precondition, Snapshot, Store, StoreError};
+use crate::store::{Expiry, Leases, Precondition, Snapshot, StoreError};
 use std::time::Duration;
 
 /// Only after more lost races in a row than this are they reported.
 const LOST_RACES: u32 = 10;
 
-impl<S: Store> LeaseManager<S> {
+impl<S: Leases> LeaseManager<S> {
     /// Finds our lease or creates one, and waits for as long as that takes. `None` if the network config has changed
     /// meanwhile.
     pub(in crate::agent) async fn acquire(&mut self) -> Option<Acquired> {

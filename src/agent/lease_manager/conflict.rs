@@ -12,7 +12,7 @@ use crate::model::lease::{Lease, Record, Revision};
 use crate::model::lease_set::Moment;
 use crate::model::mac::VtepMac;
 use crate::model::subnet::SubnetKey;
-use crate::store::{Expiry, Precondition, Store, StoreError};
+use crate::store::{Expiry, Leases, Precondition, StoreError};
 use ipnet::Ipv4Net;
 use std::time::Duration;
 
@@ -79,7 +79,7 @@ fn is_later(lease: &Lease, then: Option<(SubnetKey, Revision)>) -> bool {
     then.is_some_and(|(subnet, at)| subnet == lease.subnet && lease.modified > at)
 }
 
-impl<S: Store> LeaseManager<S> {
+impl<S: Leases> LeaseManager<S> {
     /// One attempt to own a lease, with a probe if it may be another host's.
     pub(super) async fn attempt_with_probe(&mut self) -> Result<Attempt, StoreError> {
         match self.attempt(None).await? {

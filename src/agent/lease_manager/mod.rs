@@ -17,7 +17,7 @@ use crate::model::lease_set::Moment;
 use crate::model::mac::VtepMac;
 use crate::model::state_file::Remembered;
 use crate::model::subnet::SubnetKey;
-use crate::store::{Snapshot, Store};
+use crate::store::{Leases, Snapshot};
 use conflict::OwnershipProbe;
 use ipnet::Ipv4Net;
 use std::net::Ipv4Addr;
@@ -132,7 +132,7 @@ pub(super) struct LeaseManager<S> {
     listed: Option<Snapshot>,
 }
 
-impl<S: Store> LeaseManager<S> {
+impl<S: Leases> LeaseManager<S> {
     /// A manager without a lease yet.
     pub(super) fn new(
         store: Rc<S>,

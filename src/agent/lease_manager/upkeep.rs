@@ -9,7 +9,7 @@ use crate::agent::wiring::LeaseEnds;
 use crate::model::lease::Record;
 use crate::model::lease_set::Moment;
 use crate::model::subnet::SubnetKey;
-use crate::store::{Expiry, Precondition, Store, StoreError, WriteOutcome};
+use crate::store::{Expiry, Leases, Precondition, StoreError, WriteOutcome};
 use std::convert::Infallible;
 use std::time::Duration;
 
@@ -71,7 +71,7 @@ impl Upkeep {
     }
 }
 
-impl<S: Store> LeaseManager<S> {
+impl<S: Leases> LeaseManager<S> {
     /// Keeps the lease forever, and gets it back when it was lost.
     pub(in crate::agent) async fn maintain(mut self, mut own: OwnLease, mut ends: LeaseEnds) -> Infallible {
         let mut upkeep = Upkeep::new(self.next_renewal(&own), LONGEST_PAUSE.min(self.ttl() / 6));

@@ -4,11 +4,11 @@ use super::{Attempt, LeaseManager, OwnLease};
 use crate::model::lease::{Lease, LeaseId, Record};
 use crate::model::mac::VtepMac;
 use crate::model::subnet::SubnetKey;
-use crate::store::{Expiry, Precondition, Store, StoreError, WriteOutcome};
+use crate::store::{Expiry, Leases, Precondition, StoreError, WriteOutcome};
 use ipnet::Ipv4Net;
 use std::time::Duration;
 
-impl<S: Store> LeaseManager<S> {
+impl<S: Leases> LeaseManager<S> {
     /// Keeps a lease that is surely ours: as it is, or brought up to date on the same etcd lease.
     ///
     /// A copy of this host, with a copy of its state file, is as sure. A copy has been booted, so it has no device yet.

@@ -64,6 +64,10 @@ impl<K: Kernel> Reconciler<K> {
                 }
                 () = self.kernel.changed() => {}
                 Ok(()) = self.ends.rules_in_place.changed() => {}
+                Ok(()) = self.ends.endpoints.changed() => {
+                    let endpoints = self.ends.endpoints.borrow_and_update().clone();
+                    state.news.merge(self.desired.set_endpoints(endpoints));
+                }
                 () = tokio::time::sleep(pause) => {}
             }
         }

@@ -1,5 +1,6 @@
 //! Leases in etcd's v3 API, in the keys and the form that flannel uses.
 
+mod addresses;
 mod credentials;
 mod diagnosis;
 mod error;
@@ -11,7 +12,7 @@ mod watch;
 pub use credentials::{Access, IdentityFiles, Password, Secret, User};
 pub use watch::EtcdWatch;
 
-use super::{Expiry, Precondition, Snapshot, Store, StoreError, WriteOutcome};
+use super::{Expiry, Leases, Precondition, Registry, Snapshot, StoreError, WriteOutcome};
 use crate::model::lease::{LeaseAttrs, LeaseId, Record, Revision};
 use crate::model::subnet::SubnetKey;
 use credentials::Credentials;
@@ -24,6 +25,7 @@ use std::cell::Cell;
 use std::net::IpAddr;
 use std::rc::Rc;
 use std::time::Duration;
+use tokio::sync::watch::Receiver;
 
 /// How many keys are read at once: fewer cost more round trips, more make longer answers (a lease is 250 bytes or so).
 const PAGE: i64 = 10_000;
@@ -183,7 +185,7 @@ fn raw(lease: Option<LeaseId>) -> i64 {
     lease.map_or(0, |id| id.0.get())
 }
 
-impl Store for EtcdStore {
+impl Registry for EtcdStore {
     type Watch = EtcdWatch;
 
     async fn config(&self) -> Result<Option<Vec<u8>>, StoreError> {
@@ -212,6 +214,20 @@ impl Store for EtcdStore {
         opened.start(self.pool.clone(), self.keys.clone(), self.patience.clone())
     }
 
+    fn endpoints(&self) -> Receiver<Vec<IpAddr>> {
+        self.pool.addresses()
+    }
+
+    fn ask_another(&self) {
+        self.pool.leave_pinned();
+    }
+
+    fn redial(&self) {
+        self.pool.redial();
+    }
+}
+
+impl Leases for EtcdStore {
     async fn write(
         &self,
         subnet: SubnetKey,
@@ -270,18 +286,6 @@ impl Store for EtcdStore {
             Err(error) if !error.is_lease_not_found() => Err(self.error(error)),
             _ => Ok(()),
         }
-    }
-
-    fn addresses(&self) -> Vec<IpAddr> {
-        self.pool.addresses()
-    }
-
-    fn ask_another(&self) {
-        self.pool.leave_pinned();
-    }
-
-    fn redial(&self) {
-        self.pool.redial();
     }
 }
 

@@ -3,6 +3,7 @@
 //! etcd-client balances over its endpoints and never leaves out a dead one: with one of two members down a third of
 //! all calls fails. So each member gets a client of its own, and this pool chooses among them.
 
+use super::addresses::Addresses;
 use super::credentials::Credentials;
 use super::diagnosis::Dialled;
 use super::error::{self, CallError};
@@ -13,6 +14,7 @@ use std::net::IpAddr;
 use std::pin::Pin;
 use std::time::Duration;
 use tokio::sync::Mutex;
+use tokio::sync::watch::Receiver;
 use tokio::time::timeout;
 
 /// How long a member may take to accept a connection.
@@ -34,6 +36,7 @@ const LARGEST_ANSWER: usize = 64 << 20;
 /// All members, one of them pinned.
 pub(super) struct Pool {
     members: Vec<Member>,
+    addresses: Addresses,
     credentials: Credentials,
     pinned: Cell<usize>,
     /// How many connections there were.
@@ -43,11 +46,9 @@ pub(super) struct Pool {
 struct Member {
     url: String,
     host: String,
-    port: u16,
     session: RefCell<Option<Session>>,
     /// Held by who is connecting.
     dialling: Mutex<()>,
-    resolved: RefCell<Vec<IpAddr>>,
 }
 
 /// A connection to one member.
@@ -73,8 +74,10 @@ impl Pool {
         if endpoints.is_empty() {
             return Err(StoreError::Refused("no etcd endpoint is given".into()));
         }
-        let members = endpoints.into_iter().map(Member::new).collect::<Result<_, _>>()?;
-        Ok(Pool { members, credentials, pinned: Cell::new(0), connections: Cell::new(0) })
+        let members = endpoints.into_iter().map(Member::new).collect::<Result<Vec<_>, _>>()?;
+        let (members, ports): (Vec<Member>, Vec<u16>) = members.into_iter().unzip();
+        let addresses = Addresses::new(members.iter().map(|member| member.host.as_str()).zip(ports));
+        Ok(Pool { members, addresses, credentials, pinned: Cell::new(0), connections: Cell::new(0) })
     }
 
     /// Asks the pinned member, then the others in turn, each once, until one answers. Who fails is pinned no more.
@@ -131,11 +134,13 @@ impl Pool {
             }
             member.session.borrow_mut().take_if(|session| session.number == number);
         }
+        // A new connection may be one to another address, and what is known of the other members may be old.
+        self.addresses.look_up();
         let session = match self.session(index, generation).await? {
             Ok(session) => session,
             Err(error) => return Ok(Err(error)),
         };
-        in_time(CALL, Box::pin(async { tokio::join!(ask(session), member.resolve()).0 })).await
+        in_time(CALL, Box::pin(ask(session))).await
     }
 
     /// The connection to this member; made if there is none. Who asks meanwhile waits and shares it: one password is
@@ -212,24 +217,21 @@ impl Pool {
         &self.members[member].url
     }
 
-    /// The addresses of all members, as far as known.
-    pub(super) fn addresses(&self) -> Vec<IpAddr> {
-        let mut all: Vec<IpAddr> = self.members.iter().flat_map(|m| m.resolved.borrow().clone()).collect();
-        all.sort_unstable();
-        all.dedup();
-        all
+    /// The addresses of all members, as they become known.
+    pub(super) fn addresses(&self) -> Receiver<Vec<IpAddr>> {
+        self.addresses.subscribe()
     }
 }
 
 impl Member {
-    fn new(url: String) -> Result<Self, StoreError> {
+    /// A member and its port.
+    fn new(url: String) -> Result<(Self, u16), StoreError> {
         let broken =
             || StoreError::Refused(format!("{url:?} is no etcd endpoint: http://HOST:PORT is wanted, or https"));
         let uri: hyper::Uri = url.parse().map_err(|_| broken())?;
         let host = uri.host().ok_or_else(broken)?.trim_matches(['[', ']']).to_owned();
         let port = uri.port_u16().ok_or_else(broken)?;
-        let resolved = RefCell::new(host.parse().into_iter().collect());
-        Ok(Member { url, host, port, session: RefCell::default(), dialling: Mutex::default(), resolved })
+        Ok((Member { url, host, session: RefCell::default(), dialling: Mutex::default() }, port))
     }
 
     /// The connection that there is, if it was made with these certificates.
@@ -239,17 +241,6 @@ impl Member {
 
     fn is_encrypted(&self) -> bool {
         self.url.starts_with("https://")
-    }
-
-    /// Learns the addresses behind a host name, if it can be done at once.
-    async fn resolve(&self) {
-        if self.host.parse::<IpAddr>().is_ok() {
-            return;
-        }
-        let lookup = tokio::net::lookup_host((self.host.as_str(), self.port));
-        if let Ok(Ok(found)) = timeout(CONNECT, lookup).await {
-            self.resolved.replace(found.map(|address| address.ip()).collect());
-        }
     }
 }
 
@@ -269,12 +260,6 @@ mod tests {
 
     fn pool(urls: &[&str]) -> Pool {
         Pool::new(urls.iter().map(|url| url.to_string()).collect(), credentials()).unwrap()
-    }
-
-    #[test]
-    fn addresses_are_known_before_anything_is_dialled() {
-        let pool = pool(&["http://10.0.0.2:2379", "http://[fd00::1]:2379", "http://etcd.example:2379"]);
-        assert_eq!(pool.addresses(), ["10.0.0.2", "fd00::1"].map(|a| a.parse::<IpAddr>().unwrap()));
     }
 
     #[test]
@@ -307,11 +292,17 @@ mod tests {
     }
 
     #[tokio::test]
-    async fn names_are_resolved_when_they_are_first_used() {
-        let pool = pool(&["http://localhost:1"]);
-        assert!(pool.addresses().is_empty());
-        let error = pool.call(async |mut session| session.kv.get("x", None).await).await.unwrap_err();
-        assert_eq!(error.to_string(), "http://localhost:1: connection refused");
-        assert!(pool.addresses().iter().all(IpAddr::is_loopback) && !pool.addresses().is_empty());
+    async fn the_names_of_all_members_are_looked_up_while_the_first_one_is_dialled() {
+        let silent = tokio::net::TcpListener::bind("127.0.0.2:0").await.unwrap();
+        let first = format!("http://{}", silent.local_addr().unwrap());
+        let pool = pool(&[&first, "http://[::1]:1", "http://localhost:1"]);
+        let mut addresses = pool.addresses();
+        let known = ["127.0.0.2", "::1"].map(|address| address.parse::<IpAddr>().unwrap());
+        assert_eq!(*addresses.borrow_and_update(), known);
+        tokio::select! {
+            biased;
+            _ = pool.call(async |mut session| session.kv.get("x", None).await) => panic!("the first member answered"),
+            found = addresses.wait_for(|all| all.contains(&IpAddr::from([127, 0, 0, 1]))) => drop(found.unwrap()),
+        }
     }
 }

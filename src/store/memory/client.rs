@@ -7,7 +7,7 @@ use crate::store::{Changes, StoreError, Watch};
 use std::cell::{Cell, RefCell};
 use std::net::IpAddr;
 use std::rc::{Rc, Weak};
-use tokio::sync::Notify;
+use tokio::sync::{Notify, watch};
 use tokio::time::{Instant, sleep_until};
 
 /// How many changes are told at once, as etcd does with a watch that is catching up.
@@ -37,8 +37,8 @@ pub struct Calls {
 pub(super) struct Client {
     /// What it suffers.
     pub(super) faults: Faults,
-    /// Where it says that the store is.
-    pub(super) addresses: Vec<IpAddr>,
+    /// The addresses at which it reaches the store.
+    pub(super) endpoints: watch::Sender<Vec<IpAddr>>,
     /// What it has called.
     pub(super) calls: Calls,
 }

@@ -9,7 +9,7 @@ mod tests;
 pub use client::{Calls, MemoryWatch};
 pub use faults::{Link, Lost};
 
-use super::{Expiry, Precondition, Snapshot, Store, StoreError, WriteOutcome};
+use super::{Expiry, Leases, Precondition, Registry, Snapshot, StoreError, WriteOutcome};
 use crate::model::lease::{LeaseAttrs, LeaseId, Revision};
 use crate::model::subnet::SubnetKey;
 use client::{Client, Cluster};
@@ -20,6 +20,7 @@ use std::collections::BTreeMap;
 use std::net::IpAddr;
 use std::rc::Rc;
 use std::time::Duration;
+use tokio::sync::watch::Receiver;
 use tokio::time::Instant;
 
 /// A store in memory. Clones are the same client; [`another_client`](Self::another_client) is one with faults,
@@ -241,9 +242,9 @@ impl MemoryStore {
         self.client.borrow_mut().faults.latency = each_way;
     }
 
-    /// Where this client says that the store is.
-    pub fn set_addresses(&self, addresses: Vec<IpAddr>) {
-        self.client.borrow_mut().addresses = addresses;
+    /// Changes the addresses at which this client reaches the store.
+    pub fn set_endpoints(&self, addresses: Vec<IpAddr>) {
+        self.client.borrow().endpoints.send_replace(addresses);
     }
 
     /// How often this client has called.
@@ -293,7 +294,7 @@ fn no_answer() -> StoreError {
     unreachable("no answer within 4 s")
 }
 
-impl Store for MemoryStore {
+impl Registry for MemoryStore {
     type Watch = MemoryWatch;
 
     async fn config(&self) -> Result<Option<Vec<u8>>, StoreError> {
@@ -319,6 +320,12 @@ impl Store for MemoryStore {
         self.call(|calls| &mut calls.watch, start).await?
     }
 
+    fn endpoints(&self) -> Receiver<Vec<IpAddr>> {
+        self.client.borrow().endpoints.subscribe()
+    }
+}
+
+impl Leases for MemoryStore {
     async fn write(
         &self,
         subnet: SubnetKey,
@@ -354,10 +361,6 @@ impl Store for MemoryStore {
 
     async fn release(&self, id: LeaseId) -> Result<(), StoreError> {
         self.call(|calls| &mut calls.release, |data, _| data.revoke(id)).await
-    }
-
-    fn addresses(&self) -> Vec<IpAddr> {
-        self.client.borrow().addresses.clone()
     }
 }
 

@@ -7,12 +7,15 @@ use flanneld::firewall::NoFirewall;
 use flanneld::model::lease::{LeaseAttrs, LeaseId, Name, Record, Revision};
 use flanneld::model::subnet::SubnetKey;
 use flanneld::store::memory::{MemoryStore, MemoryWatch};
-use flanneld::store::{Change, Changes, Expiry, Precondition, Snapshot, Store, StoreError, Watch, WriteOutcome};
+use flanneld::store::{
+    Change, Changes, Expiry, Leases, Precondition, Registry, Snapshot, StoreError, Watch, WriteOutcome,
+};
 use std::cell::{Cell, RefCell};
 use std::collections::BTreeMap;
 use std::net::IpAddr;
 use std::rc::Rc;
 use std::time::Duration;
+use tokio::sync::watch::Receiver;
 
 /// The daemon as it is.
 pub const SOUND: Launch = |store, kernel, settings, runtime, status| {
@@ -114,7 +117,7 @@ impl Broken {
     }
 }
 
-impl Store for Broken {
+impl Registry for Broken {
     type Watch = BrokenWatch;
 
     async fn config(&self) -> Result<Option<Vec<u8>>, StoreError> {
@@ -137,6 +140,12 @@ impl Store for Broken {
         Ok(BrokenWatch { watch: self.store.watch(after).await?, known: self.known.clone() })
     }
 
+    fn endpoints(&self) -> Receiver<Vec<IpAddr>> {
+        self.store.endpoints()
+    }
+}
+
+impl Leases for Broken {
     async fn write(
         &self,
         subnet: SubnetKey,
@@ -168,10 +177,6 @@ impl Store for Broken {
 
     async fn release(&self, id: LeaseId) -> Result<(), StoreError> {
         self.store.release(id).await
-    }
-
-    fn addresses(&self) -> Vec<IpAddr> {
-        self.store.addresses()
     }
 }
 
