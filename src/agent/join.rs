@@ -90,7 +90,7 @@ fn starting_point<S: Leases, K, F>(
         address: Address { public_ip: nic.public_ip, nic_mac: nic.mac },
         surroundings: Surroundings {
             on_host: host.connected(&network.backend.device_name()).map(|(_, net)| net.trunc()).collect(),
-            needed: peer_policy::underlay(nic, host, &parts.store.addresses()),
+            needed: peer_policy::underlay(nic, host, &parts.store.endpoints().borrow()),
         },
         left_behind: network.backend.recover(have),
     }
