@@ -9,7 +9,7 @@ use super::lease::{Name, Record, Revision};
 use super::lease_set::{Change, LeaseSet, Moment};
 use super::links::Links;
 use super::mac::VtepMac;
-use super::peer_policy::{Endpoint, Facts, Peers, Tally, Verdict};
+use super::peer_policy::{self, Endpoint, Facts, Peers, Tally, Verdict};
 use super::plan::Key;
 use super::subnet::SubnetKey;
 use crate::backend::{Backend, PeerEntries};
@@ -420,16 +420,13 @@ impl DesiredState {
             self.host.connected(&device).map(|(name, net)| (name.to_owned(), net)).collect();
         let own_addresses =
             connected.iter().map(|(_, net)| net.addr()).chain([self.own.nic.public_ip, self.own.nic.address]);
-        let gateways = self.host.default_routes.iter().filter_map(|route| route.gateway);
-        let underlay = gateways.map(|ip| ("the next hop of a default route".to_owned(), ip));
-        let endpoints = self.endpoints.iter().map(|ip| ("an endpoint of etcd".to_owned(), *ip));
         Facts {
             network: Some(self.network.into()),
             own_subnet: Some(self.own.subnet),
             own_mac: Some(self.own.mac),
             own_addresses: own_addresses.collect(),
             connected,
-            underlay: underlay.chain(endpoints).collect(),
+            underlay: peer_policy::underlay(&self.own.nic, &self.host, &self.endpoints),
         }
     }
 }
