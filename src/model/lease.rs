@@ -7,6 +7,7 @@ use super::subnet::{BadKey, SubnetKey};
 use ipnet::Ipv4Net;
 use std::borrow::Cow;
 use std::fmt;
+use std::hash::{DefaultHasher, Hasher};
 use std::net::{Ipv4Addr, Ipv6Addr};
 use std::num::NonZeroI64;
 use std::sync::Arc;
@@ -46,8 +47,27 @@ pub struct Lease {
     pub modified: Revision,
 }
 
-/// The last segment of a key under `subnets/`, shared by all who know it.
+/// The last segment of a key under `subnets/`, shared by all who know it. See [`bounded_name`].
 pub type Name = Arc<str>;
+
+/// The longest name, in bytes, that is kept as it is. The longest that names a subnet has 62.
+const LONGEST_NAME: usize = 128;
+
+/// The longest value, in bytes, that is read. What flannel writes has some 200; a store may hold values of a megabyte under
+/// each of ten thousand keys, and all of them stay in memory.
+pub const LONGEST_VALUE: usize = 4096;
+
+/// How a key segment is known here: as it is, or if it is too long to name a subnet, as its beginning, a hash and its
+/// length. So each key keeps a name of its own, and none costs much memory.
+pub fn bounded_name(segment: &str) -> Name {
+    if segment.len() <= LONGEST_NAME {
+        return segment.into();
+    }
+    let mut hasher = DefaultHasher::new();
+    hasher.write(segment.as_bytes());
+    let beginning: String = segment.chars().take(20).collect();
+    format!("{beginning}...{:016x} ({} bytes)", hasher.finish(), segment.len()).into()
+}
 
 /// A key under `subnets/` as it was read: a lease, or something that is none.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -70,15 +90,20 @@ pub struct Malformed {
 }
 
 impl Record {
-    /// Reads a key segment and its value. Never fails: what is no lease is a record that says why.
+    /// Reads a key segment and its value. Never fails: what is no lease is a record that says why. Of a value that is
+    /// longer than [`LONGEST_VALUE`] nothing is read or kept.
     pub fn decode(name: &str, value: &[u8], lease_id: Option<LeaseId>, created: Revision, modified: Revision) -> Self {
         let malformed = |reason, occupies| Malformed { reason, occupies, modified };
         let no_subnet = |bad: BadKey| malformed(format!("the key names no subnet: {}", bad.reason), bad.occupies);
         let content = SubnetKey::parse(name).map_err(no_subnet).and_then(|subnet| {
-            let attrs = LeaseAttrs::from_json(value).map_err(|reason| malformed(reason, Some(subnet.v4)))?;
+            let attrs = match value.len() {
+                ..=LONGEST_VALUE => LeaseAttrs::from_json(value),
+                long => Err(format!("the value has {long} bytes, a lease has {LONGEST_VALUE} at most")),
+            };
+            let attrs = attrs.map_err(|reason| malformed(reason, Some(subnet.v4)))?;
             Ok(Lease { subnet, attrs, lease_id, created, modified })
         });
-        Record { name: name.into(), content }
+        Record { name: bounded_name(name), content }
     }
 
     /// A record of which only the subnet counts: nobody else may have it.
@@ -239,6 +264,35 @@ mod tests {
         assert!(record.content.is_err());
         assert_eq!(record.occupies(), Some("10.5.34.0/24".parse().unwrap()));
         assert_eq!(Record::decode("foo", TODAY.as_bytes(), None, 1, 1).occupies(), None);
+    }
+
+    #[test]
+    fn a_long_value_is_no_lease_and_is_not_kept() {
+        let lease = |pad: usize| {
+            let data = format!(r#"{{"x":"{}"}}"#, "a".repeat(pad));
+            let value = format!(r#"{{"PublicIP":"192.168.64.3","BackendType":"vxlan","BackendData":{data}}}"#);
+            (value.len(), Record::decode("10.5.34.0-24", value.as_bytes(), None, 1, 1))
+        };
+        let short = lease(0).0;
+        assert!(lease(LONGEST_VALUE - short).1.content.is_ok());
+        let (len, record) = lease(LONGEST_VALUE - short + 1);
+        let malformed = record.content.clone().unwrap_err();
+        assert_eq!(malformed.reason, format!("the value has {len} bytes, a lease has 4096 at most"));
+        assert_eq!(record.occupies(), Some("10.5.34.0/24".parse().unwrap()));
+    }
+
+    #[test]
+    fn a_long_name_is_shortened_and_stays_different_from_others() {
+        let names: Vec<String> = ["", "x"].map(|end| "\u{10348}".repeat(1 << 18) + end).into();
+        let short: Vec<Name> = names.iter().map(|name| bounded_name(name)).collect();
+        assert!(
+            short[0] != short[1] && short[0].starts_with("\u{10348}\u{10348}") && short[0].ends_with("(1048576 bytes)")
+        );
+        assert!(short.iter().all(|name| name.len() <= LONGEST_NAME), "{short:?}");
+        assert_eq!(bounded_name(&short[0]), short[0]);
+        let record = Record::decode(&(names[0].clone() + "10.5.34.0-24"), b"{}", None, 1, 1);
+        assert_eq!(record.occupies(), Some("10.5.34.0/24".parse().unwrap()), "flannel takes it for a lease");
+        assert!(record.name.len() <= LONGEST_NAME);
     }
 
     proptest! {

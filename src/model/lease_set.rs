@@ -1,6 +1,8 @@
 //! All keys under `subnets/` as this host knows them, and the peers that it holds although their keys have gone.
 
-use super::lease::{Name, Record, Revision};
+use super::holds::Holds;
+use super::lease::{Name, Record, Revision, bounded_name};
+
 use std::collections::{BTreeMap, BTreeSet};
 use std::time::Duration;
 
@@ -25,6 +27,11 @@ pub enum Change {
 }
 
 impl Change {
+    /// The key with this last segment was deleted.
+    pub fn delete(segment: &str, revision: Revision) -> Self {
+        Change::Delete { name: bounded_name(segment), revision }
+    }
+
     /// The last segment of the key.
     pub fn name(&self) -> &str {
         match self {
@@ -47,7 +54,7 @@ impl Change {
 pub struct LeaseSet {
     records: BTreeMap<Name, Record>,
     /// Peers whose keys have gone in a way that does not look like their own doing, and until when they stay.
-    held: BTreeMap<Name, Moment>,
+    held: Holds,
     known: bool,
     revision: Revision,
     own_lost: Option<Moment>,
@@ -78,7 +85,7 @@ impl LeaseSet {
 
     /// The records that are held although their keys have gone.
     pub fn held(&self) -> impl Iterator<Item = &Record> {
-        self.held.keys().filter_map(|name| self.records.get(name))
+        self.held.names().filter_map(|name| self.records.get(name))
     }
 
     /// How many records are held.
@@ -126,7 +133,7 @@ impl LeaseSet {
         }
         for name in absent {
             let holds = doubtful && Some(&*name) != own;
-            if !holds && !self.held.contains_key(&name) {
+            if !holds && !self.held.contains(&name) {
                 self.records.remove(&name);
                 changed.insert(name);
             } else {
@@ -137,7 +144,7 @@ impl LeaseSet {
             self.own_lost = Some(now);
         }
         // A key that we have written since then is in the list, too.
-        let newest = self.records.values().filter(|record| !self.held.contains_key(&record.name)).map(Record::modified);
+        let newest = self.records.values().filter(|record| !self.held.contains(&record.name)).map(Record::modified);
         (self.known, self.revision) = (true, newest.fold(revision, Revision::max));
         changed
     }
@@ -208,7 +215,7 @@ impl LeaseSet {
     /// Keeps a peer whose key has gone, unless it is held already; returns its name if its record changed. It gives way
     /// to any peer that is registered: its host may have come back under another key.
     fn hold(&mut self, name: Name, until: Moment) -> Option<Name> {
-        if self.held.contains_key(&name) {
+        if self.held.contains(&name) {
             return None;
         }
         if let Some(Record { content: Ok(lease), .. }) = self.records.get_mut(&name) {
@@ -220,10 +227,8 @@ impl LeaseSet {
 
     /// Lets go of the peers whose time is over; returns their names.
     pub fn expire(&mut self, now: Moment) -> BTreeSet<Name> {
-        let over: BTreeSet<Name> =
-            self.held.iter().filter(|(_, until)| **until <= now).map(|(n, _)| n.clone()).collect();
+        let over = self.held.take_over(now);
         for name in &over {
-            self.held.remove(name);
             self.records.remove(name);
         }
         over
@@ -231,12 +236,12 @@ impl LeaseSet {
 
     /// When the last held peer's time is over.
     pub fn last_expiry(&self) -> Option<Moment> {
-        self.held.values().max().copied()
+        self.held.last_end()
     }
 
     /// Whether a peer is held although its key has gone.
     pub fn is_held(&self, name: &str) -> bool {
-        self.held.contains_key(name)
+        self.held.contains(name)
     }
 }
 

@@ -7,6 +7,7 @@ pub mod docker;
 pub mod env_files;
 pub mod findings;
 pub mod go_json;
+mod holds;
 pub mod identity;
 pub mod iface;
 pub mod kernel_state;

@@ -221,8 +221,7 @@ impl Contenders {
 
     /// An address of another one inside our subnet.
     fn address_inside(&self, mine: &Rank) -> Option<Conflict> {
-        let mut firsts =
-            self.addresses_inside(mine.key.v4).filter_map(|address| self.first_at(address).next());
+        let mut firsts = self.addresses_inside(mine.key.v4).filter_map(|address| self.first_at(address).next());
         let rival = match self.is_usual(&mine.key) {
             true => firsts.find(|first| first < mine),
             false => firsts.next(),

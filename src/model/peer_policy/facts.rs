@@ -150,7 +150,9 @@ impl Checks {
         if subnet.contains(&ip) {
             return Some(format!("its PublicIP {ip} lies in its own subnet"));
         }
-        if let Some(network) = facts.network.filter(|network| network.contains(&IpAddr::from(ip)) && !self.is_underlay(ip)) {
+        if let Some(network) =
+            facts.network.filter(|network| network.contains(&IpAddr::from(ip)) && !self.is_underlay(ip))
+        {
             return Some(format!("its PublicIP {ip} lies in the overlay {network}, where the underlay has no network"));
         }
         let mac = endpoint.mac?;

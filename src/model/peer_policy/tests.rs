@@ -1,7 +1,7 @@
 use super::*;
-use crate::model::lease::Revision;
 use crate::model::backend_data::BackendData;
 use crate::model::lease::LeaseAttrs;
+use crate::model::lease::Revision;
 use ipnet::Ipv4Net;
 use proptest::prelude::*;
 
@@ -46,7 +46,12 @@ fn judge(records: &[Record]) -> Peers {
 }
 
 fn verdicts(peers: &Peers) -> BTreeMap<Name, Verdict> {
-    let names = peers.contenders.iter().map(|(key, _)| key).map(|key| key.to_string().into()).chain(peers.rejected.keys().cloned());
+    let names = peers
+        .contenders
+        .iter()
+        .map(|(key, _)| key)
+        .map(|key| key.to_string().into())
+        .chain(peers.rejected.keys().cloned());
     names.map(|name: Name| (name.clone(), peers.verdict(&name).expect("a verdict"))).collect()
 }
 
@@ -181,9 +186,8 @@ fn one_host_may_have_two_subnets() {
 
 /// A record that may collide with others in every way there is.
 fn any_record() -> impl Strategy<Value = Record> {
-    let net = (0u8..8, 22u8..=26).prop_map(|(third, len)| {
-        Ipv4Net::new(Ipv4Addr::new(10, 5, third, 0), len).unwrap().trunc()
-    });
+    let net =
+        (0u8..8, 22u8..=26).prop_map(|(third, len)| Ipv4Net::new(Ipv4Addr::new(10, 5, third, 0), len).unwrap().trunc());
     let v6 = prop_oneof![3 => Just(None), 1 => (0u16..3).prop_map(|n| format!("fd00:{n}::/64").parse().ok())];
     let key = (net, v6).prop_map(|(v4, v6)| SubnetKey { v4, v6 }.to_string());
     let name = prop_oneof![20 => key, 1 => Just("junk".to_owned())];

@@ -117,7 +117,7 @@ impl EtcdWatch {
         let kv = event.kv()?;
         Some(match event.event_type() {
             EventType::Put => Change::Put(self.keys.record(kv)),
-            EventType::Delete => Change::Delete { name: self.keys.name(kv.key()).into(), revision: kv.mod_revision() },
+            EventType::Delete => Change::delete(&self.keys.name(kv.key()), kv.mod_revision()),
         })
     }
 

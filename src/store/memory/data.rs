@@ -105,7 +105,7 @@ impl Data {
         self.revision += Revision::from(!names.is_empty());
         for name in &names {
             self.keys.remove(name);
-            let change = Change::Delete { name: name.as_str().into(), revision: self.revision };
+            let change = Change::delete(&name, self.revision);
             self.history.push((self.revision, change));
         }
         names.len()
