@@ -15,7 +15,7 @@ use std::time::Instant;
 
 use clap::Parser;
 use flanneld::model::config::{NetworkConfig, Overlay};
-use flanneld::model::identity::Identity;
+use flanneld::model::identity::{Identity, Surroundings};
 use flanneld::model::lease::{LeaseId, Record};
 use flanneld::store::Registry;
 use flanneld::store::etcd::EtcdStore;
@@ -95,9 +95,10 @@ fn claims(overlay: &Overlay, taken: &[u32], rounds: usize) -> Vec<String> {
         remembered_subnet: taken.first().map(|&n| subnet(n)),
         ..Identity::default()
     };
-    let on_host = [Ipv4Net::new_assert(Ipv4Addr::new(10, 1, 2, 0), 24)];
+    let on_host = vec![Ipv4Net::new_assert(Ipv4Addr::new(10, 1, 2, 0), 24)];
+    let around = Surroundings { on_host, needed: Vec::new() };
     row("decide what is ours", records.len(), rounds, |random| {
-        black_box(identity.decide(&records, &on_host, overlay, random));
+        black_box(identity.decide(&records, &around, overlay, random));
     })
 }
 

@@ -9,11 +9,12 @@ use super::{Node, Parts, Settings};
 use crate::files::{EnvFiles, StateFile};
 use crate::kernel::Kernel;
 use crate::model::desired::{DesiredState, LocalNode};
-use crate::model::identity::Identity;
+use crate::model::identity::{Identity, Surroundings};
 use crate::model::iface::{ExternalInterface, HostView};
 use crate::model::kernel_state::{Have, Scope};
 use crate::model::lease::Record;
 use crate::model::lease_set::Moment;
+use crate::model::peer_policy;
 use crate::model::state_file::Remembered;
 use crate::model::subnet::SubnetKey;
 use crate::store::Leases;
@@ -30,7 +31,7 @@ impl<S: Leases> Node<S> {
         let network = Rc::new(network);
         let files = env_files(&parts.settings);
         let have = left_in_kernel(parts, &network, nic.index).await;
-        let start = starting_point(&parts.settings, &network, &nic, &host, &files, &have);
+        let start = starting_point(parts, &network, (&nic, &host), &files, &have);
         let (store, runtime, status) = (parts.store.clone(), parts.runtime.clone(), parts.status.clone());
         let leases = parts.settings.leases;
         let mut lease_manager = LeaseManager::new(store, runtime, status, leases, network.clone(), start);
@@ -57,14 +58,14 @@ async fn left_in_kernel<S, K: Kernel, F>(parts: &mut Parts<S, K, F>, network: &N
 }
 
 /// Gathers what the state file, the kernel and `subnet.env` say of an earlier run.
-fn starting_point(
-    settings: &Settings,
+fn starting_point<S: Store, K, F>(
+    parts: &Parts<S, K, F>,
     network: &Network,
-    nic: &ExternalInterface,
-    host: &HostView,
+    (nic, host): (&ExternalInterface, &HostView),
     files: &EnvFiles,
     have: &Have,
 ) -> StartingPoint {
+    let settings = &parts.settings;
     let mut state_file =
         StateFile::new(settings.files.state_dir.clone(), &settings.prefix, network.backend.network_id());
     let state = state_file.load(nic.public_ip, nic.mac);
@@ -87,7 +88,10 @@ fn starting_point(
             in_use: None,
         },
         address: Address { public_ip: nic.public_ip, nic_mac: nic.mac },
-        on_host: host.connected(&network.backend.device_name()).map(|(_, net)| net.trunc()).collect(),
+        surroundings: Surroundings {
+            on_host: host.connected(&network.backend.device_name()).map(|(_, net)| net.trunc()).collect(),
+            needed: peer_policy::underlay(nic, host, &parts.store.addresses()),
+        },
         left_behind: network.backend.recover(have),
     }
 }

@@ -3,6 +3,8 @@
 use super::config::Overlay;
 use super::lease::{Lease, LeaseId, Record, Revision};
 use super::mac::VtepMac;
+use super::occupied::Occupied;
+use super::peer_policy::{Needed, needed_inside};
 use super::subnet::{SubnetKey, overlap};
 use ipnet::{IpNet, Ipv4Net};
 use std::collections::BTreeSet;
@@ -43,6 +45,15 @@ pub struct InUse {
     pub created: Revision,
 }
 
+/// What a subnet of ours must leave alone: what a peer's lease would be refused for.
+#[derive(Debug, Clone, Default, PartialEq, Eq)]
+pub struct Surroundings {
+    /// The networks on this host's other interfaces.
+    pub on_host: Vec<Ipv4Net>,
+    /// The addresses that this host depends on.
+    pub needed: Vec<Needed>,
+}
+
 /// What to do about our lease.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub enum Decision {
@@ -63,6 +74,8 @@ pub enum Decision {
     Taken(Record),
     /// No subnet of the range is free.
     OutOfSubnets,
+    /// No free subnet is of use: this one, for example, holds that.
+    Unusable(Ipv4Net, String),
 }
 
 impl Identity {
@@ -115,9 +128,8 @@ impl Identity {
         [leased, self.remembered_mac, self.device_mac].into_iter().flatten().find(|mac| mac.is_usable())
     }
 
-    /// Decides from all keys under `subnets/`, with a uniform `random` number for a new choice, which avoids the networks
-    /// `on_host` that are connected to this host's other interfaces.
-    pub fn decide(&self, records: &[Record], on_host: &[Ipv4Net], overlay: &Overlay, random: u128) -> Decision {
+    /// Decides from all keys under `subnets/`, with a uniform `random` number for a new choice.
+    pub fn decide(&self, records: &[Record], around: &Surroundings, overlay: &Overlay, random: u128) -> Decision {
         let range = &overlay.subnets;
         if let Some(in_use) = self.in_use {
             return self.reclaim(records, in_use);
@@ -135,20 +147,41 @@ impl Identity {
             return Decision::Discard((*lease).clone());
         }
         // Where a rival has shown itself our public IP proves nothing: of those who share it each has a lease of its own.
-        let adoptable = |lease: &&Lease| self.has_our_ip(lease) && self.rivals.is_empty();
+        let adoptable = |lease: &&Lease| {
+            self.has_our_ip(lease) && self.rivals.is_empty() && needed_inside(&around.needed, lease.subnet.v4).is_none()
+        };
         if let Some(lease) = leases().filter(fits).find(adoptable) {
             return Decision::Adopt(lease.clone());
         }
-        let taken = || taken(records, overlay);
-        let is_free = |subnet: &Ipv4Net| !taken().any(|other| overlap(other, (*subnet).into()));
-        if let Some(subnet) = self.previous().find(|subnet| range.contains((*subnet).into()) && is_free(subnet)) {
+        self.create(&Occupied::by(records, overlay), around, overlay, random)
+    }
+
+    /// Chooses a free subnet: the previous one if that can be, else any that nothing speaks against.
+    fn create(&self, occupied: &Occupied, around: &Surroundings, overlay: &Overlay, random: u128) -> Decision {
+        let range = &overlay.subnets;
+        // What is on the host may be our own bridge, which still has the previous subnet.
+        let objection = |subnet| needed_inside(&around.needed, subnet).or_else(|| occupied.public_ip_inside(subnet));
+        let is_free = |subnet: &Ipv4Net| {
+            range.contains((*subnet).into()) && !occupied.contests(*subnet) && objection(*subnet).is_none()
+        };
+        if let Some(subnet) = self.previous().find(is_free) {
             return Decision::Create(subnet);
         }
-        let avoided = on_host.iter().copied().filter(|net| net.prefix_len() > overlay.network.prefix_len());
-        match range.choose_free(taken().chain(avoided.map(IpNet::from)), random) {
-            Some(IpNet::V4(subnet)) => Decision::Create(subnet),
-            _ => Decision::OutOfSubnets,
+        let on_host = around.on_host.iter().filter(|net| net.prefix_len() > overlay.network.prefix_len());
+        let needed = around.needed.iter().map(|(_, ip)| IpNet::from(*ip)).chain(occupied.public_ips());
+        let avoided: Vec<IpNet> = on_host.clone().map(|net| IpNet::from(*net)).chain(needed).collect();
+        let outside = || avoided.iter().copied().chain(occupied.all());
+        let inside = || avoided.iter().copied().chain(occupied.contesting());
+        let chosen = range.choose_free(outside(), random).or_else(|| range.choose_free(inside(), random));
+        if let Some(IpNet::V4(subnet)) = chosen {
+            return Decision::Create(subnet);
         }
+        let Some(IpNet::V4(free)) = range.choose_free(occupied.contesting(), random) else {
+            return Decision::OutOfSubnets;
+        };
+        let covers = |net: &&Ipv4Net| overlap((**net).into(), free.into());
+        let network = || on_host.clone().find(covers).map(|net| format!("{net}, a network of this host"));
+        Decision::Unusable(free, objection(free).or_else(network).unwrap_or_default())
     }
 
     fn is_rival(&self, lease: &Lease) -> bool {
@@ -159,7 +192,8 @@ impl Identity {
         [self.remembered_subnet, self.env_subnet].into_iter().flatten()
     }
 
-    /// While containers use a subnet there is only that one: it is kept, taken back, made again, or somebody else's.
+    /// While containers use a subnet there is only that one: it is kept, taken back, made again, or somebody else's. Only
+    /// a lease of the same subnet makes it somebody else's: peers refuse those that overlap it and have another size.
     fn reclaim(&self, records: &[Record], InUse { subnet, created }: InUse) -> Decision {
         let is_adopted = |lease: &Lease| lease.created == created && self.has_our_ip(lease) && !self.is_rival(lease);
         let key = SubnetKey::v4(subnet).to_string();
@@ -170,200 +204,13 @@ impl Identity {
             Some((Err(malformed), _)) => Decision::Overwrite(subnet, malformed.modified),
             Some((_, record)) => Decision::Taken(record.clone()),
             None => {
-                let covers = |record: &&Record| record.occupies().is_some_and(|net| overlap(net.into(), subnet.into()));
-                records.iter().find(covers).map_or(Decision::Create(subnet), |record| Decision::Taken(record.clone()))
+                let has_it = |record: &&Record| matches!(&record.content, Ok(lease) if lease.subnet.v4 == subnet);
+                records.iter().find(has_it).map_or(Decision::Create(subnet), |record| Decision::Taken(record.clone()))
             }
         }
     }
 }
 
-/// The subnets that cannot be given out: every key that names one, refused ones too. A key that covers
-/// a whole network or more is nobody's subnet; heeding it would let one key stop all hosts from joining.
-fn taken<'r>(records: &'r [Record], overlay: &Overlay) -> impl Iterator<Item = IpNet> + 'r {
-    let longest = overlay.network.prefix_len();
-    let all = records.iter().filter_map(Record::occupies);
-    all.filter(move |net| net.prefix_len() > longest).map(IpNet::from)
-}
-
 #[cfg(test)]
-mod tests {
-    use super::*;
-    use crate::model::config::NetworkConfig;
-
-    const MAC: &str = "0e:00:00:00:00:01";
-    const OTHER: &str = "0e:00:00:00:00:99";
-
-    fn overlay() -> Overlay {
-        let text = r#"{"Network":"10.5.0.0/16","SubnetMin":"10.5.1.0","SubnetMax":"10.5.3.0"}"#;
-        NetworkConfig::parse(text.as_bytes()).unwrap().ipv4.unwrap()
-    }
-
-    fn record(name: &str, ip: &str, mac: &str, lease: i64) -> Record {
-        let value =
-            format!(r#"{{"PublicIP":"{ip}","BackendType":"vxlan","BackendData":{{"VNI":1,"VtepMAC":"{mac}"}}}}"#);
-        Record::decode(name, value.as_bytes(), LeaseId::new(lease), 1, 1)
-    }
-
-    fn lease(record: &Record) -> Lease {
-        record.content.clone().unwrap()
-    }
-
-    fn identity() -> Identity {
-        Identity { public_ip: Some("192.168.0.1".parse().unwrap()), ..Identity::default() }
-    }
-
-    fn net(text: &str) -> Ipv4Net {
-        text.parse().unwrap()
-    }
-
-    #[test]
-    fn each_proof_makes_a_lease_ours() {
-        let mine = record("10.5.2.0-24", "192.168.0.1", MAC, 7);
-        let moved = record("10.5.2.0-24", "192.168.0.77", MAC, 7);
-        let mac = Some(MAC.parse().unwrap());
-        for (identity, record) in [
-            (Identity { remembered_lease: LeaseId::new(7), ..identity() }, &moved),
-            (Identity { remembered_mac: mac, ..identity() }, &moved),
-            (Identity { device_mac: mac, ..identity() }, &moved),
-            (Identity { env_subnet: Some(net("10.5.2.0/24")), ..identity() }, &mine),
-        ] {
-            let decision = identity.decide(std::slice::from_ref(record), &[], &overlay(), 0);
-            assert_eq!(decision, Decision::Keep(lease(record)), "{identity:?}");
-            assert_eq!(identity.mac(&decision), mac);
-        }
-    }
-
-    #[test]
-    fn our_public_ip_alone_is_adopted_and_another_ones_key_is_left() {
-        let same_ip = record("10.5.2.0-24", "192.168.0.1", OTHER, 7);
-        assert_eq!(
-            identity().decide(std::slice::from_ref(&same_ip), &[], &overlay(), 0),
-            Decision::Adopt(lease(&same_ip))
-        );
-        let env = Identity { env_subnet: Some(net("10.5.2.0/24")), ..identity() };
-        let foreign = record("10.5.2.0-24", "192.168.0.2", OTHER, 7);
-        assert_eq!(env.decide(&[foreign], &[], &overlay(), 0), Decision::Create(net("10.5.1.0/24")));
-    }
-
-    #[test]
-    fn two_reservations_are_not_taken_for_one_lease() {
-        let reserved = record("10.5.2.0-24", "192.168.0.2", OTHER, 0);
-        assert!(!identity().surely_owns(&lease(&reserved)));
-    }
-
-    #[test]
-    fn what_does_not_fit_the_config_is_discarded() {
-        let wrong = record("10.5.2.0-25", "192.168.0.1", MAC, 7);
-        let identity = Identity { remembered_mac: Some(MAC.parse().unwrap()), ..identity() };
-        assert_eq!(identity.decide(std::slice::from_ref(&wrong), &[], &overlay(), 0), Decision::Discard(lease(&wrong)));
-    }
-
-    #[test]
-    fn a_dual_stack_lease_of_ours_does_not_fit_without_ipv6() {
-        let dual = record("10.5.2.0-24&fc00:5:22::-64", "192.168.0.1", MAC, 7);
-        let identity = Identity { remembered_mac: Some(MAC.parse().unwrap()), ..identity() };
-        assert_eq!(identity.decide(std::slice::from_ref(&dual), &[], &overlay(), 0), Decision::Discard(lease(&dual)));
-    }
-
-    #[test]
-    fn the_previous_subnet_is_taken_again_if_it_is_free() {
-        let identity = Identity {
-            remembered_subnet: Some(net("10.5.3.0/24")),
-            env_subnet: Some(net("10.5.2.0/24")),
-            ..identity()
-        };
-        assert_eq!(identity.decide(&[], &[], &overlay(), 0), Decision::Create(net("10.5.3.0/24")));
-        let other = record("10.5.3.128-25", "192.168.0.2", OTHER, 7);
-        assert_eq!(
-            identity.decide(std::slice::from_ref(&other), &[], &overlay(), 0),
-            Decision::Create(net("10.5.2.0/24"))
-        );
-        // Our own bridge still has the previous subnet: that is no reason not to take it again.
-        let bridge = [net("10.5.2.0/24")];
-        assert_eq!(identity.decide(&[other], &bridge, &overlay(), 0), Decision::Create(net("10.5.2.0/24")));
-    }
-
-    #[test]
-    fn everything_parsable_is_taken_but_what_covers_the_network() {
-        let bad = [
-            Record::decode("10.5.1.7-24", b"", None, 1, 1),
-            Record::decode("10.5.2.0-24", b"garbage", None, 1, 1),
-            Record::decode("0.0.0.0-0", b"{}", None, 1, 1),
-            Record::decode("10.5.0.0-16", b"{}", None, 1, 1),
-        ];
-        assert_eq!(identity().decide(&bad, &[], &overlay(), 5), Decision::Create(net("10.5.3.0/24")));
-        assert_eq!(identity().decide(&bad, &[net("10.5.3.0/24")], &overlay(), 5), Decision::OutOfSubnets);
-        assert_eq!(identity().decide(&bad, &[net("10.0.0.0/8")], &overlay(), 5), Decision::Create(net("10.5.3.0/24")));
-    }
-
-    #[test]
-    fn a_subnet_in_use_is_kept_made_again_or_lost_but_never_changed() {
-        let mac = Some(MAC.parse().unwrap());
-        let in_use = Some(InUse { subnet: net("10.5.2.0/24"), created: 1 });
-        let identity = Identity { in_use, remembered_mac: mac, ..identity() };
-        let mine = record("10.5.2.0-24", "192.168.0.1", MAC, 7);
-        let adopted = record("10.5.2.0-24", "192.168.0.1", OTHER, 8);
-        let wider = record("10.5.2.0-23", "192.168.0.2", OTHER, 8);
-        for (records, expected) in [
-            (vec![], Decision::Create(net("10.5.2.0/24"))),
-            (vec![mine.clone()], Decision::Keep(lease(&mine))),
-            (vec![adopted.clone()], Decision::Reclaim(lease(&adopted))),
-            (vec![Record::decode("10.5.2.0-24", b"garbage", None, 1, 9)], Decision::Overwrite(net("10.5.2.0/24"), 9)),
-            (vec![wider.clone()], Decision::Taken(wider)),
-        ] {
-            assert_eq!(identity.decide(&records, &[], &overlay(), 0), expected);
-        }
-        let rivals = [OTHER.parse().unwrap()].into();
-        let known = Identity { rivals, ..identity.clone() };
-        assert_eq!(known.decide(std::slice::from_ref(&adopted), &[], &overlay(), 0), Decision::Taken(adopted.clone()));
-        let later = Identity { in_use: Some(InUse { subnet: net("10.5.2.0/24"), created: 0 }), ..identity };
-        assert_eq!(later.decide(std::slice::from_ref(&adopted), &[], &overlay(), 0), Decision::Taken(adopted));
-    }
-
-    #[test]
-    fn who_yields_takes_another_subnet_and_a_copy_also_another_mac() {
-        let mac: VtepMac = MAC.parse().unwrap();
-        let [theirs, copied] = [OTHER, MAC].map(|mac| record("10.5.2.0-24", "192.168.0.1", mac, 7));
-        let state = Identity {
-            remembered_mac: Some(mac),
-            remembered_lease: LeaseId::new(7),
-            remembered_subnet: Some(net("10.5.2.0/24")),
-            env_subnet: Some(net("10.5.2.0/24")),
-            device_mac: Some(mac),
-            ..identity()
-        };
-        for (record, keeps) in [(theirs, Some(mac)), (copied, None)] {
-            let mut identity = state.clone();
-            identity.back_off(&lease(&record));
-            let decision = identity.decide(std::slice::from_ref(&record), &[], &overlay(), 0);
-            assert_eq!(decision, Decision::Create(net("10.5.1.0/24")));
-            assert_eq!(identity.mac(&decision), keeps);
-        }
-    }
-
-    #[test]
-    fn rivals_are_not_collected_without_end() {
-        let mut identity = identity();
-        for last in 0..=255 {
-            let mac = format!("0e:00:00:00:00:{last:02x}");
-            identity.meet(&lease(&record("10.5.2.0-24", "192.168.0.1", &mac, 7)));
-            assert!(identity.rivals.contains(&mac.parse().unwrap()) && identity.rivals.len() <= MOST_RIVALS);
-        }
-        assert_eq!(identity.rivals.len(), MOST_RIVALS);
-    }
-
-    #[test]
-    fn subnet_env_proves_nothing_to_a_host_that_knows_its_mac() {
-        let same_ip = record("10.5.2.0-24", "192.168.0.1", OTHER, 7);
-        let env_subnet = Some(net("10.5.2.0/24"));
-        for identity in [
-            Identity { remembered_mac: Some(MAC.parse().unwrap()), env_subnet, ..identity() },
-            Identity { device_mac: Some(MAC.parse().unwrap()), env_subnet, ..identity() },
-        ] {
-            assert_eq!(
-                identity.decide(std::slice::from_ref(&same_ip), &[], &overlay(), 0),
-                Decision::Adopt(lease(&same_ip))
-            );
-        }
-    }
-}
+#[path = "identity_tests.rs"]
+mod tests;

@@ -16,6 +16,7 @@ pub mod lease_set;
 pub mod links;
 pub mod mac;
 pub mod mirror;
+mod occupied;
 pub mod peer_policy;
 pub mod plan;
 pub mod state_file;

@@ -78,7 +78,7 @@ impl<S: Leases> LeaseManager<S> {
             snapshot.records.extend(self.left_behind.iter().map(Record::taken));
         }
         let (overlay, random) = (&self.network.overlay, self.runtime.random());
-        let decision = self.identity.decide(&snapshot.records, &self.on_host, overlay, random);
+        let decision = self.identity.decide(&snapshot.records, &self.surroundings, overlay, random);
         if self.identity.in_use.is_none() {
             snapshot.records.truncate(listed);
             self.listed = Some(snapshot);
@@ -106,6 +106,10 @@ impl<S: Leases> LeaseManager<S> {
             Decision::Create(subnet) => self.write(subnet, mac, Precondition::Absent, Expiry::Grant(self.ttl())).await,
             Decision::Taken(record) => Ok(Attempt::Wait(taken(&record))),
             Decision::OutOfSubnets => Ok(Attempt::Wait(self.out_of_subnets())),
+            Decision::Unusable(subnet, what) => Ok(Attempt::Wait(format!(
+                "no subnet to use: all are taken or hold what this host needs ({subnet} holds {what}): set Network, or \
+                 SubnetMin and SubnetMax, in the network config to addresses that nothing else uses"
+            ))),
         }
     }
 

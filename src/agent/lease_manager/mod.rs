@@ -11,7 +11,7 @@ use super::runtime::Runtime;
 use super::settings::LeaseSettings;
 use super::status::{Condition, StatusHandle};
 use crate::files::StateFile;
-use crate::model::identity::{Identity, InUse};
+use crate::model::identity::{Identity, InUse, Surroundings};
 use crate::model::lease::{LeaseAttrs, LeaseId, Record, Revision};
 use crate::model::lease_set::Moment;
 use crate::model::mac::VtepMac;
@@ -78,8 +78,8 @@ pub(super) struct StartingPoint {
     pub(super) identity: Identity,
     /// Our addresses.
     pub(super) address: Address,
-    /// The networks on this host's other interfaces: no subnet is chosen inside them.
-    pub(super) on_host: Vec<Ipv4Net>,
+    /// What a subnet of ours must leave alone.
+    pub(super) surroundings: Surroundings,
     /// The peers that an earlier run left in the kernel.
     pub(super) left_behind: Vec<Record>,
     /// How much of the store's history an earlier run has seen.
@@ -120,8 +120,8 @@ pub(super) struct LeaseManager<S> {
     state_file: StateFile,
     identity: Identity,
     address: Address,
-    /// The networks on this host's other interfaces: no subnet is chosen inside them.
-    on_host: Vec<Ipv4Net>,
+    /// What a subnet of ours must leave alone.
+    surroundings: Surroundings,
     /// The peers that an earlier run left in the kernel.
     left_behind: Vec<Record>,
     /// How much of the store's history an earlier run has seen, then how much this one has.
@@ -151,7 +151,7 @@ impl<S: Leases> LeaseManager<S> {
             state_file: start.state_file,
             identity: start.identity,
             address: start.address,
-            on_host: start.on_host,
+            surroundings: start.surroundings,
             left_behind: start.left_behind,
             store_progress: start.store_progress,
             set_back: None,
