@@ -66,7 +66,7 @@ pub struct Parts<S, K, F> {
 pub async fn run<S: Leases, K: Kernel, F: Firewall>(mut parts: Parts<S, K, F>) -> Infallible {
     loop {
         let network = network::wait(&parts).await;
-        let interfaces = nic::wait(&mut parts).await;
+        let interfaces = nic::wait(&mut parts, &*network.backend).await;
         // Without a lease the network config may still change. Then everything is read again.
         if let Some(node) = Node::join(&mut parts, network, interfaces).await {
             return node.run(parts).await;

@@ -5,7 +5,7 @@ use super::retry::retry;
 use super::status::Condition;
 use crate::backend::{self, Backend};
 use crate::firewall::Mode;
-use crate::model::config::{NetworkConfig, Overlay};
+use crate::model::config::Overlay;
 use crate::store::Registry;
 use ipnet::{IpNet, Ipv4Net};
 use std::rc::Rc;
@@ -53,13 +53,12 @@ async fn read<S: Registry>(store: &S, key: &str) -> Result<Network, String> {
 
 impl Network {
     fn parse(text: Vec<u8>) -> Result<Self, String> {
-        let config = NetworkConfig::parse(&text).map_err(|errors| errors.to_string())?;
-        let backend = backend::from_config(&config)?.into();
+        let (config, backend) = backend::read_config(&text).map_err(|errors| errors.to_string())?;
         match config.ipv4 {
             Some(overlay @ Overlay { network: IpNet::V4(net), .. }) => {
                 let backend_is_explicit = config.backend.is_some();
                 let mode = if config.enable_nftables { Mode::Nftables } else { Mode::Iptables };
-                Ok(Network { net, overlay, backend, backend_is_explicit, mode, text })
+                Ok(Network { net, overlay, backend: backend.into(), backend_is_explicit, mode, text })
             }
             _ => Err("Network is missing".into()),
         }

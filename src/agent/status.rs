@@ -35,6 +35,8 @@ pub enum Condition {
     Firewall,
     /// Rules of others that keep packets from our containers.
     Obstacle,
+    /// Our subnet, which holds addresses that this host itself needs.
+    Subnet,
     /// Docker, which has not taken what was written for it.
     Docker,
 }

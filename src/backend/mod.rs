@@ -1,8 +1,8 @@
-//! How leases become kernel state. One file a backend; a new one is a file here and an arm in [`from_config`].
+//! How leases become kernel state. One file a backend; a new one is a file here and an arm in `from_config`.
 
 pub mod vxlan;
 
-use crate::model::config::NetworkConfig;
+use crate::model::config::{ConfigErrors, Draft, NetworkConfig};
 use crate::model::iface::ExternalInterface;
 use crate::model::kernel_state::{Device, Have, Route};
 use crate::model::lease::{Lease, LeaseAttrs, Record};
@@ -60,6 +60,9 @@ pub trait Backend {
     /// Largest packet, in bytes, that a container may send over this interface.
     fn mtu(&self, nic: &ExternalInterface) -> u32;
 
+    /// What makes this interface useless as the external one, in words.
+    fn interface_complaint(&self, nic: &ExternalInterface) -> Option<String>;
+
     /// What this host needs.
     fn own_entries(&self, nic: &ExternalInterface, subnet: Ipv4Net, mac: VtepMac) -> OwnEntries;
 
@@ -68,20 +71,30 @@ pub trait Backend {
     fn peer_entries(&self, subnet: Ipv4Net, endpoint: Endpoint, link: Option<u32>) -> PeerEntries;
 }
 
-/// The backend that the config asks for. Without one it is VXLAN, as flannel's documentation says.
+/// Reads the network config and makes the backend that it asks for.
 ///
 /// # Errors
-/// Every problem of the Backend member, or that this version cannot do what the config asks for.
-pub fn from_config(config: &NetworkConfig) -> Result<Box<dyn Backend>, String> {
-    if config.ipv6.is_some() || config.ipv4.is_none() {
-        return Err(
-            "EnableIPv6 is not implemented by this version: set EnableIPv6 to false and EnableIPv4 to true".into()
-        );
+/// Every problem: of the config, of its Backend member, and what this version cannot do.
+pub fn read_config(text: &[u8]) -> Result<(NetworkConfig, Box<dyn Backend>), ConfigErrors> {
+    let Draft { config, enable_ipv4, enable_ipv6, mut problems, .. } = NetworkConfig::draft(text)?;
+    if enable_ipv6 {
+        let instead = if enable_ipv4 { "" } else { " and EnableIPv4 to true" };
+        problems.push(format!("EnableIPv6 is not implemented by this version: set EnableIPv6 to false{instead}"));
     }
+    match from_config(&config) {
+        Ok(backend) if problems.is_empty() => Ok((config, backend)),
+        Ok(_) => Err(ConfigErrors(problems)),
+        Err(ConfigErrors(more)) => Err(ConfigErrors([problems, more].concat())),
+    }
+}
+
+/// The backend that the config asks for. Without one it is VXLAN, as flannel's documentation says.
+fn from_config(config: &NetworkConfig) -> Result<Box<dyn Backend>, ConfigErrors> {
     let Some(backend) = &config.backend else { return Ok(Box::new(vxlan::Vxlan::default())) };
-    match backend.kind.as_str() {
-        vxlan::KIND => vxlan::Vxlan::from_params(&backend.params).map(|vxlan| Box::new(vxlan) as Box<dyn Backend>),
-        "" => Err(format!("Backend has no Type: set one of {}", KINDS.join(", "))),
-        other => Err(format!("Backend Type {other:?} is not one that this version has: {}", KINDS.join(", "))),
-    }
+    let problem = match backend.kind.as_str() {
+        vxlan::KIND => return Ok(Box::new(vxlan::Vxlan::from_params(&backend.params)?)),
+        "" => format!("Backend has no Type: set one of {}", KINDS.join(", ")),
+        other => format!("Backend Type {other:?} is not one that this version has: {}", KINDS.join(", ")),
+    };
+    Err(ConfigErrors(vec![problem]))
 }

@@ -3,6 +3,7 @@
 
 use super::{Backend, OwnEntries, PeerEntries};
 use crate::model::backend_data::VxlanData;
+use crate::model::config::ConfigErrors;
 use crate::model::go_json::GoObject;
 use crate::model::iface::ExternalInterface;
 use crate::model::kernel_state::{Device, Have, Oif, Route, Vxlan as VxlanParams};
@@ -22,6 +23,12 @@ pub const OVERHEAD: u32 = 50;
 
 /// The smallest MTU with which IPv4 works (RFC 791).
 const SMALLEST_MTU: u32 = 68;
+
+/// The longest name, in bytes, that Linux gives a device (IFNAMSIZ without its end).
+const LONGEST_DEVICE_NAME: usize = 15;
+
+/// The VNIs with which the device's name is not too long. VXLAN itself has 24 bits for them.
+const VNI_RANGE: &str = "a number from 0 to 9999999";
 
 /// The VXLAN backend.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -47,23 +54,23 @@ impl Vxlan {
     ///
     /// # Errors
     /// All that are wrong, each with its value and what would be right.
-    pub fn from_params(params: &GoObject) -> Result<Self, String> {
+    pub fn from_params(params: &GoObject) -> Result<Self, ConfigErrors> {
         let mut problems = Vec::new();
-        let vni: Option<u32> = take(&mut problems, params, "VNI", "a number from 0 to 16777215");
+        let vni: Option<u32> = take(&mut problems, params, "VNI", VNI_RANGE);
         let port: Option<u16> = take(&mut problems, params, "Port", "a UDP port from 0 to 65535");
         let mtu: Option<u32> = take(&mut problems, params, "MTU", "a number of bytes, or 0");
         let gbp: Option<bool> = take(&mut problems, params, "GBP", "true or false");
         let learning: Option<bool> = take(&mut problems, params, "Learning", "true or false");
         let direct: Option<bool> = take(&mut problems, params, "DirectRouting", "true or false");
-        if let Some(vni) = vni.filter(|vni| *vni >= 1 << 24) {
-            problems.push(format!("VNI is {vni}, not a number from 0 to 16777215"));
+        if let Some(vni) = vni.filter(|vni| device_name(*vni).len() > LONGEST_DEVICE_NAME) {
+            problems.push(format!("VNI is {vni}, not {VNI_RANGE}: {} is too long for Linux", device_name(vni)));
         }
         let smallest = SMALLEST_MTU + OVERHEAD;
         if let Some(mtu) = mtu.filter(|mtu| *mtu != 0 && !(smallest..=65535).contains(mtu)) {
             problems.push(format!("MTU is {mtu}, not 0 or {smallest} to 65535 bytes"));
         }
         if !problems.is_empty() {
-            return Err(problems.iter().map(|p| format!("Backend.{p}")).collect::<Vec<_>>().join("; "));
+            return Err(ConfigErrors(problems.iter().map(|p| format!("Backend.{p}")).collect()));
         }
         Ok(Vxlan {
             vni: vni.unwrap_or(1),
@@ -74,6 +81,10 @@ impl Vxlan {
             direct_routing: direct.unwrap_or(false),
         })
     }
+}
+
+fn device_name(vni: u32) -> String {
+    format!("flannel.{vni}")
 }
 
 fn take<T: DeserializeOwned>(problems: &mut Vec<String>, params: &GoObject, name: &str, expected: &str) -> Option<T> {
@@ -89,7 +100,7 @@ impl Backend for Vxlan {
     }
 
     fn device_name(&self) -> String {
-        format!("flannel.{}", self.vni)
+        device_name(self.vni)
     }
 
     fn routes_directly(&self) -> bool {
@@ -159,6 +170,15 @@ impl Backend for Vxlan {
         outer.saturating_sub(OVERHEAD).max(SMALLEST_MTU)
     }
 
+    fn interface_complaint(&self, nic: &ExternalInterface) -> Option<String> {
+        let (name, mtu, smallest) = (&nic.name, nic.mtu, SMALLEST_MTU + OVERHEAD);
+        (mtu < smallest).then(|| {
+            format!(
+                "the external interface {name} has MTU {mtu}, VXLAN needs {smallest}: run: ip link set {name} mtu 1500"
+            )
+        })
+    }
+
     fn own_entries(&self, nic: &ExternalInterface, subnet: Ipv4Net, mac: VtepMac) -> OwnEntries {
         let vxlan = VxlanParams {
             vni: self.vni,
@@ -204,12 +224,11 @@ impl Backend for Vxlan {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::backend::from_config;
-    use crate::model::config::NetworkConfig;
+    use crate::backend::read_config;
     use crate::model::kernel_state::Neighbor;
     use crate::model::lease::Record;
 
-    fn backend(text: &str) -> Result<Vxlan, String> {
+    fn backend(text: &str) -> Result<Vxlan, ConfigErrors> {
         Vxlan::from_params(&GoObject::parse(text.as_bytes()).unwrap())
     }
 
@@ -223,7 +242,7 @@ mod tests {
         assert_eq!(backend("{}"), Ok(Vxlan::default()));
         let full = backend(r#"{"vni":7,"Port":4789,"MTU":1400,"GBP":true,"Learning":true}"#).unwrap();
         assert_eq!((full.vni, full.port, full.mtu, full.gbp, full.learning), (7, 4789, 1400, true, true));
-        let problems = backend(r#"{"VNI":16777216,"Port":70000,"MTU":60,"GBP":"x"}"#).unwrap_err();
+        let problems = backend(r#"{"VNI":16777216,"Port":70000,"MTU":60,"GBP":"x"}"#).unwrap_err().to_string();
         for name in ["Backend.VNI is 16777216", "Backend.Port is 70000", "Backend.MTU is 60", "Backend.GBP is \"x\""] {
             assert!(problems.contains(name), "{problems}");
         }
@@ -231,10 +250,39 @@ mod tests {
     }
 
     #[test]
+    fn a_vni_is_as_long_as_the_name_of_a_device_allows() {
+        let longest = backend(r#"{"VNI":9999999}"#).unwrap();
+        assert_eq!(longest.device_name().len(), LONGEST_DEVICE_NAME);
+        let problem = backend(r#"{"VNI":10000000}"#).unwrap_err().to_string();
+        let says = "Backend.VNI is 10000000, not a number from 0 to 9999999: flannel.10000000 is too long for Linux";
+        assert_eq!(problem, says);
+    }
+
+    #[test]
+    fn the_problems_of_all_stages_are_named_at_once() {
+        let text = br#"{"Network":"10.5.0.0/16","SubnetLen":40,"EnableIPv6":true,"Backend":{"Type":"udp"}}"#;
+        let problems = read_config(text).map(|(_, backend)| backend.kind()).unwrap_err().0;
+        let [subnet_len, ipv6, kind] = &problems[..] else { panic!("{problems:?}") };
+        assert!(subnet_len.contains("SubnetLen is 40") && kind.contains("Backend Type \"udp\""), "{problems:?}");
+        assert!(ipv6.contains("set EnableIPv6 to false"), "who is to do without IPv6 is not to set IPv6Network");
+        let text = br#"{"Network":"10.5.0.0","Backend":{"Type":"vxlan","VNI":-1,"Port":-1}}"#;
+        assert_eq!(read_config(text).map(|(_, backend)| backend.kind()).unwrap_err().0.len(), 3);
+    }
+
+    #[test]
+    fn an_interface_with_a_tiny_mtu_is_of_no_use() {
+        let backend = Vxlan::default();
+        assert_eq!(backend.interface_complaint(&nic(118)), None);
+        assert_eq!(backend.mtu(&nic(118)), SMALLEST_MTU);
+        let says = backend.interface_complaint(&nic(117)).unwrap();
+        assert!(says.starts_with("the external interface eth0 has MTU 117, VXLAN needs 118"), "{says}");
+    }
+
+    #[test]
     fn the_type_is_chosen_or_what_there_is_is_named() {
         let from = |backend: &str| {
             let text = format!(r#"{{"Network":"10.5.0.0/16"{backend}}}"#);
-            from_config(&NetworkConfig::parse(text.as_bytes()).unwrap()).map(|backend| backend.kind())
+            read_config(text.as_bytes()).map(|(_, backend)| backend.kind()).map_err(|errors| errors.to_string())
         };
         assert_eq!(from(""), Ok("vxlan"));
         assert_eq!(from(r#","Backend":{"Type":"VXLAN"}"#), Ok("vxlan"));

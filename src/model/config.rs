@@ -37,6 +37,21 @@ pub struct BackendConfig {
     pub params: GoObject,
 }
 
+/// A config as far as it can be read, and what is wrong with it, one sentence each.
+#[derive(Debug, Clone)]
+pub struct Draft {
+    /// The config; an overlay with a problem is `None`, other members have their defaults instead.
+    pub config: NetworkConfig,
+    /// `EnableIPv4`.
+    pub enable_ipv4: bool,
+    /// `EnableIPv6`.
+    pub enable_ipv6: bool,
+    /// What is wrong, apart from the members of IPv6.
+    pub problems: Vec<String>,
+    /// What is wrong with the members of IPv6. Who has no IPv6 need not know.
+    pub ipv6_problems: Vec<String>,
+}
+
 /// Everything that is wrong with a config, one sentence each.
 #[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
 pub struct ConfigErrors(pub Vec<String>);
@@ -85,15 +100,24 @@ impl NetworkConfig {
     /// Reads the config as Go's decoder does (see [`GoObject`]) and checks it.
     ///
     /// # Errors
-    /// All problems that were found, each with the member, its value and what would be right.
-    pub fn parse(text: &[u8]) -> Result<Self, ConfigErrors> {
+    /// When the text is no JSON object. Other problems are in the draft, each with the member, its value and what would
+    /// be right.
+    pub fn draft(text: &[u8]) -> Result<Draft, ConfigErrors> {
         let object = GoObject::parse(text).map_err(|e| {
             let shown = shorten(&String::from_utf8_lossy(text)).to_owned();
             ConfigErrors(vec![format!("it is not a JSON object ({e}): {shown}")])
         })?;
-        let mut problems = Problems(Vec::new());
-        let config = problems.config(&object);
-        if problems.0.is_empty() { Ok(config) } else { Err(ConfigErrors(problems.0)) }
+        Ok(Problems(Vec::new()).draft(&object))
+    }
+
+    /// Reads the config as [`NetworkConfig::draft`] does, for a reader that has both families.
+    ///
+    /// # Errors
+    /// All problems that were found, each with the member, its value and what would be right.
+    pub fn parse(text: &[u8]) -> Result<Self, ConfigErrors> {
+        let Draft { config, mut problems, ipv6_problems, .. } = Self::draft(text)?;
+        problems.extend(ipv6_problems);
+        if problems.is_empty() { Ok(config) } else { Err(ConfigErrors(problems)) }
     }
 }
 
@@ -101,7 +125,7 @@ impl NetworkConfig {
 struct Problems(Vec<String>);
 
 impl Problems {
-    fn config(&mut self, object: &GoObject) -> NetworkConfig {
+    fn draft(mut self, object: &GoObject) -> Draft {
         let on_v4 = self.take(object.get("EnableIPv4", "true or false")).unwrap_or(true);
         let on_v6 = self.take(object.get("EnableIPv6", "true or false")).unwrap_or(false);
         let enable_nftables = self.take(object.get("EnableNFTables", "true or false")).unwrap_or(false);
@@ -112,15 +136,25 @@ impl Problems {
             let kind: Option<String> = self.take(params.get("Type", "text")).map(|kind: String| kind.to_lowercase());
             BackendConfig { kind: kind.unwrap_or_default(), params }
         });
-        NetworkConfig {
+        let mut of_ipv6 = Problems(Vec::new());
+        let config = NetworkConfig {
             ipv4: if on_v4 { self.overlay::<Ipv4Net>(object, &IPV4) } else { None },
-            ipv6: if on_v6 { self.overlay::<Ipv6Net>(object, &IPV6) } else { None },
+            ipv6: if on_v6 { of_ipv6.overlay::<Ipv6Net>(object, &IPV6) } else { None },
             enable_nftables,
             backend,
-        }
+        };
+        Draft { config, enable_ipv4: on_v4, enable_ipv6: on_v6, problems: self.0, ipv6_problems: of_ipv6.0 }
     }
 
     fn overlay<N: Family>(&mut self, object: &GoObject, rules: &Rules) -> Option<Overlay> {
+        let network = self.network::<N>(object, rules);
+        if network.is_none() {
+            self.forms::<N>(object, rules);
+        }
+        self.subnets::<N>(object, rules, network?)
+    }
+
+    fn network<N: Family>(&mut self, object: &GoObject, rules: &Rules) -> Option<IpNet> {
         let form = format!("a network such as {}", rules.example);
         let Some(text) = self.take(object.get::<String>(rules.network, &form)) else {
             if object.raw(rules.network).is_none() {
@@ -136,6 +170,21 @@ impl Problems {
             self.0.push(format!("{} is {network}, every address there is, not {form}", rules.network));
             return None;
         }
+        Some(network)
+    }
+
+    /// What can be wrong with the other members whatever the network is.
+    fn forms<N: Family>(&mut self, object: &GoObject, rules: &Rules) {
+        self.take(object.get::<u64>(rules.len, "a whole number of bits"));
+        for name in [rules.min, rules.max] {
+            let text: Option<String> = self.take(object.get(name, "an address"));
+            if let Some(text) = text.filter(|text| N::address(text).is_none()) {
+                self.0.push(format!("{name} is {:?}, not an address", shorten(&text)));
+            }
+        }
+    }
+
+    fn subnets<N: Family>(&mut self, object: &GoObject, rules: &Rules, network: IpNet) -> Option<Overlay> {
         let len = self.subnet_len(object, rules, network);
         let given_min = self.address::<N>(object, rules.min, network);
         let given_max = self.address::<N>(object, rules.max, network);
@@ -302,7 +351,10 @@ mod tests {
             ("", vec!["not a JSON object"]),
             ("{}", vec!["Network is missing"]),
             (r#"{"Network":"10.5.0.0"}"#, vec![r#"Network is "10.5.0.0""#]),
-            (r#"{"Network":7,"SubnetLen":"x"}"#, vec!["Network is 7"]),
+            (
+                r#"{"Network":7,"SubnetLen":"x","SubnetMin":"y","SubnetMax":1}"#,
+                vec!["Network is 7", "SubnetLen is \"x\"", "SubnetMin is \"y\"", "SubnetMax is 1"],
+            ),
             (r#"{"Network":"0.0.0.0/0"}"#, vec!["Network is 0.0.0.0/0"]),
             (r#"{"Network":"10.5.0.0/29"}"#, vec!["Network is 10.5.0.0/29"]),
             (r#"{"Network":"10.5.0.0/16","SubnetLen":17}"#, vec!["SubnetLen is 17, not 18 to 30"]),

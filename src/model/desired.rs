@@ -201,6 +201,22 @@ impl DesiredState {
         docker::complaint(&self.host, self.network, self.own.subnet, self.mtu())
     }
 
+    /// What is wrong when our subnet holds an address that this host itself depends on.
+    pub fn subnet_complaint(&self) -> Option<String> {
+        let held = self.peers.facts().own_subnet_objection()?;
+        Some(format!(
+            "this host's subnet {} holds {held}: containers cut this host off as soon as they use the subnet; set Network, \
+             or SubnetMin and SubnetMax, in the network config to addresses that nothing else uses, then restart flanneld and \
+             Docker",
+            self.own.subnet
+        ))
+    }
+
+    /// What makes an external interface useless to the backend.
+    pub fn interface_complaint(&self, nic: &ExternalInterface) -> Option<String> {
+        self.backend.interface_complaint(nic)
+    }
+
     /// Holds peers that an earlier run knew, although they may be gone from the store.
     pub fn hold(&mut self, peers: Vec<Record>, until: Moment) {
         self.leases.hold_all(peers, until);

@@ -19,4 +19,5 @@ mod peers;
 mod ready;
 mod restart;
 mod rivals;
+mod subnets;
 mod watch;

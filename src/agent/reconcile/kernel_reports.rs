@@ -106,12 +106,17 @@ impl<K: Kernel> Reconciler<K> {
         state.host_was_read(self.runtime.now());
         let own = &self.desired.own().nic;
         let nic = own.follow(&host, self.public_ip);
-        state.nic_is_gone = nic.is_none();
-        let Some(nic) = nic else {
-            let name = &own.name;
-            self.status
-                .raise(Condition::Interface, format!("the external interface {name} is gone or has no IPv4 address"));
-            return Ok(());
+        let usable = match nic {
+            None => Err(format!("the external interface {} is gone or has no IPv4 address", own.name)),
+            Some(nic) => self.desired.interface_complaint(&nic).map_or(Ok(nic), Err),
+        };
+        state.nic_is_gone = usable.is_err();
+        let nic = match usable {
+            Ok(nic) => nic,
+            Err(reason) => {
+                self.status.raise(Condition::Interface, reason);
+                return Ok(());
+            }
         };
         self.status.clear(Condition::Interface);
         if nic != *own {
@@ -132,5 +137,6 @@ impl<K: Kernel> Reconciler<K> {
         state.news.merge(changed);
         announce::log(self.desired.take_findings());
         self.status.set(Condition::Docker, self.desired.docker_complaint());
+        self.status.set(Condition::Subnet, self.desired.subnet_complaint());
     }
 }
