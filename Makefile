@@ -1,7 +1,7 @@
 # `make` lists what there is.
 
 .DEFAULT_GOAL := help
-.PHONY: help setup setup-build build test check bench bench-repair bench-dataplane bench-allocate bench-routes bench-watchers simulate fuzz install uninstall deb cargo-deb static manual demo demo-down ci
+.PHONY: help setup setup-build build test check bench bench-repair bench-dataplane bench-allocate bench-hostile bench-routes bench-watchers simulate fuzz install uninstall deb cargo-deb static manual demo demo-down ci
 
 profile := $(if $(RELEASE),release,debug)
 # Where cargo builds.
@@ -42,6 +42,9 @@ bench-dataplane: setup ## Compare data paths: ours, by hand, and what can be cho
 
 bench-allocate: setup ## Time the choice of a subnet among 65,536, and listings of 100,000 leases
 	cargo bench --bench allocate -- $(ARGS)
+
+bench-hostile: setup-build ## Print the CPU of one more event among 10,000 and 50,000 hostile leases (ARGS="--only MAC": less of it)
+	cargo bench --bench hostile -- $(ARGS)
 
 bench-routes: setup ## Time the kernel's tables for each shape of routes, as root (ARGS="--peers 10000": less of it)
 	cargo bench --bench routes -- $(ARGS)

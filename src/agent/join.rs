@@ -58,7 +58,7 @@ async fn left_in_kernel<S, K: Kernel, F>(parts: &mut Parts<S, K, F>, network: &N
 }
 
 /// Gathers what the state file, the kernel and `subnet.env` say of an earlier run.
-fn starting_point<S: Leases, K, F>(
+fn starting_point<S: Store, K, F>(
     parts: &Parts<S, K, F>,
     network: &Network,
     (nic, host): (&ExternalInterface, &HostView),
@@ -90,7 +90,7 @@ fn starting_point<S: Leases, K, F>(
         address: Address { public_ip: nic.public_ip, nic_mac: nic.mac },
         surroundings: Surroundings {
             on_host: host.connected(&network.backend.device_name()).map(|(_, net)| net.trunc()).collect(),
-            needed: peer_policy::underlay(nic, host, &parts.store.endpoints().borrow()),
+            needed: peer_policy::underlay(nic, host, &parts.store.addresses()),
         },
         left_behind: network.backend.recover(have),
     }
