@@ -232,6 +232,7 @@ impl StateFile {
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::model::state_file::StoreProgress;
     use std::os::unix::fs::{MetadataExt, symlink};
 
     fn net(text: &str) -> Ipv4Net {
@@ -351,8 +352,7 @@ mod tests {
             subnet: net("10.5.72.0/24"),
             public_ip: ip.parse().unwrap(),
             nic_mac: nic.parse().ok(),
-            revision: 7,
-            hold_until: None,
+            store_progress: StoreProgress { revision: 7, hold_until: None },
             rivals: Default::default(),
             trial: None,
         }

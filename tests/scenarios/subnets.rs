@@ -33,7 +33,7 @@ async fn the_subnet_of_etcd_is_never_leased() {
         cluster.store.set_config(&CONFIG.replace(r#""SubnetMax":"10.5.99.0""#, range));
         let guest = Peer::guest(229);
         cluster.store.put_for(&guest.key(), guest.json(), TTL * 9);
-        cluster[1].store.set_addresses(vec!["10.5.230.9".parse().unwrap()]);
+        cluster[1].store.set_endpoints(vec!["10.5.230.9".parse().unwrap()]);
         cluster.start(1);
         cluster.until_ready().await;
         assert_eq!(cluster.lease(1).unwrap().first, "10.5.231.0");
