@@ -4,12 +4,13 @@ use std::io::Write;
 use tracing_subscriber::EnvFilter;
 use tracing_subscriber::filter::LevelFilter;
 
-/// Starts logging. `verbosity` is flannel's `-v`: 0 INFO, 1 to 4 DEBUG, from 5 on TRACE, libraries included.
+/// Starts logging. `verbosity` is flannel's `-v`: 0 INFO, 1 to 4 DEBUG, from 5 on TRACE. Libraries log from INFO on at
+/// any level: HTTP/2 alone would write several lines for each packet.
 pub fn init(verbosity: u8) {
     let filter = match verbosity {
         0 => EnvFilter::default().add_directive(LevelFilter::INFO.into()),
         1..=4 => EnvFilter::new("info,flanneld=debug"),
-        _ => EnvFilter::new("debug,flanneld=trace"),
+        _ => EnvFilter::new("info,flanneld=trace"),
     };
     let lines = tracing_subscriber::fmt().with_env_filter(filter).with_writer(std::io::stderr).with_ansi(false);
     // Where standard error is full or closed nobody can be told of it; to try would be to die of it.

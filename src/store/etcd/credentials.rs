@@ -4,7 +4,7 @@
 //! is in use from the next connection on. What cannot be used then changes nothing: the last good one stays.
 
 use crate::files;
-use etcd_client::{Certificate, ConnectOptions, Identity, TlsOptions};
+use etcd_client::{Certificate, ConnectOptions, Error, Identity, TlsOptions};
 use rustls::RootCertStore;
 use rustls::crypto::ring::default_provider;
 use rustls::pki_types::pem::PemObject;
@@ -18,6 +18,7 @@ use std::os::unix::fs::MetadataExt;
 use std::path::{Path, PathBuf};
 use std::str;
 use std::time::Duration;
+use tonic::transport::Endpoint;
 
 /// What the flags say about access to etcd.
 #[derive(Debug, Clone, Default, PartialEq, Eq)]
@@ -139,17 +140,20 @@ impl Credentials {
     }
 
     /// Adds what a connection that is to be encrypted needs; setting up TLS may take as long as `limit`.
-    pub(super) fn encrypt(&self, options: ConnectOptions, limit: Duration) -> ConnectOptions {
+    ///
+    /// # Errors
+    /// When this host has no CA certificates of its own and none are given.
+    pub(super) fn encrypt(&self, endpoint: Endpoint, limit: Duration) -> Result<Endpoint, Error> {
         let pem = self.pem.borrow();
         let tls = TlsOptions::new().timeout(limit);
         let tls = match &pem.ca {
             Some(ca) => tls.ca_certificate(Certificate::from_pem(ca)),
             None => tls.with_native_roots(),
         };
-        options.with_tls(match &pem.identity {
+        Ok(endpoint.tls_config(match &pem.identity {
             Some((certificate, key)) => tls.identity(Identity::from_pem(certificate, key)),
             None => tls,
-        })
+        })?)
     }
 
     /// Adds user and password, if there are any.
