@@ -229,12 +229,11 @@ impl View {
         if answer == Answer::Rewritten {
             *self = View::default();
         }
+        let valid: Vec<&Record> = records.iter().filter(|record| self.last_change(&record.name) <= revision).collect();
         self.present.retain(|_, known| known.revision > revision);
         self.gone.retain(|_, known| *known > revision);
-        for record in records {
-            if self.last_change(&record.name) <= revision {
-                self.present.insert(record.name.clone(), seen(record));
-            }
+        for record in valid {
+            self.present.insert(record.name.clone(), seen(record));
         }
         self.leases = self.present.values().filter(|seen| seen.is_lease).count();
         if self.forgotten <= revision {

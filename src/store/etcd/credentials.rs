@@ -3,6 +3,7 @@
 //! Certificates are read anew for every call, the password whenever one authenticates, so that what is renewed on disk
 //! is in use from the next connection on. What cannot be used then changes nothing: the last good one stays.
 
+use super::plain;
 use crate::files;
 use etcd_client::{Certificate, ConnectOptions, Error, Identity, TlsOptions};
 use rustls::RootCertStore;
@@ -189,7 +190,8 @@ impl Pem {
             let mut roots = RootCertStore::empty();
             for certificate in certificates("--etcd-cafile", path, pem)? {
                 roots.add(certificate).map_err(|error| {
-                    format!("{}: a certificate in it cannot be used: {error}", named("--etcd-cafile", path))
+                    let why = plain::tls(&error);
+                    format!("{}: a certificate in it cannot be used: {why}", named("--etcd-cafile", path))
                 })?;
             }
         }
@@ -204,7 +206,7 @@ impl Pem {
                 rustls::Error::InconsistentKeys(_) => {
                     format!("{key_name}: it is not the key of the certificate in {cert_name}")
                 }
-                error => format!("{key_name}, {cert_name}: they cannot be used: {error}"),
+                error => format!("{key_name}, {cert_name}: they cannot be used: {}", plain::tls(&error)),
             })?;
         }
         Ok(())

@@ -10,6 +10,7 @@ mod keys;
 mod listing;
 mod liveness;
 mod nearby;
+mod plain;
 mod pool;
 mod spare;
 mod watch;
