@@ -38,13 +38,22 @@ pub(super) async fn wait<S: Registry, K, F>(parts: &Parts<S, K, F>) -> Network {
     network
 }
 
+/// The prefix may well be wrong, and to put a second config in its place would split the cluster.
+fn no_config(key: &str, others: &[String]) -> String {
+    let found = match others {
+        [] => "no config was found under other prefixes".to_owned(),
+        others => format!("configs exist at {}", others.join(", ")),
+    };
+    format!(
+        "waiting for the network config: there is no key {key}; check --etcd-prefix ({found}). For a new network put one \
+         there with: etcdctl put {key} '{{\"Network\":\"10.5.0.0/16\",\"Backend\":{{\"Type\":\"vxlan\"}}}}'"
+    )
+}
+
 async fn read<S: Registry>(store: &S, key: &str) -> Result<Network, String> {
     match store.config().await {
         Err(error) => Err(format!("waiting for etcd: {error}")),
-        Ok(None) => Err(format!(
-            "waiting for the network config: there is no key {key}; put one there with: \
-             etcdctl put {key} '{{\"Network\":\"10.5.0.0/16\",\"Backend\":{{\"Type\":\"vxlan\"}}}}'"
-        )),
+        Ok(None) => Err(no_config(key, &store.other_configs().await)),
         Ok(Some(text)) => {
             Network::parse(text).map_err(|problems| format!("waiting for a valid network config: {key}: {problems}"))
         }

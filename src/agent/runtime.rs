@@ -78,8 +78,9 @@ pub struct Backoff {
 }
 
 impl Backoff {
-    /// Pauses that start at `first` and double up to `most`.
+    /// Pauses that start at `first`, or at `most` if that is less, and double up to `most`.
     pub fn new(first: Duration, most: Duration) -> Self {
+        let first = first.min(most);
         Backoff { next: first, first, most }
     }
 
@@ -93,5 +94,22 @@ impl Backoff {
     /// It went well: start small again.
     pub fn reset(&mut self) {
         self.next = self.first;
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn no_pause_is_longer_than_the_longest() {
+        let runtime = Runtime::new(Duration::default, 1, |_| {});
+        let most = Duration::from_millis(333);
+        let mut backoff = Backoff::new(Duration::from_secs(1), most);
+        for _ in 0..5 {
+            assert!(backoff.pause(&runtime) <= most.mul_f64(1.2));
+        }
+        backoff.reset();
+        assert!(backoff.pause(&runtime) <= most.mul_f64(1.2));
     }
 }

@@ -46,9 +46,21 @@ pub enum Answer {
     Rewritten,
 }
 
+/// How many deletions are remembered. Each guards against a late or repeated change of its key from before it.
+const MOST_GONE: usize = 4096;
+
+/// Deletions of keys with longer names are not remembered: the longest name of a lease has 62 characters, and a change
+/// of a junk key that is repeated does no harm.
+const LONGEST_NAME: usize = 64;
+
 /// What stands for the whole content of a key: within one history the revision of its last change, and in two that have
 /// the same revisions what keeps it alive.
-type Seen = (Revision, Option<LeaseId>);
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
+struct Seen {
+    revision: Revision,
+    lease_id: Option<LeaseId>,
+    is_lease: bool,
+}
 
 /// What is known of the keys in the store.
 #[derive(Debug, Default)]
@@ -61,8 +73,12 @@ pub struct View {
     /// The last change that was heard of.
     highest: Revision,
     present: HashMap<Name, Seen>,
+    /// How many of the keys are leases.
+    leases: usize,
     /// What was deleted after `base`, and when.
     gone: HashMap<Name, Revision>,
+    /// Deletions up to this revision may have been forgotten.
+    forgotten: Revision,
     /// The last answer that was too old, and how many of them agree.
     behind: Option<(Revision, u32)>,
 }
@@ -84,6 +100,11 @@ impl View {
     /// How many keys there are.
     pub fn len(&self) -> usize {
         self.present.len()
+    }
+
+    /// How many of the keys are leases.
+    pub fn leases(&self) -> usize {
+        self.leases
     }
 
     /// Whether there is no key.
@@ -112,24 +133,51 @@ impl View {
             return false;
         }
         self.highest = self.highest.max(revision);
-        if self.last_change(name).is_some_and(|known| revision <= known) {
+        if revision <= self.last_change(name) {
             return false;
         }
         match change {
             Change::Put(record) => {
                 self.gone.remove(name);
-                self.present.insert(record.name.clone(), seen(record));
+                self.set(record.name.clone(), Some(seen(record)));
             }
             Change::Delete { name, .. } => {
-                self.present.remove(name);
-                self.gone.insert(name.clone(), revision);
+                self.set(name.clone(), None);
+                self.remember_gone(name, revision);
             }
         }
         true
     }
 
-    fn last_change(&self, name: &str) -> Option<Revision> {
-        self.present.get(name).map(|(revision, _)| *revision).or_else(|| self.gone.get(name).copied())
+    fn set(&mut self, name: Name, now: Option<Seen>) {
+        let before = match now {
+            Some(seen) => self.present.insert(name, seen),
+            None => self.present.remove(&name),
+        };
+        self.leases += usize::from(now.is_some_and(|seen| seen.is_lease));
+        self.leases -= usize::from(before.is_some_and(|seen| seen.is_lease));
+    }
+
+    /// Remembers a deletion, and forgets the older half when there are too many.
+    fn remember_gone(&mut self, name: &Name, revision: Revision) {
+        if name.len() > LONGEST_NAME {
+            return;
+        }
+        self.gone.insert(name.clone(), revision);
+        if self.gone.len() > MOST_GONE {
+            let mut revisions: Vec<Revision> = self.gone.values().copied().collect();
+            let (_, middle, _) = revisions.select_nth_unstable(MOST_GONE / 2);
+            self.forgotten = self.forgotten.max(*middle);
+            self.gone.retain(|_, gone| *gone > self.forgotten);
+        }
+    }
+
+    /// The last change of a key. A key that is not known may have been deleted in the time that is forgotten.
+    fn last_change(&self, name: &str) -> Revision {
+        match self.present.get(name) {
+            Some(seen) => seen.revision,
+            None => self.gone.get(name).copied().unwrap_or(self.forgotten),
+        }
     }
 
     /// What a list of this revision and history is worth that was asked for when `floor` was the highest revision.
@@ -140,10 +188,10 @@ impl View {
         if revision >= floor {
             self.behind = None;
             let goes_back = |record: &Record| {
-                let known = self.present.get(&record.name).filter(|(known, _)| *known <= revision);
-                let (now, life) = seen(record);
-                record.content.is_ok()
-                    && known.is_some_and(|(then, before)| now < *then || now == *then && life != *before)
+                let (now, known) = (seen(record), self.present.get(&record.name));
+                let is_other = |then: &Seen| now.revision == then.revision && now.lease_id != then.lease_id;
+                let is_past = |then: &&Seen| then.revision <= revision;
+                now.is_lease && known.filter(is_past).is_some_and(|then| now.revision < then.revision || is_other(then))
             };
             let is_same = history.continues(self.history) && !records.iter().any(goes_back);
             return if is_same { Answer::Fresh } else { Answer::Rewritten };
@@ -164,7 +212,7 @@ impl View {
     /// and will be dropped when the watch tells it.
     pub fn missed(&self, revision: Revision, records: &[Record]) -> Vec<Change> {
         let listed: BTreeMap<&str, &Record> = records.iter().map(|record| (&*record.name, record)).collect();
-        let is_later = |name: &str| self.last_change(name).is_some_and(|known| known > revision);
+        let is_later = |name: &str| self.last_change(name) > revision;
         let puts = listed.iter().filter(|(name, record)| {
             !is_later(name) && self.present.get(**name).is_none_or(|known| *known != seen(record))
         });
@@ -181,13 +229,15 @@ impl View {
         if answer == Answer::Rewritten {
             *self = View::default();
         }
-        self.present.retain(|_, (known, _)| *known > revision);
+        let valid: Vec<&Record> = records.iter().filter(|record| self.last_change(&record.name) <= revision).collect();
+        self.present.retain(|_, known| known.revision > revision);
         self.gone.retain(|_, known| *known > revision);
-        for record in records.iter().filter(|record| !self.gone.contains_key(&record.name)) {
-            let known = self.present.entry(record.name.clone()).or_default();
-            if known.0 <= revision {
-                *known = seen(record);
-            }
+        for record in valid {
+            self.present.insert(record.name.clone(), seen(record));
+        }
+        self.leases = self.present.values().filter(|seen| seen.is_lease).count();
+        if self.forgotten <= revision {
+            self.forgotten = 0;
         }
         (self.complete, self.history, self.behind) = (true, history, None);
         (self.base, self.highest) = (revision, self.highest.max(revision));
@@ -195,7 +245,8 @@ impl View {
 }
 
 fn seen(record: &Record) -> Seen {
-    (record.modified(), record.content.as_ref().ok().and_then(|lease| lease.lease_id))
+    let lease = record.content.as_ref().ok();
+    Seen { revision: record.modified(), lease_id: lease.and_then(|lease| lease.lease_id), is_lease: lease.is_some() }
 }
 
 #[cfg(test)]

@@ -151,3 +151,51 @@ fn what_the_watch_tells_of_a_key_that_was_written_after_the_list_is_heard_though
     assert_eq!((view.highest(), view.resume()), (13, Some(12)));
     assert_eq!(view.weigh(13, 12, OLD, &[]), Answer::Behind);
 }
+
+#[test]
+fn keys_that_come_and_go_leave_nothing_behind() {
+    let mut view = view();
+    let mut revision = 10;
+    for n in 0..100_000u32 {
+        let name = format!("junk-{n}");
+        let record = Record::decode(&name, b"", None, revision + 1, revision + 1);
+        let changes = vec![Change::Put(record), Change::Delete { name: name.into(), revision: revision + 2 }];
+        assert_eq!(view.hear(changes).len(), 2);
+        revision += 2;
+    }
+    assert!(view.gone.len() <= MOST_GONE, "{}", view.gone.len());
+    let long: Name = "x".repeat(1 << 20).into();
+    view.hear(vec![Change::Delete { name: long.clone(), revision: revision + 1 }]);
+    assert!(!view.gone.contains_key(&long));
+    assert_eq!((view.len(), view.leases()), (2, 2));
+}
+
+#[test]
+fn what_was_forgotten_does_not_come_back_by_a_straggler_or_an_older_list() {
+    let mut view = view();
+    view.hear(vec![put(3, 11), delete(3, 12)]);
+    for n in 0..2 * MOST_GONE as Revision {
+        view.hear(vec![Change::Delete { name: format!("junk-{n}").into(), revision: 13 + n }]);
+    }
+    assert!(!view.gone.contains_key(&*name(3)));
+    assert_eq!(view.hear(vec![put(3, 11)]), []);
+    let older = [record(1, 8), record(2, 9), record(3, 11)];
+    assert_eq!(view.missed(11, &older), []);
+    view.settle(11, OLD, &older, Answer::Fresh);
+    assert_eq!((view.len(), view.hear(vec![put(3, 11)])), (2, vec![]));
+    let highest = view.highest();
+    view.settle(highest, OLD, &[record(1, 8), record(2, 9)], Answer::Fresh);
+    assert_eq!(view.hear(vec![put(3, highest + 1)]), [put(3, highest + 1)]);
+}
+
+#[test]
+fn leases_are_counted_among_junk() {
+    let mut view = view();
+    let junk = |revision| Record::decode("10.5.1.0-24", b"junk", None, 1, revision);
+    view.hear(vec![Change::Put(junk(11)), put(3, 12), put(3, 13)]);
+    assert_eq!((view.len(), view.leases()), (3, 2));
+    view.hear(vec![delete(3, 14), put(1, 15)]);
+    assert_eq!((view.len(), view.leases()), (2, 2));
+    view.settle(20, OLD, &[junk(16), record(2, 9)], Answer::Fresh);
+    assert_eq!((view.len(), view.leases()), (2, 1));
+}

@@ -97,6 +97,12 @@ pub trait Registry {
     /// Reads the text of the network config; `None` if there is none.
     async fn config(&self) -> Result<Option<Vec<u8>>, StoreError>;
 
+    /// Returns the keys of network configs under other prefixes, as far as they are found at little cost. If there is no
+    /// config under our prefix, the prefix may be wrong.
+    async fn other_configs(&self) -> Vec<String> {
+        Vec::new()
+    }
+
     /// Reads all keys under `subnets/` from a quorum.
     async fn list(&self) -> Result<Snapshot, StoreError>;
 

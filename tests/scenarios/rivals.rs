@@ -413,6 +413,33 @@ async fn a_copy_is_found_out_also_after_renewals_have_failed() {
     assert_copy_is_found_out(&mut cluster).await;
 }
 
+/// The backup is of a longer history than the one in which the hosts have registered anew: its leases look as if somebody
+/// had written them later.
+#[tokio::test(start_paused = true)]
+async fn a_backup_that_is_restored_after_all_hosts_have_registered_anew_makes_no_rivals() {
+    let mut cluster = Cluster::new(3);
+    for _ in 0..100 {
+        cluster.store.put("junk", "");
+    }
+    cluster.start_all();
+    cluster.until_ready().await;
+    cluster.settle().await;
+    let (backup, before) = (cluster.store.backup(), cluster.peers());
+    cluster.store.wipe();
+    cluster.pass(mins(1)).await;
+    cluster.settle().await;
+    cluster.store.restore(backup);
+    for _ in 0..30 {
+        cluster.pass(secs(2)).await;
+        let complaints: Vec<String> = cluster.running().map(Host::reasons).collect();
+        assert!(complaints.iter().all(|text| !text.contains("another host")), "{complaints:?}");
+    }
+    cluster.until_ready().await;
+    cluster.settle().await;
+    assert_eq!(cluster.peers(), before);
+    assert_quiet(&cluster, 3 * 3).await;
+}
+
 #[tokio::test(start_paused = true)]
 async fn a_copy_is_found_out_also_after_the_store_was_restored() {
     let mut cluster = Cluster::new(3);

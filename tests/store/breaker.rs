@@ -105,6 +105,8 @@ struct WatchCreate {
     start_revision: i64,
     #[prost(bool, tag = "4")]
     progress_notify: bool,
+    #[prost(bool, tag = "8")]
+    fragment: bool,
 }
 
 #[derive(Clone, PartialEq, Message)]
@@ -134,6 +136,8 @@ struct Broken {
     asked_for_progress: Cell<usize>,
     cut: Notify,
     refuses: Cell<bool>,
+    /// Answers of watches come whole, however long they are, as from etcd before 3.4.
+    whole: Cell<bool>,
 }
 
 /// The proxy. Needs a `LocalSet`.
@@ -179,6 +183,11 @@ impl Breaker {
     /// From now on watches start so many revisions later than they are asked to.
     pub fn shift_starts(&self, by: i64) {
         self.broken.shift.set(by);
+    }
+
+    /// From now on the answers of new watches do not come in parts.
+    pub fn never_in_parts(&self) {
+        self.broken.whole.set(true);
     }
 
     /// The next so many lists are answered with the one before them.
@@ -304,6 +313,7 @@ fn ask_watch(frame: Bytes, broken: &Broken) -> Bytes {
     }
     let Some(create) = &mut request.create else { return frame };
     broken.watches.set(broken.watches.get() + 1);
+    create.fragment &= !broken.whole.get();
     create.start_revision = (create.start_revision + broken.shift.get()).max(1);
     request.encode_to_vec().into()
 }

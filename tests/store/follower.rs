@@ -47,7 +47,8 @@ pub fn no_audits() -> Cadence {
 }
 
 fn cadence(audit_at_least: Duration) -> Cadence {
-    Cadence { audit_at_least, grace: Duration::from_millis(500), ask_again: Duration::from_millis(200) }
+    let [grace, ask_again, quick_break] = [500, 200, 50].map(Duration::from_millis);
+    Cadence { audit_at_least, grace, ask_again, quick_break }
 }
 
 impl Follower {

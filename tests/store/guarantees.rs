@@ -227,6 +227,40 @@ async fn atomic_half_a_revision_before_the_connection_breaks_is_completed_by_the
     .await;
 }
 
+/// A part of an answer says that it is one, and that others follow.
+#[tokio::test]
+async fn atomic_the_parts_of_a_long_answer_are_applied_together() {
+    scene(async |scene| {
+        for third in 100..=105 {
+            scene.put(third, third).await;
+        }
+        let follower = scene.follower(no_audits()).await;
+        let withheld = Rc::new(Cell::new(false));
+        let withholds = withheld.clone();
+        scene.breaker.rule(move |response| {
+            if !response.has_events() {
+                return vec![response];
+            }
+            let part =
+                |event: &Event| WatchResponse { events: vec![event.clone()], fragment: true, ..response.clone() };
+            let mut parts: Vec<WatchResponse> = response.events.iter().map(part).collect();
+            parts.pop();
+            withholds.set(true);
+            parts
+        });
+        scene.etcd.delete_prefix("10.5.10");
+        follower.until("all parts but the last are there", |_| withheld.get()).await;
+        sleep(Duration::from_millis(300)).await;
+        assert_eq!(follower.records().len(), 9, "half of a revision was applied");
+        // Nothing is lost with a connection that breaks in the midst of it.
+        scene.breaker.mend();
+        scene.breaker.cut(false);
+        scene.assert_right(&follower).await;
+        assert_eq!((follower.records().len(), follower.whole_lists(), follower.missed()), (3, 1, 0));
+    })
+    .await;
+}
+
 #[tokio::test]
 async fn atomic_a_revision_in_several_messages_is_as_good_as_in_one() {
     scene(async |scene| {
@@ -236,11 +270,10 @@ async fn atomic_a_revision_in_several_messages_is_as_good_as_in_one() {
         let follower = scene.follower(audits()).await;
         scene.breaker.rule(|response| match response.has_events() {
             false => vec![response],
-            true => response
-                .events
-                .iter()
-                .map(|event| WatchResponse { events: vec![event.clone()], fragment: true, ..response.clone() })
-                .collect(),
+            true => {
+                let part = |event: &Event| WatchResponse { events: vec![event.clone()], ..response.clone() };
+                response.events.iter().map(part).collect()
+            }
         });
         scene.etcd.delete_prefix("10.5.10");
         scene.assert_right(&follower).await;

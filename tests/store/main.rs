@@ -3,6 +3,7 @@
 mod auth;
 mod breaker;
 mod contract;
+mod edges;
 mod etcd;
 mod failures;
 mod follower;

@@ -63,6 +63,11 @@ impl OwnershipProbe {
         self.defences >= MAX_DEFENCES && now < self.defences_count_until
     }
 
+    /// Whether our lease was written again of late, because it was not as we had written it.
+    fn has_defended(&self, now: Moment) -> bool {
+        self.defences > 0 && now < self.defences_count_until
+    }
+
     fn record_defence(&mut self, now: Moment, until: Moment) {
         self.defences = if now < self.defences_count_until { self.defences + 1 } else { 1 };
         self.defences_count_until = until;
@@ -196,9 +201,17 @@ impl<S: Leases> LeaseManager<S> {
         Ok(written)
     }
 
-    /// Decides whether to defend our lease against a copy of this host that has written it. Once [`MAX_DEFENCES`] are used up,
-    /// returns the reason not to.
-    pub(super) fn defend_against_copy(&mut self, lease: &Lease) -> Option<String> {
+    /// Decides whether to write our lease again that is not as `own`, the last that we wrote. Once [`MAX_DEFENCES`]
+    /// against a copy of this host are used up, returns the reason not to.
+    pub(super) fn defend_against_copy(&mut self, lease: &Lease, own: &OwnLease) -> Option<String> {
+        if !self.is_copy(lease, own) {
+            tracing::warn!(
+                lease = %lease.subnet,
+                "etcd holds another version of our lease than the one that we wrote, as after the restore of a backup: \
+                 writing it again"
+            );
+            return None;
+        }
         let text = format!(
             "another host writes our lease {} ({}) as if it were this host: is it a copy of this machine? On one of the \
              two, delete the files in --state-dir and the VXLAN device, and restart flanneld",
@@ -209,6 +222,13 @@ impl<S: Leases> LeaseManager<S> {
         }
         self.report_conflict(text);
         None
+    }
+
+    /// Returns whether a copy of this host has certainly written our lease. After the restore of a backup our key has an
+    /// earlier etcd lease, and is found like this only once.
+    fn is_copy(&self, lease: &Lease, own: &OwnLease) -> bool {
+        let same_lease = lease.lease_id.is_some() && lease.lease_id == own.lease_id;
+        same_lease || self.probe.has_defended(self.runtime.now())
     }
 
     /// Counts a defence of our lease against a copy of this host.

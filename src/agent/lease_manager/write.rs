@@ -32,17 +32,19 @@ impl<S: Leases> LeaseManager<S> {
         if booted && self.is_defended(&lease) {
             return Ok(self.back_off(&lease));
         }
-        let rewritten = before.is_some_and(|own| !own.unsure && lease.modified > own.modified);
-        if rewritten && let Some(reason) = self.defend_against_copy(&lease) {
+        let rewritten = before.filter(|own| !own.unsure && lease.modified > own.modified);
+        if let Some(own) = rewritten
+            && let Some(reason) = self.defend_against_copy(&lease, own)
+        {
             return Ok(Attempt::Wait(reason));
         }
-        if lease.attrs == attrs && !matches!(expiry, Expiry::Grant(_)) && !booted && !rewritten {
+        if lease.attrs == attrs && !matches!(expiry, Expiry::Grant(_)) && !booted && rewritten.is_none() {
             // Nobody knows when the key was last written, so it is written soon.
             let write_in = self.settings.times.until_write().min(self.ttl() / 3);
             return Ok(Attempt::Owned(self.own_lease(lease, mac, write_in)));
         }
         let kept = self.write(lease.subnet.v4, mac, Precondition::Unchanged(lease.modified), expiry).await?;
-        if rewritten && matches!(kept, Attempt::Owned(_)) {
+        if rewritten.is_some() && matches!(kept, Attempt::Owned(_)) {
             self.record_defence();
         }
         Ok(if booted { self.start_probe(kept) } else { kept })

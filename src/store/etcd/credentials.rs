@@ -3,8 +3,9 @@
 //! Certificates are read anew for every call, the password whenever one authenticates, so that what is renewed on disk
 //! is in use from the next connection on. What cannot be used then changes nothing: the last good one stays.
 
+use super::plain;
 use crate::files;
-use etcd_client::{Certificate, ConnectOptions, Identity, TlsOptions};
+use etcd_client::{Certificate, ConnectOptions, Error, Identity, TlsOptions};
 use rustls::RootCertStore;
 use rustls::crypto::ring::default_provider;
 use rustls::pki_types::pem::PemObject;
@@ -18,6 +19,7 @@ use std::os::unix::fs::MetadataExt;
 use std::path::{Path, PathBuf};
 use std::str;
 use std::time::Duration;
+use tonic::transport::Endpoint;
 
 /// What the flags say about access to etcd.
 #[derive(Debug, Clone, Default, PartialEq, Eq)]
@@ -139,17 +141,20 @@ impl Credentials {
     }
 
     /// Adds what a connection that is to be encrypted needs; setting up TLS may take as long as `limit`.
-    pub(super) fn encrypt(&self, options: ConnectOptions, limit: Duration) -> ConnectOptions {
+    ///
+    /// # Errors
+    /// When this host has no CA certificates of its own and none are given.
+    pub(super) fn encrypt(&self, endpoint: Endpoint, limit: Duration) -> Result<Endpoint, Error> {
         let pem = self.pem.borrow();
         let tls = TlsOptions::new().timeout(limit);
         let tls = match &pem.ca {
             Some(ca) => tls.ca_certificate(Certificate::from_pem(ca)),
             None => tls.with_native_roots(),
         };
-        options.with_tls(match &pem.identity {
+        Ok(endpoint.tls_config(match &pem.identity {
             Some((certificate, key)) => tls.identity(Identity::from_pem(certificate, key)),
             None => tls,
-        })
+        })?)
     }
 
     /// Adds user and password, if there are any.
@@ -185,7 +190,8 @@ impl Pem {
             let mut roots = RootCertStore::empty();
             for certificate in certificates("--etcd-cafile", path, pem)? {
                 roots.add(certificate).map_err(|error| {
-                    format!("{}: a certificate in it cannot be used: {error}", named("--etcd-cafile", path))
+                    let why = plain::tls(&error);
+                    format!("{}: a certificate in it cannot be used: {why}", named("--etcd-cafile", path))
                 })?;
             }
         }
@@ -200,7 +206,7 @@ impl Pem {
                 rustls::Error::InconsistentKeys(_) => {
                     format!("{key_name}: it is not the key of the certificate in {cert_name}")
                 }
-                error => format!("{key_name}, {cert_name}: they cannot be used: {error}"),
+                error => format!("{key_name}, {cert_name}: they cannot be used: {}", plain::tls(&error)),
             })?;
         }
         Ok(())

@@ -1,7 +1,7 @@
 //! What it means when a member cannot be talked to over a new connection, and what would set it right.
 
 use super::credentials::Access;
-use super::error;
+use super::{error, plain};
 use etcd_client::Error;
 use rustls::AlertDescription::*;
 use rustls::CertificateError;
@@ -55,7 +55,7 @@ impl Dialled<'_> {
                 | CertificateRequired,
             ) => self.unwelcome(),
             rustls::Error::InvalidMessage(_) => no_tls(),
-            error => format!("TLS fails: {error}"),
+            error => format!("TLS fails: {}", plain::tls(error)),
         }
     }
 
@@ -89,12 +89,12 @@ impl Dialled<'_> {
             InvalidPurpose | InvalidPurposeContext { .. } => {
                 "its certificate is not one for servers: make one with the extended key usage serverAuth".to_owned()
             }
-            problem => match problem.to_string() {
-                text if text.contains("UnsupportedCertVersion") => format!(
+            problem => match plain::certificate(problem) {
+                text if text.contains("unsupported cert version") => format!(
                     "its certificate is of X.509 version 1, which has no subject alternative names: make one of version 3 \
                      that has {host} as subject alternative name"
                 ),
-                text if text.contains("CaUsedAsEndEntity") => {
+                text if text.contains("ca used as end entity") => {
                     "its certificate is one of a CA (basicConstraints CA:TRUE): make one for the server, without that"
                         .to_owned()
                 }

@@ -1,19 +1,45 @@
 //! What etcd-client's errors mean: did etcd answer, or must the next member be asked?
 
+use super::channel::TimedOut;
 use crate::store::StoreError;
 use etcd_client::{Error, WatchResponse};
 use std::error::Error as _;
 use std::fmt;
 use std::io;
+use std::time::Duration;
 use tonic::{Code, Status};
 
 /// Why a call to etcd gave no result.
 #[derive(Debug)]
 pub(super) enum CallError {
     /// No member answered; each with what happened there.
-    NoAnswer(Vec<(String, String)>),
+    NoAnswer(Vec<(String, Failure)>),
     /// etcd answered, with this error: any other member would say the same.
     Answer(Box<Status>),
+}
+
+/// What went wrong at one member.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub(super) enum Failure {
+    /// No answer came, or not enough of it.
+    TimedOut(Duration),
+    /// Anything else, in words.
+    Other(String),
+}
+
+impl From<TimedOut> for Failure {
+    fn from(TimedOut(limit): TimedOut) -> Self {
+        Failure::TimedOut(limit)
+    }
+}
+
+impl fmt::Display for Failure {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match self {
+            Failure::TimedOut(limit) => write!(f, "no answer within {} s", limit.as_secs()),
+            Failure::Other(what) => f.write_str(what),
+        }
+    }
 }
 
 impl CallError {
@@ -23,6 +49,12 @@ impl CallError {
             CallError::NoAnswer(failures) => StoreError::Unavailable(summary(&failures)),
             CallError::Answer(status) => StoreError::Refused(refusal(status.message(), prefix)),
         }
+    }
+
+    /// A member accepted the call and did not answer in time.
+    pub(super) fn is_timed_out(&self) -> bool {
+        let timed_out = |(_, failure): &(String, Failure)| matches!(failure, Failure::TimedOut(_));
+        matches!(self, CallError::NoAnswer(failures) if failures.iter().any(timed_out))
     }
 
     /// A lease that was to be used does not exist.
@@ -51,7 +83,7 @@ impl CallError {
 }
 
 /// `member: reason; member, member: reason`.
-fn summary(failures: &[(String, String)]) -> String {
+fn summary(failures: &[(String, Failure)]) -> String {
     let alike = failures.chunk_by(|(_, one), (_, other)| one == other);
     let reasons = alike.map(|group| {
         let members: Vec<&str> = group.iter().map(|(member, _)| member.as_str()).collect();
@@ -209,7 +241,7 @@ mod tests {
 
     #[test]
     fn members_with_one_trouble_share_one_reason() {
-        let failed = |member: &str, reason: &str| (member.to_owned(), reason.to_owned());
+        let failed = |member: &str, reason: &str| (member.to_owned(), Failure::Other(reason.to_owned()));
         let failures = [failed("a", "dead"), failed("b", "dead"), failed("c", "mute"), failed("d", "dead")];
         assert_eq!(CallError::NoAnswer(failures.to_vec()).to_string(), "a, b: dead; c: mute; d: dead");
     }

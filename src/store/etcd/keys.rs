@@ -5,6 +5,9 @@ use crate::model::subnet::SubnetKey;
 use crate::store::Precondition;
 use etcd_client::{Compare, CompareOp, KeyValue};
 
+/// The last segment of a network config's key.
+pub(super) const CONFIG: &str = "config";
+
 /// Where a network's config and leases stand.
 pub(super) struct Keys {
     /// As the user gave it, cleaned: `/coreos.com/network`.
@@ -20,7 +23,7 @@ impl Keys {
 
     /// The network config.
     pub(super) fn config(&self) -> String {
-        format!("{}/config", self.prefix)
+        format!("{}/{CONFIG}", self.prefix)
     }
 
     /// Where the leases begin; with the slash, so that `subnets-old/...` is none of them.

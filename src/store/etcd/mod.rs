@@ -1,12 +1,18 @@
 //! Leases in etcd's v3 API, in the keys and the form that flannel uses.
 
 mod addresses;
+mod channel;
+mod cluster;
 mod credentials;
 mod diagnosis;
 mod error;
 mod keys;
+mod listing;
 mod liveness;
+mod nearby;
+mod plain;
 mod pool;
+mod spare;
 mod watch;
 
 pub use credentials::{Access, IdentityFiles, Password, Secret, User};
@@ -19,18 +25,21 @@ use credentials::Credentials;
 use error::CallError;
 use etcd_client::{Error, GetOptions, GetResponse, LeaseGrantOptions, PutOptions, Txn, TxnOp, TxnOpResponse};
 use keys::Keys;
+use listing::{Experience, Listing};
 use liveness::Patience;
+use nearby::Nearby;
 use pool::{Pool, Session};
+use spare::Spare;
 use std::cell::Cell;
 use std::net::IpAddr;
 use std::rc::Rc;
 use std::time::Duration;
 use tokio::sync::watch::Receiver;
 
-/// How many keys are read at once: fewer cost more round trips, more make longer answers (a lease is 250 bytes or so).
-const PAGE: i64 = 10_000;
 /// How often a listing starts over before it gives up.
 const LISTINGS: usize = 8;
+/// How long a list waits at most for members that were never used to tell their cluster.
+const SURVEY: Duration = Duration::from_secs(1);
 
 /// Leases in etcd. Cheap to clone; clones share connections.
 #[derive(Clone)]
@@ -38,6 +47,9 @@ pub struct EtcdStore {
     pool: Rc<Pool>,
     keys: Rc<Keys>,
     patience: Patience,
+    experience: Rc<Experience>,
+    spare: Rc<Spare>,
+    nearby: Rc<Nearby>,
 }
 
 impl EtcdStore {
@@ -53,11 +65,21 @@ impl EtcdStore {
     /// `prefix`. Dials nothing.
     ///
     /// # Errors
-    /// When there is no endpoint, one is not of that form, or a file that `access` names cannot be used.
+    /// When there is no endpoint, one is not of that form, or a file that `access` names cannot be used. Files for TLS
+    /// are read only if an endpoint uses TLS.
     pub fn with_access(endpoints: Vec<String>, prefix: &str, access: Access) -> Result<Self, StoreError> {
+        let is_encrypted = endpoints.iter().any(|endpoint| endpoint.starts_with("https://"));
+        let access = if is_encrypted { access } else { Access { user: access.user, ..Access::default() } };
         let credentials = Credentials::load(access).map_err(StoreError::Refused)?;
-        let (pool, keys) = (Rc::new(Pool::new(endpoints, credentials)?), Rc::new(Keys::new(prefix)));
-        Ok(EtcdStore { pool, keys, patience: Patience::default() })
+        let keys = Keys::new(prefix);
+        Ok(EtcdStore {
+            pool: Rc::new(Pool::new(endpoints, keys.config(), credentials)?),
+            keys: Rc::new(keys),
+            patience: Patience::default(),
+            experience: Rc::default(),
+            spare: Rc::default(),
+            nearby: Rc::default(),
+        })
     }
 
     /// The same store, whose watches are asked for a sign of life when they have been silent for that long, and are
@@ -74,34 +96,6 @@ impl EtcdStore {
         error.into_store_error(&self.keys.prefix)
     }
 
-    /// All pages at the revision of the first one.
-    async fn pages(&self, limit: i64) -> Result<Snapshot, CallError> {
-        let partial =
-            |what: &str| CallError::NoAnswer(vec![("etcd's list of leases is not complete".into(), what.into())]);
-        let first = self.page(self.keys.subnets(), limit, 0).await?;
-        let header = first.header().ok_or_else(|| partial("it has no revision"))?;
-        let mut snapshot = Snapshot { revision: header.revision(), history: watch::history(header), records: vec![] };
-        let (total, mut page) = (first.count(), first);
-        loop {
-            let last = page.kvs().last().filter(|_| page.more());
-            let next = last.map(|last| [last.key(), &[0]].concat());
-            snapshot.records.reserve_exact(page.kvs().len());
-            snapshot.records.extend(page.kvs().iter().map(|kv| self.keys.record(kv)));
-            let Some(next) = next else { break };
-            page = self.page(next, limit, snapshot.revision).await?;
-        }
-        // Who is absent from a list goes: better none than half of one.
-        match i64::try_from(snapshot.records.len()) {
-            Ok(count) if count == total => Ok(snapshot),
-            _ => Err(partial(&format!("{} keys of {total}", snapshot.records.len()))),
-        }
-    }
-
-    async fn page(&self, from: Vec<u8>, limit: i64, revision: Revision) -> Result<GetResponse, CallError> {
-        let options = GetOptions::new().with_range(self.keys.subnets_end()).with_limit(limit).with_revision(revision);
-        self.pool.call(async |mut s| s.kv.get(from.clone(), Some(options.clone())).await).await
-    }
-
     /// Whether etcd itself is not as far as `after`: it was wiped or restored, and a watch would be silent for long.
     async fn is_behind(&self, opened: &watch::Opened, after: Revision) -> Result<bool, StoreError> {
         if opened.revision().is_none_or(|revision| revision >= after) {
@@ -113,11 +107,18 @@ impl EtcdStore {
         Ok(read.header().is_some_and(|header| header.revision() < after))
     }
 
-    /// A new etcd lease. Its id is chosen here, so that asking again after a lost answer makes no second one.
+    /// An etcd lease for a new key: the one that an earlier write was to use and did not, or a new one. Its id is chosen
+    /// here, so that asking again after a lost answer makes no second one.
     async fn grant(&self, ttl: Duration) -> Result<LeaseId, StoreError> {
-        let id = rand::random_range(1..i64::MAX);
         let seconds = ttl.as_secs() + u64::from(ttl.subsec_nanos() > 0);
         let seconds = i64::try_from(seconds).unwrap_or(i64::MAX).max(1);
+        if let Some(id) = self.spare.get(seconds)
+            && self.call(async |session| renew(session, id).await).await?.is_some()
+        {
+            return Ok(id);
+        }
+        let id = rand::random_range(1..i64::MAX);
+        self.spare.set(id, seconds);
         let options = LeaseGrantOptions::new().with_id(id);
         let granted = self.pool.call(async |mut s| s.lease.grant(seconds, Some(options.clone())).await).await;
         match granted {
@@ -193,17 +194,27 @@ impl Registry for EtcdStore {
         Ok(read.kvs().first().map(|kv| kv.value().to_vec()))
     }
 
+    async fn other_configs(&self) -> Vec<String> {
+        self.nearby.search(&self.pool, &self.keys).await
+    }
+
     async fn list(&self) -> Result<Snapshot, StoreError> {
-        let mut limit = PAGE;
         for _ in 0..LISTINGS {
-            match self.pages(limit).await {
-                Ok(snapshot) => return Ok(snapshot),
+            match Listing::read(&self.pool, &self.keys, &self.experience).await {
+                Ok(snapshot) => {
+                    let _ = tokio::time::timeout(SURVEY, self.pool.survey()).await;
+                    return Ok(snapshot);
+                }
                 Err(error) if error.is_no_such_revision() => {}
-                Err(error) if error.is_too_large() => limit = (limit / 10).max(1),
-                Err(error) => return Err(self.error(error)),
+                Err(error) => {
+                    if error.is_timed_out() {
+                        self.experience.timed_out();
+                    }
+                    return Err(self.error(error));
+                }
             }
         }
-        Err(StoreError::Unavailable("etcd's keys cannot be listed: too large, or compacted too fast".into()))
+        Err(StoreError::Unavailable("etcd's keys cannot be listed: they are compacted too fast".into()))
     }
 
     async fn watch(&self, after: Revision) -> Result<EtcdWatch, StoreError> {
@@ -242,7 +253,10 @@ impl Leases for EtcdStore {
             Expiry::Forever => None,
         };
         let (succeeded, stored) = match self.put(&key, &value, precondition, lease).await {
-            Ok(done) => done,
+            Ok(done) => {
+                self.spare.take(lease);
+                done
+            }
             Err(error) if error.is_lease_not_found() => return Ok(WriteOutcome::Conflict(self.read(&key).await?)),
             Err(error) => return Err(self.error(error)),
         };
@@ -277,6 +291,7 @@ impl Leases for EtcdStore {
     }
 
     async fn keep_alive(&self, id: LeaseId) -> Result<Option<Duration>, StoreError> {
+        self.spare.take(Some(id));
         let ttl = self.call(async |session| renew(session, id).await).await?;
         Ok(ttl.map(Duration::from_secs))
     }

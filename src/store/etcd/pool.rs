@@ -4,22 +4,25 @@
 //! all calls fails. So each member gets a client of its own, and this pool chooses among them.
 
 use super::addresses::Addresses;
+use super::channel::{Received, counted, in_time};
+use super::cluster::{ClusterId, Clusters, Verdict};
 use super::credentials::Credentials;
 use super::diagnosis::Dialled;
-use super::error::{self, CallError};
+use super::error::{self, CallError, Failure};
 use crate::store::StoreError;
-use etcd_client::{Client, ConnectOptions, Error, KvClient, LeaseClient, WatchClient};
+use etcd_client::{Client, ConnectOptions, Error, GetOptions, KvClient, LeaseClient, WatchClient};
 use std::cell::{Cell, RefCell};
 use std::net::IpAddr;
-use std::pin::Pin;
 use std::time::Duration;
 use tokio::sync::Mutex;
 use tokio::sync::watch::Receiver;
-use tokio::time::timeout;
+use tokio::time::{Instant, timeout};
+use tonic::transport::Endpoint;
 
 /// How long a member may take to accept a connection.
 const CONNECT: Duration = Duration::from_secs(2);
-/// How long a member may take for one call; without a user that includes connecting.
+/// How long a member may take for one call; without a user that includes connecting. An answer that keeps coming may
+/// take longer.
 const CALL: Duration = Duration::from_secs(4);
 /// How long a member may take to check a password. That is hard work by design, and hosts that start together wait for
 /// each other. Pings find out sooner whether it is there at all.
@@ -30,13 +33,22 @@ const PING: Duration = Duration::from_secs(5);
 const PROBE: Duration = Duration::from_secs(30);
 /// How long a ping may stay unanswered.
 const PONG: Duration = Duration::from_secs(3);
-/// The longest answer that is read; tonic's own limit is 4 MiB.
-const LARGEST_ANSWER: usize = 64 << 20;
+/// The longest answer of a call that is read. Lists come in pages of 2 MiB or so; a longer one costs etcd and the link
+/// little, because it is refused as soon as it begins.
+const LARGEST_ANSWER: usize = 8 << 20;
+/// The longest part of a watch's answer that is read. etcd makes parts of 2 MiB, or of one change.
+const LARGEST_CHANGE: usize = 64 << 20;
+/// How often members that were never used are asked for their cluster at most.
+const SURVEY_EVERY: Duration = Duration::from_secs(600);
 
 /// All members, one of them pinned.
 pub(super) struct Pool {
     members: Vec<Member>,
     addresses: Addresses,
+    clusters: Clusters,
+    /// A key that may be read by whoever may use the store at all.
+    known_key: String,
+    surveyed_at: Cell<Option<Instant>>,
     credentials: Credentials,
     pinned: Cell<usize>,
     /// How many connections there were.
@@ -60,6 +72,8 @@ pub(super) struct Session {
     number: u64,
     /// Which certificates it was made with.
     generation: u64,
+    /// What has arrived over it.
+    pub(super) received: Received,
     /// Reads and writes.
     pub(super) kv: KvClient,
     /// Leases.
@@ -69,15 +83,27 @@ pub(super) struct Session {
 }
 
 impl Pool {
-    /// A pool of these members, `http://host:port` or `https://host:port` each. Nothing is dialled.
-    pub(super) fn new(endpoints: Vec<String>, credentials: Credentials) -> Result<Self, StoreError> {
+    /// A pool of these members, `http://host:port` or `https://host:port` each. Nothing is dialled. A read of
+    /// `known_key` tells which cluster a member belongs to.
+    ///
+    /// # Errors
+    /// When there is no endpoint, or one is not of that form.
+    pub(super) fn new(endpoints: Vec<String>, known_key: String, credentials: Credentials) -> Result<Self, StoreError> {
         if endpoints.is_empty() {
             return Err(StoreError::Refused("no etcd endpoint is given".into()));
         }
         let members = endpoints.into_iter().map(Member::new).collect::<Result<Vec<_>, _>>()?;
         let (members, ports): (Vec<Member>, Vec<u16>) = members.into_iter().unzip();
-        let addresses = Addresses::new(members.iter().map(|member| member.host.as_str()).zip(ports));
-        Ok(Pool { members, addresses, credentials, pinned: Cell::new(0), connections: Cell::new(0) })
+        Ok(Pool {
+            addresses: Addresses::new(members.iter().map(|member| member.host.as_str()).zip(ports)),
+            clusters: Clusters::of(members.len()),
+            members,
+            known_key,
+            surveyed_at: Cell::default(),
+            credentials,
+            pinned: Cell::new(0),
+            connections: Cell::new(0),
+        })
     }
 
     /// Asks the pinned member, then the others in turn, each once, until one answers. Who fails is pinned no more.
@@ -88,7 +114,10 @@ impl Pool {
             let index = (first + step) % self.members.len();
             let member = &self.members[index];
             match self.call_at(index, &ask).await {
-                Ok(answer) => return answer.map_err(CallError::Answer),
+                Ok(answer) => {
+                    self.clusters.answered();
+                    return answer.map_err(CallError::Answer);
+                }
                 Err(what) => {
                     tracing::debug!("{}: {what}", member.url);
                     failures.push((member.url.clone(), what));
@@ -106,24 +135,24 @@ impl Pool {
         &self,
         index: usize,
         ask: &impl AsyncFn(Session) -> Result<T, Error>,
-    ) -> Result<Result<T, Box<tonic::Status>>, String> {
+    ) -> Result<Result<T, Box<tonic::Status>>, Failure> {
         let error = match self.ask(index, ask).await? {
             Ok(value) => return Ok(Ok(value)),
             Err(error) => error,
         };
-        error::answer(error).map(Err).map_err(|error| self.dialled(index).explain(&error))
+        error::answer(error).map(Err).map_err(|error| Failure::Other(self.dialled(index).explain(&error)))
     }
 
     async fn ask<T>(
         &self,
         index: usize,
         ask: &impl AsyncFn(Session) -> Result<T, Error>,
-    ) -> Result<Result<T, Error>, String> {
+    ) -> Result<Result<T, Error>, Failure> {
         let member = &self.members[index];
         let generation = self.credentials.refresh();
         if let Some(session) = member.session(generation) {
-            let number = session.number;
-            match in_time(CALL, Box::pin(ask(session))).await? {
+            let (number, received) = (session.number, session.received.clone());
+            match in_time(CALL, || received.by_calls(), Box::pin(ask(session))).await? {
                 // The connection may have been dead for long, the member need not be.
                 Err(error) if error::is_broken_connection(&error) => {}
                 // etcd forgets who we are when it restarts, when nothing was asked for minutes, and on new passwords.
@@ -140,22 +169,80 @@ impl Pool {
             Ok(session) => session,
             Err(error) => return Ok(Err(error)),
         };
-        in_time(CALL, Box::pin(ask(session))).await
+        let received = session.received.clone();
+        Ok(in_time(CALL, || received.by_calls(), Box::pin(ask(session))).await?)
     }
 
     /// The connection to this member; made if there is none. Who asks meanwhile waits and shares it: one password is
     /// checked for all.
-    async fn session(&self, index: usize, generation: u64) -> Result<Result<Session, Error>, String> {
+    async fn session(&self, index: usize, generation: u64) -> Result<Result<Session, Error>, Failure> {
         let member = &self.members[index];
         let limit = if self.credentials.has_user() { AUTHENTICATION } else { CALL };
         let made = async {
             let _alone = member.dialling.lock().await;
             match member.session(generation) {
-                Some(session) => Ok(session),
-                None => self.connect(index, generation).await,
+                Some(session) => Ok(Ok(session)),
+                None => match self.connect(index, generation).await {
+                    Ok(session) => self.admit(session).await,
+                    Err(error) => Ok(Err(error)),
+                },
             }
         };
-        in_time(limit, Box::pin(made)).await
+        in_time(limit, || 0, Box::pin(made)).await?
+    }
+
+    /// Takes a new connection into use, unless its member belongs to another cluster.
+    async fn admit(&self, session: Session) -> Result<Result<Session, Error>, Failure> {
+        let index = session.member;
+        let id = match self.cluster_of(&session).await {
+            Ok(id) => id,
+            Err(error) => return Ok(Err(error)),
+        };
+        let url = &self.members[index].url;
+        match id.map_or(Verdict::Member, |id| self.clusters.judge(index, id)) {
+            Verdict::Member => {}
+            Verdict::Successor => {
+                tracing::warn!("{url} belongs to an etcd cluster that was built anew: it is used from now on");
+                self.redial();
+            }
+            Verdict::Foreigner(in_use) => return Err(foreign(id, in_use)),
+            Verdict::NewForeigner(in_use) => {
+                let failure = foreign(id, in_use);
+                tracing::warn!("{url}: {failure}");
+                return Err(failure);
+            }
+        }
+        self.members[index].session.replace(Some(session.clone()));
+        Ok(Ok(session))
+    }
+
+    /// The cluster that a member belongs to; `None` if there is only one member, or this user may not know.
+    async fn cluster_of(&self, session: &Session) -> Result<Option<ClusterId>, Error> {
+        if self.members.len() == 1 {
+            return Ok(None);
+        }
+        let options = GetOptions::new().with_count_only().with_serializable();
+        match session.kv.clone().get(self.known_key.clone(), Some(options)).await {
+            Ok(read) => Ok(read.header().map(|header| header.cluster_id()).filter(|id| *id != 0)),
+            Err(error) => error::answer(error).map(|_| None),
+        }
+    }
+
+    /// Asks the members that were never used for their cluster, so that an endpoint of another one is reported before
+    /// it is needed. With a user nobody is asked: to check a password is hard work for etcd.
+    pub(super) async fn survey(&self) {
+        let is_due = self.surveyed_at.get().is_none_or(|then| then.elapsed() >= SURVEY_EVERY);
+        if self.members.len() == 1 || self.credentials.has_user() || !is_due {
+            return;
+        }
+        self.surveyed_at.set(Some(Instant::now()));
+        for index in self.clusters.unknown() {
+            let generation = self.credentials.refresh();
+            let _ = timeout(CONNECT, self.session(index, generation)).await;
+            if self.pinned.get() != index {
+                self.members[index].session.take();
+            }
+        }
     }
 
     fn dialled(&self, index: usize) -> Dialled<'_> {
@@ -163,35 +250,41 @@ impl Pool {
         Dialled { url, host, access: self.credentials.access() }
     }
 
-    /// A client for this member. Without a user it dials when it is first used.
+    /// A connection to this member. Without a user it dials when it is first used.
     async fn connect(&self, index: usize, generation: u64) -> Result<Session, Error> {
-        let member = &self.members[index];
-        let mut options = ConnectOptions::new()
-            .with_connect_timeout(CONNECT)
-            .with_tcp_keepalive(PROBE)
-            .with_keep_alive(PING, PONG)
-            .with_keep_alive_while_idle(false)
-            .with_require_leader(true);
-        if member.is_encrypted() {
-            options = self.credentials.encrypt(options, PING + PONG);
-        }
-        let client = match Client::connect([&member.url], Some(self.credentials.authenticate(options.clone()))).await {
+        let received = Received::default();
+        let channel = counted(self.endpoint(&self.members[index])?.connect_lazy(), received.clone());
+        let options = ConnectOptions::new().with_require_leader(true);
+        let with_user = self.credentials.authenticate(options.clone());
+        let client = match Client::from_channel(channel.clone(), Some(with_user)).await {
             // Then nobody needs to.
-            Err(error) if error::is_auth_disabled(&error) => Client::connect([&member.url], Some(options)).await?,
+            Err(error) if error::is_auth_disabled(&error) => Client::from_channel(channel, Some(options)).await?,
             connected => connected?,
         };
         let number = self.connections.get() + 1;
         self.connections.set(number);
-        let session = Session {
+        Ok(Session {
             member: index,
             number,
             generation,
+            received,
             kv: client.kv_client().max_decoding_message_size(LARGEST_ANSWER),
             lease: client.lease_client(),
-            watch: client.watch_client().max_decoding_message_size(LARGEST_ANSWER),
-        };
-        member.session.replace(Some(session.clone()));
-        Ok(session)
+            watch: client.watch_client().max_decoding_message_size(LARGEST_CHANGE),
+        })
+    }
+
+    fn endpoint(&self, member: &Member) -> Result<Endpoint, Error> {
+        let endpoint = Endpoint::from_shared(member.url.clone())?
+            .connect_timeout(CONNECT)
+            .tcp_keepalive(Some(PROBE))
+            .http2_keep_alive_interval(PING)
+            .keep_alive_timeout(PONG)
+            .keep_alive_while_idle(false);
+        match member.is_encrypted() {
+            true => self.credentials.encrypt(endpoint, PING + PONG),
+            false => Ok(endpoint),
+        }
     }
 
     /// Makes the next call go to another member than this one, which failed.
@@ -244,9 +337,13 @@ impl Member {
     }
 }
 
-/// What comes of it in time. On the heap, since calls to etcd are large and are copied a few times on their way here.
-async fn in_time<T>(limit: Duration, work: Pin<Box<impl Future<Output = T>>>) -> Result<T, String> {
-    timeout(limit, work).await.map_err(|_| format!("no answer within {} s", limit.as_secs()))
+/// A member of the cluster `id`, while the cluster `in_use` is another one.
+fn foreign(id: Option<ClusterId>, in_use: ClusterId) -> Failure {
+    let id = id.unwrap_or_default();
+    Failure::Other(format!(
+        "it belongs to another etcd cluster (ID {id:x}) than the one in use (ID {in_use:x}) and is not used: \
+         --etcd-endpoints must name members of one cluster"
+    ))
 }
 
 #[cfg(test)]
@@ -258,15 +355,19 @@ mod tests {
         Credentials::load(Access::default()).unwrap()
     }
 
+    fn pool_of(urls: Vec<String>) -> Result<Pool, StoreError> {
+        Pool::new(urls, "/coreos.com/network/config".into(), credentials())
+    }
+
     fn pool(urls: &[&str]) -> Pool {
-        Pool::new(urls.iter().map(|url| url.to_string()).collect(), credentials()).unwrap()
+        pool_of(urls.iter().map(|url| url.to_string()).collect()).unwrap()
     }
 
     #[test]
     fn what_is_no_endpoint_is_refused() {
-        assert!(Pool::new(Vec::new(), credentials()).is_err());
-        assert!(Pool::new(vec!["http://10.0.0.2".into()], credentials()).is_err());
-        assert!(Pool::new(vec!["nonsense".into()], credentials()).is_err());
+        assert!(pool_of(Vec::new()).is_err());
+        assert!(pool_of(vec!["http://10.0.0.2".into()]).is_err());
+        assert!(pool_of(vec!["nonsense".into()]).is_err());
     }
 
     #[test]

@@ -1,6 +1,7 @@
 //! A watch on all keys under `subnets/`.
 
 use super::Keys;
+use super::channel::Received;
 use super::error::{self, CallError};
 use super::liveness::{Liveness, Next, Patience};
 use super::pool::{Pool, Session};
@@ -19,12 +20,18 @@ pub struct EtcdWatch {
     history: History,
     stream: WatchStream,
     liveness: Liveness,
+    received: Received,
+    /// The bytes that had arrived when the watch was last found alive.
+    heard: u64,
+    /// The changes of an answer whose other parts are still to come.
+    parts: Vec<Change>,
     over: Option<StoreError>,
 }
 
 /// A watch that a member has confirmed, and what it said of itself.
 pub(super) struct Opened {
     member: usize,
+    received: Received,
     stream: WatchStream,
     created: WatchResponse,
 }
@@ -32,11 +39,12 @@ pub(super) struct Opened {
 impl Opened {
     /// Asks a member to watch and waits until it confirms that it does.
     pub(super) async fn open(mut session: Session, keys: &Keys, after: Revision) -> Result<Self, Error> {
-        let options = WatchOptions::new().with_range(keys.subnets_end()).with_start_revision(after + 1);
+        // Without fragments the answer after a gap may be of any size: up to 1,000 revisions in one message.
+        let options = WatchOptions::new().with_range(keys.subnets_end()).with_start_revision(after + 1).with_fragment();
         let mut stream = session.watch.watch(keys.subnets(), Some(options)).await?;
         let created = stream.message().await?.ok_or_else(|| Error::WatchError("the watch ended at once".to_owned()))?;
         error::user_is_known(&created)?;
-        Ok(Opened { member: session.member, stream, created })
+        Ok(Opened { member: session.member, received: session.received, stream, created })
     }
 
     /// The member's own revision, which may lag behind the cluster's.
@@ -46,10 +54,11 @@ impl Opened {
 
     /// The watch, unless the member refused it while confirming.
     pub(super) fn start(self, pool: Rc<Pool>, keys: Rc<Keys>, patience: Patience) -> Result<EtcdWatch, StoreError> {
-        let Opened { member, stream, created } = self;
+        let Opened { member, received, stream, created } = self;
         let history = created.header().map(history).unwrap_or_default();
         let (id, liveness) = (created.watch_id(), Liveness::new(patience));
-        let watch = EtcdWatch { pool, keys, member, id, history, stream, liveness, over: None };
+        let (heard, parts) = (received.by_watches(), Vec::new());
+        let watch = EtcdWatch { pool, keys, member, id, history, stream, liveness, received, heard, parts, over: None };
         match created.canceled() {
             true => Err(watch.cancelled(&created)),
             false => Ok(watch),
@@ -85,6 +94,11 @@ impl EtcdWatch {
         loop {
             let message = match timeout_at(self.liveness.end(), self.stream.message()).await {
                 Ok(message) => message,
+                // A long answer may take its time on a slow link.
+                Err(_) if self.is_receiving() => {
+                    self.liveness.heard();
+                    continue;
+                }
                 Err(_) if self.liveness.timed_out() == Next::GiveUp => {
                     return Err(self.broken("the watch gives no sign of life"));
                 }
@@ -98,19 +112,36 @@ impl EtcdWatch {
                 // The answer to a request for progress has no watch's id.
                 Ok(Some(message)) if message.watch_id() != self.id => {}
                 Ok(Some(message)) if message.canceled() => return Err(self.cancelled(&message)),
-                Ok(Some(message)) => return Ok(self.changes(&message)),
+                Ok(Some(message)) => {
+                    if let Some(changes) = self.take(&message) {
+                        return Ok(changes);
+                    }
+                }
                 Ok(None) => return Err(self.broken("the watch ended")),
                 Err(error) => return Err(self.failed(error)),
             }
         }
     }
 
-    fn changes(&self, message: &WatchResponse) -> Changes {
-        let changes = message.events().iter().filter_map(|event| self.change(event)).collect();
+    /// Whether anything arrived since this was asked last.
+    fn is_receiving(&mut self) -> bool {
+        let before = std::mem::replace(&mut self.heard, self.received.by_watches());
+        self.heard > before
+    }
+
+    /// The changes of a message, together with those of its earlier parts; `None` while parts are missing. Keys that are
+    /// deleted together are one revision, which must not be applied by halves.
+    fn take(&mut self, message: &WatchResponse) -> Option<Changes> {
+        let changes: Vec<Change> = message.events().iter().filter_map(|event| self.change(event)).collect();
+        self.parts.extend(changes);
+        if message.0.fragment {
+            return None;
+        }
+        let changes = std::mem::take(&mut self.parts);
         // The header of a watch that is still catching up is ahead of its events.
-        let last = message.events().iter().filter_map(|event| Some(event.kv()?.mod_revision())).max();
+        let last = changes.iter().map(Change::revision).max();
         let revision = last.or_else(|| message.header().map(|header| header.revision())).unwrap_or_default();
-        Changes { revision, changes }
+        Some(Changes { revision, changes })
     }
 
     fn change(&self, event: &Event) -> Option<Change> {
