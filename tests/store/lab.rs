@@ -4,7 +4,7 @@ use crate::etcd::Etcd;
 use flanneld::model::lease::{Lease, LeaseAttrs, Record, Revision};
 use flanneld::model::subnet::SubnetKey;
 use flanneld::store::etcd::EtcdStore;
-use flanneld::store::memory::MemoryStore;
+use flanneld_lab::store::MemoryStore;
 use flanneld::store::{Change, Changes, Leases, Watch, WriteOutcome};
 use std::net::Ipv4Addr;
 

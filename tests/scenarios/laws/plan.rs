@@ -2,7 +2,7 @@
 
 use super::{as_wanted, config, device, mac, ops};
 use flanneld::kernel::Kernel;
-use flanneld::kernel::fake::FakeKernel;
+use flanneld_lab::kernel::FakeKernel;
 use flanneld::model::kernel_state::{
     Device, ExistingDevice, Few, Have, Neighbor, Oif, PROTOCOL_KERNEL, Route, Scope, Want,
 };

@@ -4,7 +4,7 @@
 use super::lab::{Cluster, Host, secs};
 use flanneld::model::lease::{Name, Record};
 use flanneld::model::plan::Op;
-use flanneld::store::memory::MemoryWatch;
+use flanneld_lab::store::MemoryWatch;
 use flanneld::store::{Change, Registry, Watch};
 use futures_util::FutureExt;
 use ipnet::Ipv4Net;
