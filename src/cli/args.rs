@@ -31,12 +31,12 @@ use given::{Given, Origin};
 /// The renewal margin when none is given and the TTL leaves room for it.
 const DEFAULT_RENEW_MARGIN: Duration = Duration::from_secs(60 * 60);
 
-/// What the daemon was asked to do; every value is checked.
+/// The options of the daemon; every value is checked.
 #[derive(Clone, Debug)]
 pub struct Options {
-    /// Where etcd answers, as `http://host:port` or `https://host:port` without a path; never empty.
+    /// The endpoints of etcd, `http://host:port` or `https://host:port` without a path; never empty.
     pub etcd_endpoints: Vec<String>,
-    /// Whom to take for etcd, and as whom to speak to it. That the files exist is not checked yet.
+    /// The CA that etcd is checked by, and the certificate or user that is shown to it. The files are not read yet.
     pub etcd_access: Access,
     /// Prefix of all keys, cleaned as Go's `path.Join` does: the config is at
     /// `{etcd_prefix}/config`. It never ends in a slash, so the root is the empty string; a missing
@@ -51,11 +51,11 @@ pub struct Options {
     pub iface_can_reach: Option<IpAddr>,
     /// Address that the other hosts send to, if not that of the interface; unicast.
     pub public_ip: Option<Ipv4Addr>,
-    /// The file that tells Docker and others about the subnet.
+    /// The file in which Docker and others read the subnet.
     pub subnet_file: PathBuf,
     /// The file with Docker's options; `None` writes none.
     pub docker_opts_file: Option<PathBuf>,
-    /// Directory for what is remembered between runs.
+    /// Directory of the state file.
     pub state_dir: PathBuf,
     /// Time to live of the own lease: whole seconds, 2 s to 30 days.
     pub subnet_lease_ttl: Duration,
@@ -64,25 +64,24 @@ pub struct Options {
     pub renew_margin: Duration,
     /// Whether the lease is given back on SIGTERM and SIGINT.
     pub release_lease_on_exit: bool,
-    /// How long the entries of peers stay that vanish in a way that does not look like their own doing: 0 s to 30
-    /// days.
+    /// How long to keep the entries of peers whose leases disappeared although the peers did not leave: 0 s to 30 days.
     pub peer_hold: Duration,
-    /// What the firewall is to hold.
+    /// The rules that the firewall should hold.
     pub firewall: FirewallSettings,
-    /// Whether packets to addresses of our subnet that nobody has are dropped by a blackhole route.
+    /// Whether a blackhole route drops packets to unused addresses of our subnet.
     pub blackhole_route: bool,
-    /// Whether packets get their checksums before they reach our device.
+    /// Whether the CPU computes checksums before packets reach our device.
     pub tx_checksum_off: bool,
-    /// Where health is served; `None` serves none.
+    /// The address of the health endpoints; `None` serves none.
     pub healthz: Option<SocketAddr>,
     /// 0 logs at level info, 1 to 4 debug, 5 and above trace.
     pub verbosity: u8,
 }
 
-/// What a command line asks for.
+/// The parsed command line.
 #[derive(Clone, Debug)]
 pub enum Invocation {
-    /// Run the daemon; the strings are warnings, to be logged once logging works.
+    /// Run the daemon. The strings are warnings to log once logging works.
     Run(Box<Options>, Vec<String>),
     /// Print this text and succeed.
     ShowHelp(String),
@@ -90,10 +89,10 @@ pub enum Invocation {
     ShowVersion(String),
 }
 
-/// Everything that is wrong with a command line and its environment.
+/// All problems of a command line and its environment.
 ///
-/// Displays as one line a problem. A line names the flag, the environment variable if the value
-/// came from there, the value and what would be right. Values that may hold a password are never
+/// Displays one line for each problem. A line names the flag, the environment variable if the value
+/// came from there, the value, and a value that would be right. Values that may hold a password are never
 /// shown.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct ArgsError {
@@ -147,12 +146,12 @@ pub fn parse(
     }
 }
 
-/// The definition of the command line, as far as `--help` shows it: for manuals and completions.
+/// The part of the command line that `--help` shows, for manuals and completions.
 pub fn command() -> clap::Command {
     flags::visible()
 }
 
-/// Turns what clap reports instead of matches into a text to print or an error.
+/// Turns clap's report into a text to print or an error.
 fn not_matched(error: &clap::Error) -> Result<Invocation, ArgsError> {
     let text = |kind| match error.get(kind) {
         Some(ContextValue::String(text)) => Some(text.as_str()),
@@ -250,7 +249,7 @@ fn lease_times(given: &mut Given) -> Option<(Duration, Duration)> {
     Some((ttl, margin?))
 }
 
-/// What the firewall is to hold.
+/// The rules that the firewall should hold.
 fn firewall(given: &mut Given) -> Option<FirewallSettings> {
     let masquerade = given.read("ip-masq", values::boolean);
     let plain_ports = given.read("ip-masq-fully-random-disable", values::boolean);
@@ -266,7 +265,7 @@ fn firewall(given: &mut Given) -> Option<FirewallSettings> {
     })
 }
 
-/// Where health is served, if anywhere.
+/// The address of the health endpoints, if they are served.
 fn healthz(given: &mut Given) -> Option<Option<SocketAddr>> {
     let ip = given.read("healthz-ip", values::ip);
     let port = given.read("healthz-port", values::port);

@@ -129,11 +129,7 @@ const CONTESTS: &[Contest] = &[
         metrics: TCP_AND_PING,
         sides: || [ours(VETH, "", MASQ), plain(VETH)],
     },
-    Contest {
-        name: "noudpcsum / udpcsum",
-        metrics: TCP,
-        sides: || [by_hand(VETH, "noudpcsum"), by_hand(VETH, "")],
-    },
+    Contest { name: "noudpcsum / udpcsum", metrics: TCP, sides: || [by_hand(VETH, "noudpcsum"), by_hand(VETH, "")] },
     Contest {
         name: "noudpcsum / udpcsum, wire",
         metrics: TCP,
