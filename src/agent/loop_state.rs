@@ -1,6 +1,7 @@
 //! What the loop remembers from turn to turn, and when it turns next.
 
-use super::repair_limiter::{RateLimit, RepairLimiter};
+use super::rate_limit::RateLimit;
+use super::repair_limiter::RepairLimiter;
 use super::retry_queue::RetryQueue;
 use super::runtime::{Backoff, Runtime};
 use crate::malloc;
@@ -22,6 +23,9 @@ const FULL_READ_SHARE: u32 = 4000;
 const STORM_READ_EVERY: Duration = Duration::from_millis(50);
 const STORM_READ_AT_LATEST: Duration = Duration::from_millis(500);
 const STORM_READ_SHARE: u32 = 10;
+
+/// The number of short reads that follow each other without a pause.
+const READS_AT_ONCE: u32 = 40;
 
 /// How soon the host's interfaces are looked at again after one that is not ours changed. Containers come and go in
 /// bursts.
@@ -99,13 +103,13 @@ impl LoopState {
 
     /// Something has happened that only a full read tells.
     pub(super) fn read_soon(&mut self, now: Moment) {
-        let allowed = self.reads.allowed_at(STORM_READ_EVERY).min(now + STORM_READ_AT_LATEST);
+        let allowed = self.reads.allowed_at(STORM_READ_EVERY, READS_AT_ONCE).min(now + STORM_READ_AT_LATEST);
         self.read_at = self.read_at.min(allowed.max(now));
     }
 
     /// The host's interfaces are to be looked at, at this moment.
     pub(super) fn read_host_soon(&mut self, at: Moment) {
-        let allowed = self.host_reads.allowed_at(STORM_READ_EVERY).min(at + STORM_READ_AT_LATEST);
+        let allowed = self.host_reads.allowed_at(STORM_READ_EVERY, READS_AT_ONCE).min(at + STORM_READ_AT_LATEST);
         let at = at.max(allowed);
         self.read_host_at = Some(self.read_host_at.map_or(at, |known| known.min(at)));
     }

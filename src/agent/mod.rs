@@ -19,6 +19,7 @@ mod loop_state;
 mod network;
 mod nic;
 pub mod peers;
+mod rate_limit;
 mod reconcile;
 pub mod repair_limiter;
 mod report;
