@@ -21,39 +21,41 @@ build: setup-build ## Build flanneld (RELEASE=1: optimised, takes minutes)
 	cargo build $(if $(RELEASE),--release)
 
 test: setup cargo-deb ## Run every test (as root: hosts are network namespaces, etcd is real)
-	cargo test --no-fail-fast
+	cargo test --workspace --no-fail-fast
 
 check: setup ## Check the format and the lints
 	cargo fmt --check
-	cargo clippy --all-targets -- -D warnings
+	cargo clippy --workspace --all-targets -- -D warnings
 
-# The bench's own build of flanneld takes the place of the release's, which is measured: so it is put aside.
+# Builds and starts a campaign of lab/, after the flanneld that the campaign starts, if it starts one. Paths in its
+# arguments are relative to this directory.
+campaign = cargo build --profile lab -p flanneld-lab --bin $(1) $(if $(2),-p $(2) --bin $(2)) && $(target)/lab/$(1)
+
 bench: setup ## Measure flanneld with 10 to 50,000 peers, as root, for an hour (PEER=PATH: beside another; ARGS="--rounds 1": less)
 	cargo build --release
-	install -D $(target)/release/flanneld target/bench/flanneld
-	cargo bench --bench scale -- --flanneld ours=target/bench/flanneld $(if $(PEER),--flanneld peer=$(abspath $(PEER))) $(ARGS)
+	$(call campaign,scale) --flanneld ours=$(target)/release/flanneld $(if $(PEER),--flanneld peer=$(abspath $(PEER))) $(ARGS)
 
 bench-repair: setup ## Time repairs and joins, as root (ARGS="--peers 10 --join 0": less of it)
-	cargo bench --bench repair -- $(ARGS)
+	$(call campaign,repair,flanneld) $(ARGS)
 
 bench-dataplane: setup ## Compare data paths: ours, by hand, and what can be chosen (installs iperf3; ARGS="--only rules --rounds 3")
 	@.ci/setup iperf3
-	cargo bench --bench dataplane -- $(ARGS)
+	$(call campaign,dataplane,flanneld) $(ARGS)
 
 bench-allocate: setup ## Time the choice of a subnet among 65,536, and listings of 100,000 leases
-	cargo bench --bench allocate -- $(ARGS)
+	$(call campaign,allocate) $(ARGS)
 
 bench-hostile: setup-build ## Print the CPU of one more event among 10,000 and 50,000 hostile leases (ARGS="--only MAC": less of it)
-	cargo bench --bench hostile -- $(ARGS)
+	$(call campaign,hostile) $(ARGS)
 
 bench-routes: setup ## Time the kernel's tables for each shape of routes, as root (ARGS="--peers 10000": less of it)
-	cargo bench --bench routes -- $(ARGS)
+	$(call campaign,routes) $(ARGS)
 
 bench-watchers: setup ## Time etcd's fan-out to up to 5,000 watching hosts, as root (ARGS="--watchers 100": less of it)
-	cargo bench --bench watchers -- $(ARGS)
+	$(call campaign,watchers) $(ARGS)
 
-simulate: setup ## Let SEEDS (300) clusters live through anything, from seed START (1)
-	cargo bench --bench simulate -- --seeds $(or $(SEEDS),300) --start $(or $(START),1)
+simulate: setup ## Run SEEDS (300) simulated clusters through random faults, from seed START (1)
+	$(call campaign,simulate) --seeds $(or $(SEEDS),300) --start $(or $(START),1)
 
 fuzz: setup ## Fuzz each reader of foreign data for FUZZ_SECONDS (20), or only TARGET
 	@fuzz/run $(TARGET)

@@ -7,7 +7,8 @@ use tracing_subscriber::filter::LevelFilter;
 /// Starts logging. `verbosity` is flannel's `-v`: 0 INFO, 1 to 4 DEBUG, from 5 on TRACE. Libraries log from INFO on at
 /// any level: HTTP/2 alone would write several lines for each packet.
 pub fn init(verbosity: u8) {
-    let lines = tracing_subscriber::fmt().with_env_filter(filter(verbosity)).with_writer(std::io::stderr).with_ansi(false);
+    let lines =
+        tracing_subscriber::fmt().with_env_filter(filter(verbosity)).with_writer(std::io::stderr).with_ansi(false);
     // Where standard error is full or closed nobody can be told of it; to try would be to die of it.
     let lines = lines.with_target(false).log_internal_errors(false);
     // The journal stamps each line itself.

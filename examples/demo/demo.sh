@@ -1,5 +1,5 @@
 #!/usr/bin/env bash
-# Three hosts join one overlay, before your eyes, on one machine: each host and each container is a network namespace.
+# Shows three hosts join one overlay on one machine. Each host and each container is a network namespace.
 #
 #   demo.sh               build it, show it, remove it; KEEP=1 leaves it standing
 #   demo.sh down [NAME]   remove the demo of that name, or all that were left standing

@@ -24,34 +24,34 @@ function __fish_flanneld_using_subcommand
     contains -- $cmd[1] $argv
 end
 
-complete -c flanneld -n "__fish_flanneld_needs_command" -l etcd-endpoints -d 'Where etcd answers: http://HOST:PORT or https://HOST:PORT, several separated by commas [default: http://127.0.0.1:4001,http://127.0.0.1:2379]' -r -f
+complete -c flanneld -n "__fish_flanneld_needs_command" -l etcd-endpoints -d 'Endpoints of etcd: http://HOST:PORT or https://HOST:PORT, separated by commas [default: http://127.0.0.1:4001,http://127.0.0.1:2379]' -r -f
 complete -c flanneld -n "__fish_flanneld_needs_command" -l etcd-prefix -d 'Prefix of all keys: the config is at KEY/config, the leases are below KEY/subnets/ [default: /coreos.com/network]' -r -f
 complete -c flanneld -n "__fish_flanneld_needs_command" -l etcd-cafile -d 'CA certificates in PEM form that etcd\'s certificate must be signed by, for https:// [default: those of the system]' -r -F
 complete -c flanneld -n "__fish_flanneld_needs_command" -l etcd-certfile -d 'Client certificate in PEM form, if etcd asks for one; read again when it changes' -r -F
 complete -c flanneld -n "__fish_flanneld_needs_command" -l etcd-keyfile -d 'Key of the client certificate in PEM form, unencrypted' -r -F
 complete -c flanneld -n "__fish_flanneld_needs_command" -l etcd-username -d 'User of etcd, if it has authentication enabled' -r -f
 complete -c flanneld -n "__fish_flanneld_needs_command" -l etcd-password-file -d 'File that holds the user\'s password and nothing else but a newline; read again when etcd refuses it' -r -F
-complete -c flanneld -n "__fish_flanneld_needs_command" -l etcd-password -d 'The password itself; every user of this host can see it: rather give --etcd-password-file' -r -f
-complete -c flanneld -n "__fish_flanneld_needs_command" -l iface -d 'Interface to reach the other hosts through, by name or address; may be given several times, the first that fits is taken [default: the interface of the default route]' -r -f
+complete -c flanneld -n "__fish_flanneld_needs_command" -l etcd-password -d 'The password itself. Every user of this host can see it; prefer --etcd-password-file' -r -f
+complete -c flanneld -n "__fish_flanneld_needs_command" -l iface -d 'Interface to reach the other hosts through, by name or address; may be given several times, the first match is used [default: the interface of the default route]' -r -f
 complete -c flanneld -n "__fish_flanneld_needs_command" -l iface-regex -d 'As --iface, but a pattern for its address or its name; tried after --iface' -r -f
-complete -c flanneld -n "__fish_flanneld_needs_command" -l iface-can-reach -d 'Take the interface that the kernel routes IP to; tried last' -r -f
+complete -c flanneld -n "__fish_flanneld_needs_command" -l iface-can-reach -d 'Use the interface that the kernel routes IP to; tried last' -r -f
 complete -c flanneld -n "__fish_flanneld_needs_command" -l public-ip -d 'Address that the other hosts send to [default: the interface\'s own address]' -r -f
-complete -c flanneld -n "__fish_flanneld_needs_command" -l subnet-lease-ttl -d 'How long the subnet stays reserved for this host after it was last heard of: 2s to 30days [default: 24h]' -r -f
-complete -c flanneld -n "__fish_flanneld_needs_command" -l subnet-lease-renew-margin -d 'How long before its expiry the lease is renewed, in minutes or with a unit; if it is not given and the TTL is no longer than its default, a third of the TTL [default: 60]' -r -f
+complete -c flanneld -n "__fish_flanneld_needs_command" -l subnet-lease-ttl -d 'How long the subnet stays reserved for this host after the last renewal: 2s to 30days [default: 24h]' -r -f
+complete -c flanneld -n "__fish_flanneld_needs_command" -l subnet-lease-renew-margin -d 'How long before its expiry the lease is renewed, in minutes or with a unit. If the flag is not given and the TTL is at most 24h: a third of the TTL [default: 60]' -r -f
 complete -c flanneld -n "__fish_flanneld_needs_command" -l release-lease-on-exit -d 'Give the subnet back on SIGTERM and SIGINT: the other hosts remove their routes to it at once, and any host may take it [default: false]' -r -f
-complete -c flanneld -n "__fish_flanneld_needs_command" -l peer-hold -d 'How long the routes to other hosts stay whose leases vanish in a way that does not look like their own doing, as when etcd is wiped; 0s: not at all [default: the TTL of the lease]' -r -f
+complete -c flanneld -n "__fish_flanneld_needs_command" -l peer-hold -d 'How long to keep the routes to hosts whose leases disappeared although the hosts did not leave, for example because etcd was wiped; 0s keeps none [default: the TTL of the lease]' -r -f
 complete -c flanneld -n "__fish_flanneld_needs_command" -l subnet-file -d 'Where to write FLANNEL_SUBNET, FLANNEL_MTU and the like [default: /run/flannel/subnet.env]' -r -F
 complete -c flanneld -n "__fish_flanneld_needs_command" -l docker-opts-file -d 'Where to write Docker\'s options, DOCKER_OPT_BIP and the like; empty for nowhere [default: /run/docker_opts.env]' -r -F
-complete -c flanneld -n "__fish_flanneld_needs_command" -l state-dir -d 'Where to remember the MAC address and the lease between runs; if it is not given, systemd\'s $STATE_DIRECTORY goes before the default [default: /var/lib/flannel]' -r -f -a "(__fish_complete_directories)"
+complete -c flanneld -n "__fish_flanneld_needs_command" -l state-dir -d 'Where to remember the MAC address and the lease between runs. If the flag is not given, systemd\'s $STATE_DIRECTORY is used before the default [default: /var/lib/flannel]' -r -f -a "(__fish_complete_directories)"
 complete -c flanneld -n "__fish_flanneld_needs_command" -l healthz-ip -d 'Address to serve /healthz and /readyz on [default: 0.0.0.0]' -r -f
 complete -c flanneld -n "__fish_flanneld_needs_command" -l healthz-port -d 'Port to serve /healthz and /readyz on; 0 serves none [default: 0]' -r -f
-complete -c flanneld -n "__fish_flanneld_needs_command" -s v -d 'How much to log: 0 is for operation, 1 and up debug, 5 and up trace [default: 0]' -r -f
-complete -c flanneld -n "__fish_flanneld_needs_command" -l ip-masq -d 'Give packets that leave the overlay this host\'s address; Docker is then told not to [default: false]' -r -f
+complete -c flanneld -n "__fish_flanneld_needs_command" -s v -d 'How much to log: 0 for normal operation, 1 to 4 for debugging, 5 and more for everything [default: 0]' -r -f
+complete -c flanneld -n "__fish_flanneld_needs_command" -l ip-masq -d 'Masquerade packets that leave the overlay; Docker is then configured not to [default: false]' -r -f
 complete -c flanneld -n "__fish_flanneld_needs_command" -l ip-masq-fully-random-disable -d 'Do not choose the source ports of such packets at random [default: false]' -r -f
 complete -c flanneld -n "__fish_flanneld_needs_command" -l iptables-forward-rules -d 'Accept packets from and to the overlay in the FORWARD chain [default: true]' -r -f
-complete -c flanneld -n "__fish_flanneld_needs_command" -l iptables-docker-user-rules -d 'Accept packets from other hosts to this host\'s containers in Docker\'s chain DOCKER-USER, behind your own rules there: Docker 28 and later drop them otherwise where a port is not published [default: false]' -r -f
-complete -c flanneld -n "__fish_flanneld_needs_command" -l iptables-resync -d 'How often to look at the rules, where the kernel does not report changes of them [default: 5]' -r -f
-complete -c flanneld -n "__fish_flanneld_needs_command" -l ip-blackhole-route -d 'Drop packets to addresses of this host\'s subnet that nobody has, by a blackhole route behind all others [default: false]' -r -f
+complete -c flanneld -n "__fish_flanneld_needs_command" -l iptables-docker-user-rules -d 'Accept packets from other hosts to this host\'s containers in Docker\'s chain DOCKER-USER, behind your own rules there: Docker 28 and later otherwise drop packets to ports that are not published [default: false]' -r -f
+complete -c flanneld -n "__fish_flanneld_needs_command" -l iptables-resync -d 'How often to check the rules if the kernel does not report changes to them [default: 5]' -r -f
+complete -c flanneld -n "__fish_flanneld_needs_command" -l ip-blackhole-route -d 'Drop packets to unused addresses of this host\'s subnet, by a blackhole route that matches after all others [default: false]' -r -f
 complete -c flanneld -n "__fish_flanneld_needs_command" -l vxlan-tx-checksum-off -d 'Let the CPU compute the checksums of packets before they reach the VXLAN device (ethtool\'s tx-checksum-ip-generic off): a workaround for NICs, drivers and hypervisors that send wrong ones, at the price of most of the throughput [default: false]' -r -f
 complete -c flanneld -n "__fish_flanneld_needs_command" -s h -l help -d 'Print this text'
 complete -c flanneld -n "__fish_flanneld_needs_command" -s V -l version -d 'Print the version'

@@ -19,6 +19,7 @@ mod loop_state;
 mod network;
 mod nic;
 pub mod peers;
+mod rate_limit;
 mod read_schedule;
 mod reconcile;
 pub mod repair_limiter;

@@ -1,7 +1,7 @@
 //! When the kernel's state and the host's interfaces are read next: periodically, and soon after an event whose outcome
 //! only a reading shows. In a storm of such events the readings are paced.
 
-use super::repair_limiter::RateLimit;
+use super::rate_limit::RateLimit;
 use super::runtime::{Backoff, Runtime};
 use crate::model::lease_set::Moment;
 use std::time::Duration;
@@ -20,6 +20,9 @@ const FULL_READ_SHARE: u32 = 4000;
 const STORM_READ_EVERY: Duration = Duration::from_millis(50);
 const STORM_READ_AT_LATEST: Duration = Duration::from_millis(500);
 const STORM_READ_SHARE: u32 = 10;
+
+/// The number of short readings that follow each other without a pause.
+const READS_AT_ONCE: u32 = 40;
 
 /// How soon the host's interfaces are read after a change of one that is not ours. Containers come and go in bursts.
 const HOST_READ_AFTER: Duration = Duration::from_millis(100);
@@ -62,13 +65,13 @@ impl ReadSchedule {
 
     /// Something happened whose outcome only a full reading shows.
     pub(super) fn read_soon(&mut self, now: Moment) {
-        let allowed = self.reads.allowed_at(STORM_READ_EVERY).min(now + STORM_READ_AT_LATEST);
+        let allowed = self.reads.allowed_at(STORM_READ_EVERY, READS_AT_ONCE).min(now + STORM_READ_AT_LATEST);
         self.read_at = self.read_at.min(allowed.max(now));
     }
 
     /// The host's interfaces are to be read at this moment.
     pub(super) fn read_host_soon(&mut self, at: Moment) {
-        let allowed = self.host_reads.allowed_at(STORM_READ_EVERY).min(at + STORM_READ_AT_LATEST);
+        let allowed = self.host_reads.allowed_at(STORM_READ_EVERY, READS_AT_ONCE).min(at + STORM_READ_AT_LATEST);
         let at = at.max(allowed);
         self.read_host_at = Some(self.read_host_at.map_or(at, |known| known.min(at)));
     }

@@ -2,52 +2,23 @@
 //! for, immediate answers cost both sides their processors, and us our logs. So each object, and all of them together, may be
 //! repaired often in a short time, and then later and later.
 
+use super::rate_limit::{RateLimit, Slowdown};
 use crate::model::lease_set::Moment;
 use crate::model::plan::{Key, Op};
 use std::collections::{BTreeMap, BTreeSet};
 use std::time::Duration;
 
-/// How often something may be done at once before it has to be done steadily.
+/// The number of repairs of one object that need no pause.
 const AT_ONCE: u32 = 40;
 
-/// Something that may be done often in a short time, and steadily only every now and then.
-#[derive(Debug, Clone, Copy, Default)]
-pub struct RateLimit {
-    /// The moment at which all that was done would have been due, had it been done steadily.
-    spent: Moment,
-}
-
-impl RateLimit {
-    /// It was done at `now`; in the long run it is to be done one `every` so often.
-    pub fn spend(&mut self, now: Moment, every: Duration) {
-        self.spent = self.spent.max(now) + every;
-    }
-
-    /// When it may be done again, if `every` is what it is to be done in the long run.
-    pub fn allowed_at(&self, every: Duration) -> Moment {
-        self.spent.saturating_sub(every * AT_ONCE)
-    }
-
-    /// How often it was done lately: one time is forgotten each `every`.
-    fn times(&self, now: Moment, every: Duration) -> u32 {
-        let ahead = self.spent.saturating_sub(now).as_millis().div_ceil(every.as_millis());
-        u32::try_from(ahead).unwrap_or(u32::MAX)
-    }
-}
-
-/// How repairs slow down that do not last.
-struct Limit {
-    /// So many repairs are made at once.
-    at_once: u32,
-    /// Then there is a pause before each, which doubles from [`FIRST_PAUSE`] up to this.
-    longest_pause: Duration,
-}
-
-const FIRST_PAUSE: Duration = Duration::from_millis(500);
-const OF_AN_OBJECT: Limit = Limit { at_once: AT_ONCE, longest_pause: Duration::from_secs(60) };
+/// Repairs of one object.
+const OF_AN_OBJECT: Slowdown =
+    Slowdown { at_once: AT_ONCE, first_pause: FIRST_PAUSE, longest_pause: Duration::from_secs(60) };
 /// Rounds of repairs, whatever they are about. An object that was damaged once waits for no longer than this pause while
 /// others are fought over.
-const OF_ALL: Limit = Limit { at_once: 5 * AT_ONCE, longest_pause: Duration::from_secs(5) };
+const OF_ALL: Slowdown =
+    Slowdown { at_once: 5 * AT_ONCE, first_pause: FIRST_PAUSE, longest_pause: Duration::from_secs(5) };
+const FIRST_PAUSE: Duration = Duration::from_millis(500);
 
 /// How long at least nothing had to wait before a fight is said to be over.
 const CALM_AFTER: Duration = Duration::from_secs(10);
@@ -62,12 +33,9 @@ struct Repairs {
 }
 
 impl Repairs {
-    fn repaired(&mut self, now: Moment, limit: &Limit) {
-        self.rate.spend(now, limit.longest_pause);
-        let times = self.rate.times(now, limit.longest_pause);
-        let pause = |over: u32| FIRST_PAUSE.saturating_mul(1 << over.min(16)).min(limit.longest_pause);
-        self.pause = times.checked_sub(limit.at_once).map_or(Duration::ZERO, pause);
-        self.again_at = now + self.pause;
+    fn repaired(&mut self, now: Moment, slowdown: &Slowdown) {
+        self.again_at = self.rate.slow_down(now, slowdown);
+        self.pause = self.again_at.saturating_sub(now);
     }
 }
 
@@ -85,7 +53,7 @@ pub struct RepairLimiter {
 impl RepairLimiter {
     /// These operations, a round of them, have made good what was not as it should be.
     pub fn repaired<'o>(&mut self, ops: impl Iterator<Item = &'o Op>, now: Moment) {
-        self.repairs.retain(|_, repairs| repairs.rate.spent > now);
+        self.repairs.retain(|_, repairs| !repairs.rate.is_unspent(now));
         let mut fought_over = std::mem::take(&mut self.fought_over);
         fought_over.retain(|key, (_, last)| now < self.calm_at(key, *last));
         self.fought_over = fought_over;

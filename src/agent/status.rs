@@ -1,5 +1,6 @@
 //! How the daemon is doing: one value that the health endpoints and the service manager's status line render.
 
+use super::rate_limit::{RateLimit, Slowdown};
 use super::runtime::{Notice, Runtime};
 use crate::model::lease::LeaseId;
 use crate::model::lease_set::Moment;
@@ -83,8 +84,8 @@ struct Raised {
     reason: String,
     /// The reasons that were logged, the last one at the end.
     logged: Vec<String>,
-    /// How often a reason was logged that was none of the first.
-    repeated: u32,
+    /// The log lines about reasons that came back, or that were none of the first.
+    lines: RateLimit,
     /// The next such is logged from this moment on.
     quiet_until: Moment,
 }
@@ -92,8 +93,8 @@ struct Raised {
 /// So many different reasons of one trouble are logged as they come; others, and those that come back, less and less
 /// often.
 const NEW_REASONS: usize = 10;
-/// The first and the longest pause between those.
-const PAUSES: (Duration, Duration) = (Duration::from_secs(60), Duration::from_secs(3600));
+const OTHER_REASONS: Slowdown =
+    Slowdown { at_once: 1, first_pause: Duration::from_secs(60), longest_pause: Duration::from_secs(3600) };
 
 impl Raised {
     /// Whether the reason as it stands is worth a line. A trouble that lasts may alternate between reasons for hours.
@@ -106,9 +107,7 @@ impl Raised {
             if now < self.quiet_until {
                 return false;
             }
-            let (first, longest) = PAUSES;
-            self.quiet_until = now + first.saturating_mul(1 << self.repeated.min(16)).min(longest);
-            self.repeated += 1;
+            self.quiet_until = self.lines.slow_down(now, &OTHER_REASONS);
             self.logged.remove(known.unwrap_or(0));
         }
         self.logged.push(self.reason.clone());

@@ -35,7 +35,7 @@ const DEFAULT_RENEW_MARGIN: Duration = Duration::from_secs(60 * 60);
 /// The options of the daemon. Every value is checked.
 #[derive(Clone, Debug)]
 pub struct Options {
-    /// Where etcd answers, as `http://host:port` or `https://host:port` without a path; never empty.
+    /// The endpoints of etcd, `http://host:port` or `https://host:port` without a path; never empty.
     pub etcd_endpoints: Vec<String>,
     /// How etcd proves itself, and how flanneld proves itself to etcd. Nothing checks yet whether the files exist.
     pub etcd_access: Access,
@@ -50,10 +50,10 @@ pub struct Options {
     pub verbosity: u8,
 }
 
-/// What a command line asks for.
+/// The parsed command line.
 #[derive(Clone, Debug)]
 pub enum Invocation {
-    /// Run the daemon; the strings are warnings, to be logged once logging works.
+    /// Run the daemon. The strings are warnings to log once logging works.
     Run(Box<Options>, Vec<String>),
     /// Print this text and succeed.
     ShowHelp(String),
@@ -61,10 +61,10 @@ pub enum Invocation {
     ShowVersion(String),
 }
 
-/// Everything that is wrong with a command line and its environment.
+/// All problems of a command line and its environment.
 ///
-/// Displays as one line a problem. A line names the flag, the environment variable if the value
-/// came from there, the value and what would be right. Values that may hold a password are never
+/// Displays one line for each problem. A line names the flag, the environment variable if the value
+/// came from there, the value, and a value that would be right. Values that may hold a password are never
 /// shown.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct ArgsError {
@@ -118,12 +118,12 @@ pub fn parse(
     }
 }
 
-/// The definition of the command line, as far as `--help` shows it: for manuals and completions.
+/// The part of the command line that `--help` shows, for manuals and completions.
 pub fn command() -> clap::Command {
     flags::visible()
 }
 
-/// Turns what clap reports instead of matches into a text to print or an error.
+/// Turns clap's report into a text to print or an error.
 fn not_matched(error: &clap::Error) -> Result<Invocation, ArgsError> {
     let text = |kind| match error.get(kind) {
         Some(ContextValue::String(text)) => Some(text.as_str()),
@@ -239,7 +239,7 @@ fn lease_times(given: &mut Given) -> Option<LeaseTimes> {
     Some(LeaseTimes { ttl, renew_margin: margin? })
 }
 
-/// What the firewall is to hold.
+/// The rules that the firewall should hold.
 fn firewall(given: &mut Given) -> Option<FirewallSettings> {
     let masquerade = given.read("ip-masq", values::boolean);
     let plain_ports = given.read("ip-masq-fully-random-disable", values::boolean);
@@ -255,7 +255,7 @@ fn firewall(given: &mut Given) -> Option<FirewallSettings> {
     })
 }
 
-/// Where health is served, if anywhere.
+/// The address of the health endpoints, if they are served.
 fn healthz(given: &mut Given) -> Option<Option<SocketAddr>> {
     let ip = given.read("healthz-ip", values::ip);
     let port = given.read("healthz-port", values::port);

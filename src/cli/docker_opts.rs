@@ -1,5 +1,4 @@
-//! `flanneld docker-opts`: Docker's options from `subnet.env`, as flannel's `mk-docker-opts.sh` writes them, also under
-//! that name.
+//! `flanneld docker-opts`, also as `mk-docker-opts.sh`: writes Docker's options from `subnet.env` as flannel's script does.
 
 use crate::files;
 use crate::model::env_files::{DockerLines, DockerOpts};
@@ -12,7 +11,7 @@ use std::process::ExitCode;
 /// The subcommand: the first word after the program's name.
 pub const NAME: &str = "docker-opts";
 
-/// The program's name under which it is this subcommand, for units that were written for flannel.
+/// The name of flannel's script. Units that were written for flannel call it.
 const SCRIPT: &str = "mk-docker-opts.sh";
 
 const NOTES: &str = "\
@@ -55,7 +54,7 @@ pub fn is_named(program: &OsStr) -> bool {
     Path::new(program).file_name() == Some(OsStr::new(SCRIPT))
 }
 
-/// Does what the words after the subcommand's name ask for.
+/// Runs the subcommand with the words after its name.
 pub fn main(words: impl Iterator<Item = OsString>) -> ExitCode {
     let done = match Args::try_parse_from(words) {
         Ok(args) => write(&args),
@@ -98,7 +97,7 @@ fn read(path: &Path) -> Result<DockerOpts, String> {
     DockerOpts::parse(&String::from_utf8_lossy(&bytes)).map_err(|problem| format!("{}: {problem}", path.display()))
 }
 
-/// What the variable holds already; the empty string where there is none.
+/// The value that the variable has already; empty if it is not set.
 fn in_environment(key: &str) -> Result<String, String> {
     let value = std::env::var_os(key).unwrap_or_default();
     value.into_string().map_err(|value| format!("environment variable {key} is {value:?}, which is not valid UTF-8"))
@@ -117,7 +116,7 @@ fn first_line(error: &clap::Error) -> String {
     rendered.lines().next().unwrap_or_default().trim_start_matches("error: ").to_owned()
 }
 
-/// Not print!, which panics when nobody can read it.
+/// Prints a text. print! would panic if standard output is closed.
 fn show(text: &str) -> Result<(), String> {
     let mut out = std::io::stdout();
     out.write_all(text.as_bytes()).and_then(|()| out.flush()).map_err(|error| format!("standard output: {error}"))

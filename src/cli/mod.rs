@@ -1,4 +1,4 @@
-//! What an operator can ask for. The only place that names concrete stores and kernels.
+//! The commands. Only this folder names concrete stores and kernels.
 
 pub mod args;
 pub mod docker_opts;
@@ -13,7 +13,7 @@ use std::fmt::Display;
 use std::io::Write;
 use std::process::ExitCode;
 
-/// Does what the command line and the environment ask for. A subcommand is the first word, or the program's name.
+/// Runs the command. A subcommand is the first word of the command line, or the name of the program.
 pub fn main() -> ExitCode {
     let mut words = std::env::args_os().peekable();
     let program = words.next().unwrap_or_default();
@@ -27,7 +27,7 @@ pub fn main() -> ExitCode {
     match args::parse(words, &env) {
         Ok(Invocation::Run(options, warnings)) => run::run(*options, &warnings),
         Ok(Invocation::ShowHelp(text) | Invocation::ShowVersion(text)) => {
-            // Not print!, which panics when nobody can read it.
+            // print! would panic if standard output is closed.
             match std::io::stdout().write_all(text.as_bytes()).and_then(|()| std::io::stdout().flush()) {
                 Ok(()) => ExitCode::SUCCESS,
                 Err(_) => ExitCode::FAILURE,
@@ -42,7 +42,7 @@ fn refuse(problem: &dyn Display) -> ExitCode {
     ExitCode::FAILURE
 }
 
-/// The variables that are text. Of those that are not, only such as could be meant for flanneld are an error.
+/// The environment variables that are valid UTF-8. Another one is an error only if its name is one of flanneld's.
 fn environment(all: impl Iterator<Item = (OsString, OsString)>) -> Result<BTreeMap<String, String>, String> {
     let mut env = BTreeMap::new();
     for (name, value) in all {

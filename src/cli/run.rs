@@ -20,12 +20,11 @@ use std::time::Duration;
 use tokio::net::TcpListener;
 use tokio::task::LocalSet;
 
-/// How long etcd may take to take a lease back.
+/// The time limit for returning the lease at exit.
 const RELEASE: Duration = Duration::from_millis(800);
 
-/// Runs the daemon until SIGTERM or SIGINT: then it ends with 0 and leaves kernel and files as they are, and the lease too unless
-/// it is to be given back. Ends
-/// with 1 only for what no waiting can mend.
+/// Runs the daemon until SIGTERM or SIGINT, then returns 0 and leaves kernel, files and lease as they are. With
+/// `--release-lease-on-exit` the lease is returned. Returns 1 only for a failure that no waiting can repair.
 pub fn run(options: Options, warnings: &[String]) -> ExitCode {
     crate::telemetry::init(options.verbosity);
     tracing::info!("flanneld {} starts", env!("CARGO_PKG_VERSION"));
@@ -36,7 +35,7 @@ pub fn run(options: Options, warnings: &[String]) -> ExitCode {
     };
     let service_manager = Rc::new(ServiceManager::from_env());
     let outcome = LocalSet::new().block_on(&runtime, daemon(options, service_manager.clone()));
-    // A host name that is being looked up is not waited for.
+    // Does not wait for a lookup of a host name that is still running.
     runtime.shutdown_background();
     match outcome {
         Ok(()) => ExitCode::SUCCESS,
@@ -88,7 +87,7 @@ async fn daemon(options: Options, service_manager: Rc<ServiceManager>) -> Result
     Ok(())
 }
 
-/// Gives the lease back. Whoever stops the daemon is not kept waiting for an etcd that does not answer.
+/// Returns the lease to etcd. Does not delay the stop for an etcd that does not answer.
 async fn release(store: &EtcdStore, id: LeaseId) {
     match tokio::time::timeout(RELEASE, store.release(id)).await {
         Ok(Ok(())) => tracing::info!("the lease is given back"),

@@ -1,4 +1,4 @@
-//! The kernel's reports of changes to nftables' rules; iptables' own are among them where it is built on nftables.
+//! The kernel's reports of changes to nftables rules. They include the rules of an iptables that is built on nftables.
 
 use netlink_sys::protocols::NETLINK_NETFILTER;
 use netlink_sys::{AsyncSocket, AsyncSocketExt, TokioSocket};
@@ -9,14 +9,14 @@ use std::time::Duration;
 /// `NFNLGRP_NFTABLES`.
 const GROUP: u32 = 7;
 
-/// What somebody changes in many steps is looked at once.
+/// The pause after a first report, so that a burst of changes causes one check.
 const SETTLE: Duration = Duration::from_millis(100);
 
-/// Hears of all changes to nftables' rules in the network namespace of the thread that opened it.
+/// Receives all changes to nftables rules in the network namespace of the thread that opened it.
 pub struct RuleEvents {
     socket: TokioSocket,
     input: Vec<u8>,
-    /// A change was reported that nobody has looked at yet.
+    /// Whether a change was reported since the last check.
     heard: bool,
 }
 
@@ -24,7 +24,7 @@ impl RuleEvents {
     /// Starts listening. Needs a tokio runtime.
     ///
     /// # Errors
-    /// When the kernel has no nftables, or refuses.
+    /// If the kernel has no nftables, or refuses the subscription.
     pub fn open() -> io::Result<Self> {
         let mut socket = TokioSocket::new(NETLINK_NETFILTER)?;
         socket.socket_mut().bind_auto()?;
@@ -32,18 +32,18 @@ impl RuleEvents {
         Ok(RuleEvents { socket, input: Vec::with_capacity(64 << 10), heard: false })
     }
 
-    /// Waits for a change, and until the burst that it is part of may be over. Cancel-safe.
+    /// Waits for a change and for the end of its burst. Cancel-safe.
     pub async fn changed(&mut self) {
         if !self.heard {
             self.input.clear();
-            // More than could be kept is a change too.
+            // Lost reports are a change too.
             let _ = self.socket.recv(&mut self.input).await;
             self.heard = true;
         }
         tokio::time::sleep(SETTLE).await;
     }
 
-    /// Forgets what was reported so far, which is about to be looked at; tells whether it was anything.
+    /// Drops the reports so far, because a check follows. Returns whether there were any.
     pub fn drain(&mut self) -> bool {
         let mut heard = std::mem::take(&mut self.heard);
         loop {

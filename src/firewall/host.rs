@@ -1,4 +1,4 @@
-//! The firewall of this host, by the programs that are installed.
+//! The firewall of this host, changed with the installed programs.
 
 use super::events::RuleEvents;
 use super::obstacles::{self, OnHost};
@@ -11,29 +11,29 @@ use std::future::pending;
 /// The firewall of this host.
 pub struct HostFirewall {
     mode: Mode,
-    /// `None`: the kernel has no nftables, and only looking tells.
+    /// Reports of changes; `None` if the kernel has no nftables, so that only checks find changes.
     events: Option<RuleEvents>,
     iptables: Option<Iptables>,
-    /// Our tables as nft printed them when they had just been made: other versions may print them in other words.
+    /// Our tables as nft printed them right after they were made, because versions of nft print them differently.
     printed: BTreeMap<String, String>,
-    /// Whether what the other mode may have left was looked for.
+    /// Whether leftovers of the other mode were searched for.
     tidied: bool,
-    /// Chains of others that drop everything may have come or gone.
+    /// Whether chains of other programs that drop packets may have been added or removed.
     chains_changed: bool,
     dropping_chains: Vec<String>,
 }
 
-/// What the installed iptables can do.
+/// The features of the installed iptables.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 struct Iptables {
-    /// Its rules are nftables', and the kernel reports their changes.
+    /// Whether it is built on nftables, whose changes the kernel reports.
     on_nftables: bool,
-    /// 1.6.2 and later: `--random-fully`, and `iptables-restore` that waits for the lock.
+    /// Whether it is 1.6.2 or later: it has `--random-fully`, and `iptables-restore` waits for the lock.
     modern: bool,
 }
 
 impl Iptables {
-    /// From `iptables v1.8.9 (nf_tables)`.
+    /// Parses `iptables v1.8.9 (nf_tables)`.
     fn parse(version: &str) -> Self {
         let number = version.split_whitespace().find_map(|word| word.strip_prefix('v')).unwrap_or_default();
         let mut parts = number.split('.').map(|part| part.parse::<u32>().unwrap_or(0));
@@ -101,7 +101,7 @@ impl HostFirewall {
             None => format!("table {table} was missing"),
         };
         run("nft", &["-f", "-"], &set.nft_script()).await?;
-        // Whoever has changed it again since has hardly left it with as many lines.
+        // A change by another program since then would hardly keep the number of lines.
         if let Some(printed) =
             list(&table).await?.filter(|text| text.lines().count() == set.nft_listing().lines().count())
         {
@@ -110,8 +110,8 @@ impl HostFirewall {
         Ok(Look { changes: vec![why], ..Look::default() })
     }
 
-    /// Our table, and in iptables' tables what only they can hold: Docker's chain for users is there. Whatever else of ours
-    /// is in them was left by a run in the other mode, and goes.
+    /// Repairs our nftables table, and the rules in DOCKER-USER, which only iptables' tables can hold. Removes all other
+    /// rules of ours from iptables' tables: an earlier run in the other mode left them.
     async fn look_at_both(&mut self, set: &RuleSet, on_host: &[OnHost]) -> Result<Look, ToolError> {
         let in_nftables = in_nftables(set);
         let mut look = match in_nftables.is_empty() {
@@ -125,14 +125,13 @@ impl HostFirewall {
                 look.obstacles.extend(obstacles);
             }
             Err(error) if set.docker_user.is_some() => return Err(error),
-            // Its program may not be there.
+            // iptables may not be installed.
             Err(_) => {}
         }
         Ok(look)
     }
 
-    /// Removes what an earlier run with nftables left that is not wanted any more. Not worth a failure: its program may not
-    /// be there.
+    /// Removes tables that an earlier run with nftables left. A failure is ignored, because nft may not be installed.
     async fn tidy(&mut self, sets: &[RuleSet]) -> Vec<String> {
         let mut removed = Vec::new();
         for set in sets.iter().filter(|set| self.mode == Mode::Iptables || in_nftables(set).is_empty()) {
@@ -160,7 +159,7 @@ impl Default for HostFirewall {
 
 impl Firewall for HostFirewall {
     async fn ensure(&mut self, mode: Mode, sets: &[RuleSet], on_host: &[OnHost]) -> Result<Look, ToolError> {
-        // Also where something else than a report was the reason to look.
+        // Also if the check was periodic and not caused by a report.
         self.chains_changed |= self.events.as_mut().is_some_and(RuleEvents::drain);
         if self.mode != mode {
             (self.mode, self.tidied, self.chains_changed) = (mode, false, true);
@@ -201,7 +200,7 @@ impl Firewall for HostFirewall {
     }
 }
 
-/// What of the rules our own table can hold.
+/// The rules that our own table can hold.
 fn in_nftables(set: &RuleSet) -> RuleSet {
     RuleSet { docker_user: None, ..set.clone() }
 }
@@ -223,7 +222,7 @@ async fn list(table: &str) -> Result<Option<String>, ToolError> {
     }
 }
 
-/// Equal but for white space.
+/// Whether two texts are equal apart from white space.
 fn same(a: &str, b: &str) -> bool {
     a.split_whitespace().eq(b.split_whitespace())
 }

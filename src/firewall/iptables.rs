@@ -5,24 +5,24 @@ use super::saved::{Chain, Rule, Saved};
 use super::{KUBE_PROXY_MARK, Masquerade};
 use std::collections::BTreeMap;
 
-/// A chain of ours and where it is entered from.
+/// A chain of ours and the jump that enters it.
 struct Wanted {
     table: &'static str,
     name: String,
-    /// `None`: the chain and all jumps to it are to go.
+    /// The rules; `None` to remove the chain and all jumps to it.
     rules: Option<Vec<Rule>>,
     parent: &'static str,
     jump: Rule,
-    /// A parent of somebody else's, which is left alone while it is not there.
+    /// Whether the parent belongs to another program. While such a parent does not exist, nothing is done.
     foreign_parent: bool,
 }
 
-/// What is to be changed, and why.
+/// A change, and the reasons for it.
 #[derive(Debug, Clone, Default, PartialEq, Eq)]
 pub struct Change {
-    /// What `iptables-restore --noflush` is to be given.
+    /// The input of `iptables-restore --noflush`.
     pub script: String,
-    /// One phrase a difference, for the log.
+    /// One phrase for each difference, for the log.
     pub why: Vec<String>,
 }
 
@@ -84,7 +84,7 @@ impl RuleSet {
         .map(|text| Rule::new(&text).meaning())
     }
 
-    /// What keeps the tables from being as wanted; `None` when nothing does.
+    /// The change that makes the tables hold the wanted rules; `None` if they do already.
     pub fn iptables_change(&self, saved: &Saved) -> Option<Change> {
         let mut scripts: BTreeMap<&str, Script> = BTreeMap::new();
         for wanted in self.chains() {
@@ -101,7 +101,7 @@ impl RuleSet {
         (!change.why.is_empty()).then_some(change)
     }
 
-    /// They match before ours do.
+    /// Removes the rules of flannel 0.7, because they match before ours.
     fn drop_rules_of_0_7(&self, saved: &Saved, script: &mut Script) {
         let old = self.rules_of_0_7();
         let rules = saved.chain("nat", "POSTROUTING").map(|chain| &chain.rules[..]).unwrap_or_default();
@@ -141,7 +141,7 @@ impl Wanted {
             Some(_) => script.why.push(format!("chain {name} was not as it should be")),
             None => script.why.push(format!("chain {name} was missing")),
         }
-        // Naming a chain of one's own makes it, or empties it.
+        // A line with the name of a user-defined chain creates or flushes the chain.
         script.chains.push(format!(":{name} - [0:0]"));
         script.rules.extend(rules.iter().map(|rule| format!("-A {name} {}", rule.render())));
     }
@@ -170,7 +170,7 @@ impl Wanted {
         });
     }
 
-    /// The chain and whatever leads there.
+    /// Removes the chain and all jumps to it.
     fn compare_absence(&self, saved: &Saved, script: &mut Script) {
         let name = &self.name;
         if saved.chain(self.table, name).is_none() {

@@ -1,9 +1,9 @@
-//! The host's firewall, as far as the overlay needs it: what should be there is a value, and the difference to what is
-//! there is one transaction.
+//! The firewall rules of the overlay. The wanted rules are a value; one transaction removes the difference to the actual
+//! rules.
 //!
-//! [`RuleSet`] says what is wanted, in flannel's chains and order. [`iptables`] and [`nftables`] turn it into what
-//! `iptables-restore` and `nft` take, and find out from what these print whether it stands. [`obstacles`] finds rules of
-//! others that keep the overlay's packets from their containers. All of that is pure; [`host`] starts the programs.
+//! [`RuleSet`] holds the wanted rules in flannel's chains and order. [`iptables`] and [`nftables`] render them for
+//! `iptables-restore` and `nft`, and compare them with what these programs print. [`obstacles`] finds rules of other
+//! programs that block packets to our containers. These modules are pure; [`host`] runs the programs.
 
 pub mod events;
 pub mod host;
@@ -20,7 +20,7 @@ use tools::ToolError;
 /// The mark of packets that kube-proxy masquerades itself (`KUBE-MARK-MASQ`).
 pub const KUBE_PROXY_MARK: u32 = 0x4000;
 
-/// What the firewall should hold for one address family.
+/// The rules that the firewall should hold for one address family.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct RuleSet {
     /// The whole overlay.
@@ -29,14 +29,14 @@ pub struct RuleSet {
     pub subnet: IpNet,
     /// Whether packets from and to the overlay are accepted in the forward chain.
     pub forward: bool,
-    /// Whether packets that leave the overlay get this host's address, and how.
+    /// Whether and how packets that leave the overlay get this host's address.
     pub masquerade: Option<Masquerade>,
-    /// Whether packets that come in through this device for our containers are accepted in Docker's chain for users.
+    /// The device from which packets to our containers are accepted in DOCKER-USER, if that is wanted.
     pub docker_user: Option<String>,
-    /// The interface by which packets of the overlay come in without a tunnel, too, if any do.
+    /// The interface from which packets of the overlay also come without a tunnel, if there is one.
     pub direct_nic: Option<String>,
-    /// What the names of chains and tables end with: nothing for VNI 1, as in flannel, so that its own rules are taken
-    /// over; `-7` for VNI 7, so that two overlays on one host have rules of their own.
+    /// The suffix of the names of chains and tables. It is empty for VNI 1, so that flannel's own rules are taken over.
+    /// It is `-7` for VNI 7, so that two overlays on one host have separate rules.
     pub suffix: String,
 }
 
@@ -56,7 +56,7 @@ impl RuleSet {
         }
     }
 
-    /// Nothing is wanted.
+    /// Whether no rule is wanted.
     pub fn is_empty(&self) -> bool {
         !self.forward && self.masquerade.is_none() && self.docker_user.is_none()
     }
@@ -65,48 +65,47 @@ impl RuleSet {
         self.network.addr().is_ipv6()
     }
 
-    /// Where multicast goes, which is never masqueraded.
+    /// The multicast addresses, which are never masqueraded.
     fn multicast(&self) -> &'static str {
         if self.is_v6() { "ff00::/8" } else { "224.0.0.0/4" }
     }
 }
 
-/// Which tables hold the rules.
+/// The tables that hold the rules.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum Mode {
-    /// iptables', beside those of Docker and kube-proxy.
+    /// The tables of iptables, beside the rules of Docker and kube-proxy.
     Iptables,
     /// Tables of our own (`EnableNFTables` in the network config).
     Nftables,
 }
 
-/// What a look at the firewall has led to.
+/// The result of one check of the firewall.
 #[derive(Debug, Clone, Default, PartialEq, Eq)]
 pub struct Look {
-    /// What was not as wanted and is now, a phrase each.
+    /// One phrase for each difference that was repaired.
     pub changes: Vec<String>,
-    /// What others do that keeps packets from our containers, and what helps, a sentence each.
+    /// One sentence for each rule of another program that blocks packets to our containers, with a remedy.
     pub obstacles: Vec<String>,
-    /// Chains of others that drop what is forwarded unless it is accepted there.
+    /// Chains of other programs that drop forwarded packets unless they accept them.
     pub dropping_chains: Vec<String>,
 }
 
 /// A host's firewall.
 #[allow(async_fn_in_trait, reason = "the daemon is one thread: no Send bounds are wanted")]
 pub trait Firewall {
-    /// Looks at the rules and brings them in line, in one transaction a family. `on_host` are the networks on the
-    /// host's interfaces.
+    /// Compares the rules and repairs differences, with one transaction for each family. `on_host` are the networks on
+    /// the host's interfaces.
     async fn ensure(&mut self, mode: Mode, sets: &[RuleSet], on_host: &[OnHost]) -> Result<Look, ToolError>;
 
-    /// Whether [`Firewall::changed`] hears of all changes to the rules, so that looking from time to time is only to be
-    /// sure.
+    /// Whether [`Firewall::changed`] reports all changes to the rules. If so, periodic checks are only a safety net.
     fn reports_changes(&self) -> bool;
 
     /// Waits until somebody has changed rules. Cancel-safe.
     async fn changed(&mut self);
 }
 
-/// A host without a firewall, for scenarios about something else.
+/// A host without a firewall.
 pub struct NoFirewall;
 
 impl Firewall for NoFirewall {

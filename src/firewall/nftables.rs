@@ -1,4 +1,4 @@
-//! Rules in nftables: one table of ours for each family, replaced whole when it differs.
+//! Rules in nftables: one table for each family. A table that differs is replaced as a whole.
 
 use super::{KUBE_PROXY_MARK, RuleSet};
 
@@ -43,14 +43,14 @@ impl RuleSet {
         text + "}\n"
     }
 
-    /// What puts the table in the place of whatever has its name, in one transaction.
+    /// The script that replaces the table in one transaction.
     pub fn nft_script(&self) -> String {
         let table = self.nft_table();
-        // A table can be deleted only if it is there.
+        // The first line makes sure that the table exists, because deleting a missing table fails.
         format!("table {table}\ndelete table {table}\n{}", self.nft_listing())
     }
 
-    /// What removes the table.
+    /// The script that removes the table.
     pub fn nft_removal(&self) -> String {
         let table = self.nft_table();
         format!("table {table}\ndelete table {table}\n")

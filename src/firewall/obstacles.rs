@@ -1,4 +1,4 @@
-//! Rules of others that keep the overlay's packets from their containers, and what helps.
+//! Rules of other programs that block packets of the overlay to our containers, and the remedies.
 
 use super::saved::{Rule, Saved};
 use super::{Mode, RuleSet};
@@ -9,8 +9,8 @@ use std::net::IpAddr;
 /// An interface of the host and a network on it.
 pub type OnHost = (String, IpNet);
 
-/// What in iptables' tables drops packets for our containers although our own rules stand. Docker 28 and later do so
-/// (moby/moby#48724, #49829).
+/// The rules in iptables' tables that drop packets to our containers although our own rules accept them. Docker 28 and
+/// later adds such rules (moby/moby#48724, #49829).
 pub fn in_iptables(saved: &Saved, set: &RuleSet, on_host: &[OnHost]) -> Vec<String> {
     let mut found = Vec::new();
     let raw = saved.chain("raw", "PREROUTING").map(|chain| &chain.rules[..]).unwrap_or_default();
@@ -53,8 +53,8 @@ fn parse(net: &str) -> Option<IpNet> {
     net.parse().ok().or_else(|| net.parse::<IpAddr>().map(IpNet::from).ok())
 }
 
-/// The chains in `nft -j list chains` that drop what is forwarded and not accepted there. No rule elsewhere can accept it
-/// for them.
+/// The chains in `nft -j list chains` that drop forwarded packets by policy. Rules in other chains cannot accept those
+/// packets on their behalf.
 pub fn dropping_chains(json: &str, set: &RuleSet, mode: Mode) -> Vec<String> {
     let listing: Value = serde_json::from_str(json).unwrap_or_default();
     let text = |chain: &Value, member: &str| chain[member].as_str().unwrap_or_default().to_owned();
@@ -63,7 +63,7 @@ pub fn dropping_chains(json: &str, set: &RuleSet, mode: Mode) -> Vec<String> {
     let dropping = chains.filter(|chain| text(chain, "hook") == "forward" && text(chain, "policy") == "drop");
     let named = dropping.map(|chain| (text(chain, "family"), text(chain, "table"), text(chain, "name")));
     let foreign = |(family, table, name): &(String, String, String)| {
-        // That one is iptables' own.
+        // This is the chain of iptables itself.
         let has_our_rules = mode == Mode::Iptables && table == "filter" && name == "FORWARD";
         families.contains(&family.as_str()) && !has_our_rules
     };

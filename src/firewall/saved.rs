@@ -1,15 +1,15 @@
-//! What `iptables-save` prints, read.
+//! Parses the output of `iptables-save`.
 
 use std::collections::BTreeMap;
 
-/// One rule, as words: everything behind `-A CHAIN`, quotes removed.
+/// One rule as words: everything after `-A CHAIN`, without quotes.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Rule(pub Vec<String>);
 
 /// A chain and its rules in their order.
 #[derive(Debug, Clone, Default, PartialEq, Eq)]
 pub struct Chain {
-    /// What happens at the end of a built-in chain: `ACCEPT`, `DROP`; `-` for a chain of somebody's own.
+    /// The policy of a built-in chain, `ACCEPT` or `DROP`; `-` for a user-defined chain.
     pub policy: String,
     /// The rules.
     pub rules: Vec<Rule>,
@@ -22,7 +22,7 @@ pub struct Saved {
 }
 
 impl Saved {
-    /// Reads the text. What is no table, chain or rule is skipped.
+    /// Parses the text. Lines that are no table, chain or rule are skipped.
     pub fn parse(text: &str) -> Self {
         let mut saved = Saved::default();
         let mut table = String::new();
@@ -49,7 +49,7 @@ impl Saved {
         self.tables.entry(table.to_owned()).or_default().entry(chain.to_owned()).or_default()
     }
 
-    /// A chain, if it is there.
+    /// A chain, if it exists.
     pub fn chain(&self, table: &str, chain: &str) -> Option<&Chain> {
         self.tables.get(table)?.get(chain)
     }
@@ -60,7 +60,7 @@ impl Saved {
     }
 }
 
-/// A line's words; those in double quotes are one, in which a backslash keeps what follows it.
+/// Splits a line into words. Text in double quotes is one word, in which a backslash escapes the next character.
 fn split(line: &str) -> Vec<String> {
     let (mut words, mut word, mut quoted, mut begun) = (Vec::new(), String::new(), false, false);
     let mut letters = line.chars();
@@ -91,7 +91,7 @@ impl Rule {
         Rule(split(text))
     }
 
-    /// As a line of `iptables-restore`, behind `-A CHAIN`.
+    /// Renders the rule for `iptables-restore`, without `-A CHAIN`.
     pub fn render(&self) -> String {
         let quoted = |word: &String| match word.is_empty() || word.contains([' ', '"', '\\', '\t']) {
             true => format!("\"{}\"", word.replace('\\', "\\\\").replace('"', "\\\"")),
@@ -100,8 +100,7 @@ impl Rule {
         self.0.iter().map(quoted).collect::<Vec<_>>().join(" ")
     }
 
-    /// The rule without what different versions of the tool spell differently: the order of the options, and the
-    /// names of the modules that they are from.
+    /// The rule in a form that is the same for all versions of iptables: options sorted, names of modules left out.
     pub fn meaning(&self) -> Vec<String> {
         let mut options: Vec<String> = Vec::new();
         let mut negated = false;
@@ -125,13 +124,13 @@ impl Rule {
         options
     }
 
-    /// Where it sends packets.
+    /// The target of the rule.
     pub fn target(&self) -> Option<&str> {
         let at = self.0.iter().position(|word| word == "-j" || word == "-g")?;
         self.0.get(at + 1).map(String::as_str)
     }
 
-    /// Whether no packet comes past it.
+    /// Whether the rule ends the chain for every packet.
     pub fn swallows_all(&self) -> bool {
         let ends = matches!(self.target(), Some("ACCEPT" | "DROP" | "REJECT" | "RETURN" | "MASQUERADE"));
         let narrows =

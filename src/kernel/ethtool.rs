@@ -1,7 +1,7 @@
-//! The one offload of a device that is looked after here: who computes the checksums of packets that it sends.
+//! The checksum offload of a device, as `ethtool -K DEVICE tx-checksum-ip-generic off` sets it.
 //!
-//! This is what `ethtool -K DEVICE tx-checksum-ip-generic off` does. It goes by an old ioctl, since the crates for
-//! ethtool's netlink family read features and do not set them. The kernel reports a change as one of the link.
+//! This uses the old ioctl, because the crates for ethtool's netlink family read features but cannot set them. The kernel
+//! reports a change of the offload as a change of the link.
 
 use nix::errno::Errno;
 use nix::libc::{c_char, ifreq};
@@ -21,15 +21,15 @@ struct Value {
 
 nix::ioctl_readwrite_bad!(ethtool, nix::libc::SIOCETHTOOL, ifreq);
 
-/// Whether this device leaves the checksums of what it sends to those below it.
+/// Whether this device leaves the checksums of the packets that it sends to the devices below it.
 ///
 /// # Errors
-/// `ENODEV` when there is no such device, `EOPNOTSUPP` when it knows nothing of the kind.
+/// `ENODEV` if there is no such device, `EOPNOTSUPP` if it has no such offload.
 pub fn tx_checksum(device: &str) -> Result<bool, Errno> {
     ask(device, GET, 0).map(|data| data != 0)
 }
 
-/// Lets this device leave the checksums of what it sends to those below it, or not.
+/// Sets whether this device leaves the checksums of the packets that it sends to the devices below it.
 ///
 /// # Errors
 /// The kernel's, such as `ENODEV`, `EPERM`.
@@ -37,7 +37,7 @@ pub fn set_tx_checksum(device: &str, on: bool) -> Result<(), Errno> {
     ask(device, SET, on.into()).map(drop)
 }
 
-/// Asks about a device of the network namespace of the thread.
+/// Sends a command about a device in the network namespace of the calling thread.
 #[allow(unsafe_code, reason = "neither std nor nix wraps this ioctl")]
 fn ask(device: &str, command: u32, data: u32) -> Result<u32, Errno> {
     let socket = socket(AddressFamily::Inet, SockType::Datagram, SockFlag::SOCK_CLOEXEC, None)?;
@@ -51,8 +51,8 @@ fn ask(device: &str, command: u32, data: u32) -> Result<u32, Errno> {
         *to = from as c_char;
     }
     request.ifr_ifru.ifru_data = (&raw mut value).cast();
-    // SAFETY: the request holds a name that ends in a zero, and points to a value that outlives the call, of the size that
-    // these two commands read and write.
+    // SAFETY: the name in the request ends in a zero. The value that the request points to outlives the call and has the
+    // size that these two commands read and write.
     unsafe { ethtool(socket.as_raw_fd(), &raw mut request) }?;
     Ok(value.data)
 }
@@ -62,7 +62,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn a_device_that_is_not_there_is_told_by_its_errno() {
+    fn a_missing_device_is_reported_as_enodev() {
         for name in ["nothing-here", "a-name-that-is-too-long-for-a-device"] {
             assert_eq!(tx_checksum(name), Err(Errno::ENODEV));
         }

@@ -5,7 +5,6 @@ mod encode;
 #[cfg(test)]
 mod encode_tests;
 mod ethtool;
-pub mod fake;
 pub mod listener;
 #[cfg(test)]
 mod listener_tests;

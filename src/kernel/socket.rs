@@ -1,4 +1,4 @@
-//! One rtnetlink socket: whole dumps, single questions and batches of changes.
+//! One rtnetlink socket: complete dumps, single requests and batches of changes.
 
 use super::KernelError;
 use super::wire::{Frame, Kind, Refusal, frames};
@@ -14,17 +14,18 @@ use std::os::fd::{AsFd, BorrowedFd};
 use std::time::Duration;
 use tokio::time::{Instant, sleep, timeout_at};
 
-/// Room for unread answers. One takes about 832 bytes of it; the kernel's default holds 256 of them.
+/// Size of the receive buffer in bytes. An unread answer takes about 832 bytes; the kernel's default holds 256 answers.
 const RECEIVE_BUFFER: usize = 8 << 20;
-/// Most requests in one send. If all are refused, as many answers fit into the kernel's default receive buffer.
+/// The largest number of requests in one send. If all are refused, their answers fit into the kernel's default receive
+/// buffer.
 const BATCH_REQUESTS: usize = 200;
-/// Most bytes in one send but for the last request; a third of what the kernel's default send buffer takes.
+/// The largest number of bytes in one send, not counting the last request: a third of the kernel's default send buffer.
 const BATCH_BYTES: usize = 64 << 10;
 /// The kernel fills at most 32 KiB of dump at a time.
 const INPUT: usize = 64 << 10;
-/// How long an answer may take. They come while the request is being sent, so this never passes in practice.
+/// How long an answer may take. The kernel answers while the request is being sent, so this limit is a safeguard.
 const DEADLINE: Duration = Duration::from_secs(10);
-/// How often a table is read until it has not changed meanwhile, and the pause after the first attempt. It grows.
+/// How often an interrupted dump is repeated, and the pause after the first attempt. The pause grows.
 const DUMP_ATTEMPTS: u32 = 10;
 const DUMP_PAUSE: Duration = Duration::from_millis(2);
 
@@ -33,24 +34,24 @@ const DUMP_PAUSE: Duration = Duration::from_millis(2);
 pub struct Request {
     /// The message.
     pub message: RouteNetlinkMessage,
-    /// `NLM_F_CREATE` and the like; `NLM_F_REQUEST` is understood, and `NLM_F_ACK` is the socket's own business.
+    /// `NLM_F_CREATE` and the like. The socket adds `NLM_F_REQUEST` and `NLM_F_ACK` itself.
     pub flags: u16,
 }
 
 /// An rtnetlink socket of the network namespace of the thread that opened it. One call at a time.
 ///
-/// A call that is cancelled, times out or overflows the receive buffer leaves the socket with answers that nobody
-/// waits for, and perhaps with a dump under way; the next call begins with a new socket.
+/// A call that is cancelled, times out or overflows the receive buffer leaves stale answers on the socket, and perhaps a
+/// running dump. The next call therefore opens a new socket.
 pub struct NetlinkSocket {
     socket: TokioSocket,
     sequence: u32,
-    /// Whether a call began and did not end.
+    /// Whether the last call did not end.
     unfinished: bool,
     input: Vec<u8>,
     output: Vec<u8>,
 }
 
-/// Why a call came to no end.
+/// Why a call failed before it was answered.
 #[derive(Debug)]
 enum Broken {
     Io(io::Error),
@@ -68,7 +69,7 @@ impl Broken {
     }
 }
 
-/// What a dump came to.
+/// The outcome of a dump.
 enum Dumped<T> {
     Whole(Vec<T>),
     Interrupted,
@@ -88,8 +89,8 @@ impl NetlinkSocket {
         })
     }
 
-    /// Reads a whole table and keeps what `pick` makes of its objects. A table that changed meanwhile is read again;
-    /// `what` names it in the error.
+    /// Reads a whole table and keeps the values that `pick` returns. A table that changed meanwhile is read again.
+    /// `what` names the table in the error.
     pub async fn dump<T>(
         &mut self,
         what: &str,
@@ -107,7 +108,7 @@ impl NetlinkSocket {
         Err(KernelError { what: what.to_owned(), errno: 0, reason })
     }
 
-    /// Asks for one object.
+    /// Requests one object.
     pub async fn get(
         &mut self,
         what: &str,
@@ -117,8 +118,8 @@ impl NetlinkSocket {
         answer.map_err(|refusal| named(what, refusal))
     }
 
-    /// Makes changes, many to a system call, in their order. One result for each; a refused one does not keep the
-    /// others from being done. A result of `ENOBUFS` or `ETIMEDOUT` means that it is not known.
+    /// Makes changes in their order, many with one system call. Returns one result for each. A refused change does not
+    /// stop the others. `ENOBUFS` and `ETIMEDOUT` mean that the outcome is unknown.
     pub async fn batch(&mut self, requests: impl IntoIterator<Item = Request>) -> Vec<Result<(), Refusal>> {
         let mut requests = requests.into_iter().peekable();
         let mut results = Vec::with_capacity(requests.size_hint().0);
@@ -195,9 +196,9 @@ impl NetlinkSocket {
         Ok(answer.unwrap_or(Ok(None)))
     }
 
-    /// Sends as many of `requests` as fit and appends one result for each of them, also when it fails.
+    /// Sends as many of `requests` as fit and appends one result for each of them, also after an error.
     ///
-    /// Only the last is to be acknowledged: the kernel works them off in their order, and tells of each that it refuses.
+    /// Only the last one asks for an acknowledgement: the kernel executes them in their order and reports each refusal.
     async fn batch_once(
         &mut self,
         requests: &mut Peekable<impl Iterator<Item = Request>>,
@@ -221,13 +222,13 @@ impl NetlinkSocket {
             unknown.for_each(|result| *result = Err(broken.refusal()));
         }
         match outcome {
-            // The kernel has executed them all the same, so those that follow can be done.
+            // The kernel has executed these requests, so the next ones can follow.
             Err(Broken::Io(error)) if error.raw_os_error() == Some(libc::ENOBUFS) => Ok(()),
             outcome => outcome,
         }
     }
 
-    /// Sends, and puts refusals in the place of their results until the last request is answered.
+    /// Sends, and records refusals until the last request is answered.
     async fn send_and_collect(&mut self, first: u32, results: &mut [Result<(), Refusal>]) -> Result<(), Broken> {
         self.send().await?;
         let deadline = Instant::now() + DEADLINE;
@@ -247,7 +248,7 @@ impl NetlinkSocket {
         Ok(())
     }
 
-    /// Starts a call: on a new socket if the call before this one did not end.
+    /// Starts a call, on a new socket if the previous call did not end.
     fn begin(&mut self) -> Result<(), Broken> {
         if self.unfinished {
             self.socket = open().map_err(Broken::Io)?;
@@ -257,7 +258,7 @@ impl NetlinkSocket {
         Ok(())
     }
 
-    /// Adds a message to what is to be sent and gives its sequence number.
+    /// Appends a message to the output and returns its sequence number.
     fn push(&mut self, message: RouteNetlinkMessage, flags: u16) -> u32 {
         self.sequence = self.sequence.wrapping_add(1);
         let mut message = NetlinkMessage::from(message);
@@ -270,7 +271,7 @@ impl NetlinkSocket {
         self.sequence
     }
 
-    /// Has the message that begins there answered also if it succeeds.
+    /// Requests an acknowledgement of the message that begins at `start`.
     fn demand_answer(&mut self, start: usize) {
         const FLAGS: usize = 6;
         if let Some(flags) = self.output.get_mut(start + FLAGS..start + FLAGS + 2) {
@@ -283,7 +284,7 @@ impl NetlinkSocket {
         self.socket.send(&self.output).await.map(drop).map_err(Broken::Io)
     }
 
-    /// Waits for a datagram and hands over its messages.
+    /// Waits for a datagram and passes its messages to `take`.
     async fn receive(&mut self, deadline: Instant, mut take: impl FnMut(Frame)) -> Result<(), Broken> {
         self.input.clear();
         let received = timeout_at(deadline, self.socket.recv(&mut self.input)).await;
@@ -301,8 +302,8 @@ impl AsFd for NetlinkSocket {
     }
 }
 
-/// The object in a message. One that cannot be decoded belongs to some exotic interface or route of somebody else,
-/// which must not keep us from seeing the rest.
+/// The object in a message; `None` if it cannot be decoded. Such an object belongs to an unusual interface or route of
+/// another program and must not hide the rest.
 pub fn object(frame: Frame) -> Option<RouteNetlinkMessage> {
     match NetlinkMessage::<RouteNetlinkMessage>::deserialize(frame.bytes) {
         Ok(NetlinkMessage { payload: NetlinkPayload::InnerMessage(message), .. }) => Some(message),
@@ -323,8 +324,8 @@ fn open() -> io::Result<TokioSocket> {
     let inner = socket.socket_mut();
     inner.bind_auto()?;
     inner.connect(&SocketAddr::new(0, 0))?;
-    // Without strict checking (before Linux 4.20) dumps are not filtered, without these acknowledgements (before 4.3
-    // and 4.12) they are longer and explain nothing. All of that is coped with.
+    // Strict checking (Linux 4.20) filters dumps; CAP_ACK (4.3) and EXT_ACK (4.12) make acknowledgements shorter and
+    // explain refusals. Older kernels work without them.
     do_without("NETLINK_GET_STRICT_CHK", inner.set_netlink_get_strict_chk(true));
     do_without("NETLINK_CAP_ACK", inner.set_cap_ack(true));
     do_without("NETLINK_EXT_ACK", inner.set_ext_ack(true));
@@ -332,15 +333,15 @@ fn open() -> io::Result<TokioSocket> {
     Ok(socket)
 }
 
-/// Whatever the reason is that the kernel refuses an option, there is a way without it.
+/// Logs that the kernel refuses an option. Every option is dispensable.
 fn do_without(option: &str, result: io::Result<()>) {
     if let Err(error) = result {
         tracing::debug!("netlink without {option}: {error}");
     }
 }
 
-/// Beyond `net.core.rmem_max` if we may (`CAP_NET_ADMIN`), else as far as that. A small one loses answers and reports,
-/// which is noticed and made good.
+/// Enlarges the receive buffer beyond `net.core.rmem_max` with `CAP_NET_ADMIN`, otherwise up to that limit. A small
+/// buffer loses answers and reports; losses are detected and repaired by a full read.
 pub(super) fn enlarge_receive_buffer(socket: &Socket, size: usize) {
     let forced = setsockopt(socket, sockopt::RcvBufForce, &size);
     let enlarged = forced.or_else(|_| setsockopt(socket, sockopt::RcvBuf, &size));

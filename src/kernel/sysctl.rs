@@ -1,10 +1,9 @@
-//! The few kernel settings under `/proc/sys/net` that matter to us. They belong to the network namespace of the thread
-//! that asks.
+//! Kernel settings under `/proc/sys/net`, in the network namespace of the calling thread.
 
 use std::fs;
 use std::io;
 
-/// Whether the host forwards IPv4 packets between its interfaces; `None` when it cannot be told.
+/// Whether the host forwards IPv4 packets between its interfaces; `None` if the setting cannot be read.
 pub fn ip_forward() -> Option<bool> {
     let text = fs::read_to_string("/proc/sys/net/ipv4/ip_forward").ok()?;
     Some(text.trim() != "0")
@@ -15,7 +14,10 @@ pub fn bridge_netfilter_loaded() -> bool {
     fs::exists("/proc/sys/net/bridge/bridge-nf-call-iptables").unwrap_or(false)
 }
 
-/// Has a device ignore IPv6 router advertisements.
+/// Makes a device ignore IPv6 router advertisements.
+///
+/// # Errors
+/// The error of the write, for example because the device is gone.
 pub fn set_accept_ra_off(device: &str) -> io::Result<()> {
     fs::write(format!("/proc/sys/net/ipv6/conf/{device}/accept_ra"), "0")
 }

@@ -1,7 +1,6 @@
-//! Netlink's own framing: cutting what was received into messages, and what an acknowledgement says.
+//! Netlink's framing: splits received bytes into messages and reads acknowledgements.
 //!
-//! The message bodies are left to netlink-packet-route; this is what it does not decode (extended acknowledgements)
-//! or does not show (an interrupted dump).
+//! netlink-packet-route decodes the bodies. It neither decodes extended acknowledgements nor shows interrupted dumps.
 
 use netlink_packet_core::{NLM_F_ACK_TLVS, NLM_F_CAPPED};
 
@@ -30,16 +29,16 @@ impl Refusal {
     }
 }
 
-/// What a received message is.
+/// The kind of a received message.
 #[derive(Debug, PartialEq, Eq)]
 pub enum Kind {
-    /// The answer to a request: success or the reason why not.
+    /// The answer to a request: success or the refusal.
     Answer(Result<(), Refusal>),
     /// The end of a dump, with its outcome.
     Done(Result<(), Refusal>),
-    /// One object; the message as a whole is in [`Frame::bytes`].
+    /// One object; [`Frame::bytes`] has the whole message.
     Object,
-    /// Nothing to be read.
+    /// A message without content.
     Noop,
 }
 
@@ -50,13 +49,13 @@ pub struct Frame<'a> {
     pub bytes: &'a [u8],
     /// `NLM_F_*`.
     pub flags: u16,
-    /// The sequence number of the request that this answers.
+    /// The sequence number of the request that this message answers.
     pub sequence: u32,
     message_type: u16,
 }
 
 impl<'a> Frame<'a> {
-    /// Reads the message at the start of `bytes`; `None` when it is cut off or no message.
+    /// Reads the message at the start of `bytes`; `None` if it is cut off or malformed.
     fn first(bytes: &'a [u8]) -> Option<Frame<'a>> {
         let length = u32_at(bytes, 0)? as usize;
         if length < HEADER {
@@ -70,7 +69,7 @@ impl<'a> Frame<'a> {
         })
     }
 
-    /// What the message is.
+    /// The kind of the message.
     pub fn kind(&self) -> Kind {
         match self.message_type {
             TYPE_NOOP => Kind::Noop,
@@ -98,7 +97,7 @@ impl<'a> Frame<'a> {
     }
 }
 
-/// Cuts `bytes` into messages. Something that is no message gives one `None`, which is the last item.
+/// Splits `bytes` into messages. The last item is `None` if the rest is no message.
 pub fn frames(bytes: &[u8]) -> impl Iterator<Item = Option<Frame<'_>>> {
     let mut rest = bytes;
     std::iter::from_fn(move || {

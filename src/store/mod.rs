@@ -2,7 +2,6 @@
 //! knows only these traits: etcd is behind them today.
 
 pub mod etcd;
-pub mod memory;
 
 pub use crate::model::lease_set::Change;
 pub use crate::model::view::History;

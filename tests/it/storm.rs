@@ -12,9 +12,9 @@ use flanneld::agent::settings::{DeviceSettings, FileSettings, LeaseSettings, Lea
 use flanneld::agent::status::StatusHandle;
 use flanneld::agent::{self, Parts, Settings};
 use flanneld::firewall::NoFirewall;
-use flanneld::kernel::fake::FakeKernel;
 use flanneld::model::iface::{DefaultRoute, HostView, IfaceRules, Interface, InterfaceAddress};
 use flanneld::store::etcd::EtcdStore;
+use flanneld_lab::kernel::FakeKernel;
 use ipnet::{IpNet, Ipv4Net};
 use tempfile::TempDir;
 use tokio::runtime::Builder;

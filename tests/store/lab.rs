@@ -4,8 +4,8 @@ use crate::etcd::Etcd;
 use flanneld::model::lease::{Lease, LeaseAttrs, Record, Revision};
 use flanneld::model::subnet::SubnetKey;
 use flanneld::store::etcd::EtcdStore;
-use flanneld::store::memory::MemoryStore;
 use flanneld::store::{Change, Changes, Leases, Watch, WriteOutcome};
+use flanneld_lab::store::MemoryStore;
 use std::net::Ipv4Addr;
 
 /// Where the tests' network lives.

@@ -21,7 +21,7 @@ macro_rules! contracts {
         mod memory {
             $(#[tokio::test(start_paused = true)]
             async fn $name() {
-                crate::contract::$name(&flanneld::store::memory::MemoryStore::new()).await;
+                crate::contract::$name(&flanneld_lab::store::MemoryStore::new()).await;
             })*
         }
         mod real {

@@ -1,10 +1,10 @@
-//! The flags that say whom to take for etcd, and as whom to speak to it.
+//! The flags for access to etcd: its CA, and the certificate or user that is shown to it.
 
 use super::given::Given;
 use super::values::{optional, path};
 use crate::store::etcd::{Access, IdentityFiles, Password, Secret, User};
 
-/// Reads them all; `None` if something was wrong, which has been reported.
+/// Reads all of them. Reports problems and returns `None` if there was one.
 pub(super) fn read(given: &mut Given) -> Option<Access> {
     let ca_file = given.read("etcd-cafile", optional(path));
     let identity = identity(given);
@@ -51,7 +51,7 @@ fn lacks<T>(given: &mut Given, flag: &'static str, wanted: &str) -> Option<T> {
     None
 }
 
-/// What is legal and hardly meant.
+/// Warns of combinations that are legal but hardly intended.
 pub(super) fn warnings(endpoints: &[String], access: &Access) -> Vec<String> {
     let (encrypted, plain): (Vec<&str>, Vec<&str>) =
         endpoints.iter().map(String::as_str).partition(|endpoint| endpoint.starts_with("https://"));

@@ -6,7 +6,7 @@ use std::net::Ipv6Addr;
 ///
 /// # Errors
 ///
-/// What would be right. No endpoint is repeated in it if any of them may hold a password.
+/// The form that an endpoint must have. The text repeats no endpoint if any of them may hold a password.
 pub(super) fn parse(list: &str) -> Result<Vec<String>, String> {
     if list.contains('@') {
         return Err("no user and password here: give --etcd-username and --etcd-password-file".to_owned());
@@ -32,7 +32,7 @@ fn endpoint(piece: &str) -> Result<String, String> {
     Ok(format!("{scheme}://{host}:{port}"))
 }
 
-/// Splits and checks `host:port`; IPv6 addresses stand in brackets and keep them.
+/// Splits and checks `host:port`. An IPv6 address must be in brackets and keeps them.
 fn host_and_port<'a>(authority: &'a str, scheme: &str) -> Result<(&'a str, u16), String> {
     let (host, port) = match authority.rfind(']') {
         Some(bracket) => authority.split_at(bracket + 1),

@@ -1,5 +1,4 @@
-//! The flag set as one table, from which the parser, the help and the names in the environment are
-//! made.
+//! All flags in one table. The parser, the help and the names of the environment variables are made from it.
 
 use clap::{Arg, ArgAction, Command, ValueHint};
 
@@ -12,34 +11,34 @@ const DEVICE: &str = "VXLAN device";
 const HEALTH: &str = "Health";
 const LOGGING: &str = "Logging";
 const OTHER: &str = "Other";
-/// Accepted or refused as its role says, but not in the help.
+/// Not in the help; accepted or refused according to the role.
 const HIDDEN: &str = "";
 
 /// Whether a flag takes a value.
 #[derive(Clone, Copy, PartialEq, Eq)]
 pub(super) enum Arity {
-    /// Stands alone for true, or is given as `--flag=BOOL`; never takes the next argument.
+    /// `--flag` or `--flag=BOOL`; never takes the next argument.
     Bool,
     /// Needs a value, `--flag=VALUE` or `--flag VALUE`; the text names the value in the help.
     Value(&'static str),
 }
 
-/// What is done with a flag that is given.
+/// How a flag is treated when it is given.
 #[derive(Clone, Copy)]
 pub(super) enum Role {
     /// Read into the options.
     Setting,
-    /// glog's and klog's own flags: accepted, and named in one warning.
+    /// A flag of glog or klog: accepted without effect, and named in one warning.
     Glog,
-    /// A feature that is still to come; the text says what to do instead.
+    /// A flag of a feature that does not exist yet; the text says what to do instead.
     Later(&'static str),
-    /// flannel's Kubernetes mode.
+    /// A flag of flannel's Kubernetes mode.
     Kubernetes,
-    /// flannel 0.7's multi-network and client/server modes.
+    /// A flag of the multi-network or client/server mode of flannel 0.7.
     MultiNetwork,
 }
 
-/// One flag; its default is the text that a user would give, empty for none.
+/// One flag. Its default is written as a user would write it; an empty text means no default.
 pub(super) struct Flag {
     pub(super) name: &'static str,
     pub(super) arity: Arity,
@@ -95,7 +94,7 @@ impl Flag {
     }
 }
 
-/// What a shell offers for such a value.
+/// The kind of value that a shell completes.
 fn hint(value_name: &str) -> ValueHint {
     match value_name {
         "FILE" => ValueHint::FilePath,
@@ -104,10 +103,10 @@ fn hint(value_name: &str) -> ValueHint {
     }
 }
 
-/// Every flag that is known, in the order of the help.
+/// All flags, in the order of the help.
 pub(super) static FLAGS: &[Flag] = &[
     value("etcd-endpoints", "URLS", "http://127.0.0.1:4001,http://127.0.0.1:2379")
-        .help(ETCD, "Where etcd answers: http://HOST:PORT or https://HOST:PORT, several separated by commas"),
+        .help(ETCD, "Endpoints of etcd: http://HOST:PORT or https://HOST:PORT, separated by commas"),
     value("etcd-prefix", "KEY", "/coreos.com/network")
         .help(ETCD, "Prefix of all keys: the config is at KEY/config, the leases are below KEY/subnets/"),
     value("etcd-cafile", "FILE", "").help(
@@ -125,28 +124,25 @@ pub(super) static FLAGS: &[Flag] = &[
          etcd refuses it",
     ),
     value("etcd-password", "PASSWORD", "")
-        .help(ETCD, "The password itself; every user of this host can see it: rather give --etcd-password-file"),
+        .help(ETCD, "The password itself. Every user of this host can see it; prefer --etcd-password-file"),
     value("iface", "NAME|IP", "").repeatable().help(
         INTERFACE,
         "Interface to reach the other hosts through, by name or address; may be given\n\
-         several times, the first that fits is taken\n\
+         several times, the first match is used\n\
          [default: the interface of the default route]",
     ),
     value("iface-regex", "REGEX", "")
         .repeatable()
         .help(INTERFACE, "As --iface, but a pattern for its address or its name; tried after --iface"),
-    value("iface-can-reach", "IP", "").help(INTERFACE, "Take the interface that the kernel routes IP to; tried last"),
+    value("iface-can-reach", "IP", "").help(INTERFACE, "Use the interface that the kernel routes IP to; tried last"),
     value("public-ip", "IPV4", "")
         .help(INTERFACE, "Address that the other hosts send to\n[default: the interface's own address]"),
-    value("subnet-lease-ttl", "DURATION", "24h").help(
-        LEASE,
-        "How long the subnet stays reserved for this host after it was last heard of:\n\
-         2s to 30days",
-    ),
+    value("subnet-lease-ttl", "DURATION", "24h")
+        .help(LEASE, "How long the subnet stays reserved for this host after the last renewal: 2s to 30days"),
     value("subnet-lease-renew-margin", "MINUTES|DURATION", "60").help(
         LEASE,
-        "How long before its expiry the lease is renewed, in minutes or with a unit;\n\
-         if it is not given and the TTL is no longer than its default, a third of the TTL",
+        "How long before its expiry the lease is renewed, in minutes or with a unit. If the flag is\n\
+         not given and the TTL is at most 24h: a third of the TTL",
     ),
     switch("release-lease-on-exit", "false").help(
         LEASE,
@@ -155,8 +151,8 @@ pub(super) static FLAGS: &[Flag] = &[
     ),
     value("peer-hold", "DURATION", "").help(
         LEASE,
-        "How long the routes to other hosts stay whose leases vanish in a way that does not look\n\
-         like their own doing, as when etcd is wiped; 0s: not at all\n\
+        "How long to keep the routes to hosts whose leases disappeared although the hosts did not\n\
+         leave, for example because etcd was wiped; 0s keeps none\n\
          [default: the TTL of the lease]",
     ),
     value("subnet-file", "FILE", "/run/flannel/subnet.env")
@@ -165,14 +161,15 @@ pub(super) static FLAGS: &[Flag] = &[
         .help(FILES, "Where to write Docker's options, DOCKER_OPT_BIP and the like; empty for nowhere"),
     value("state-dir", "DIR", "/var/lib/flannel").help(
         FILES,
-        "Where to remember the MAC address and the lease between runs; if it is not given,\n\
-         systemd's $STATE_DIRECTORY goes before the default",
+        "Where to remember the MAC address and the lease between runs. If the flag is not given,\n\
+         systemd's $STATE_DIRECTORY is used before the default",
     ),
     value("healthz-ip", "IP", "0.0.0.0").help(HEALTH, "Address to serve /healthz and /readyz on"),
     value("healthz-port", "PORT", "0").help(HEALTH, "Port to serve /healthz and /readyz on; 0 serves none"),
-    value("v", "LEVEL", "0").help(LOGGING, "How much to log: 0 is for operation, 1 and up debug, 5 and up trace"),
+    value("v", "LEVEL", "0")
+        .help(LOGGING, "How much to log: 0 for normal operation, 1 to 4 for debugging, 5 and more for everything"),
     switch("ip-masq", "false")
-        .help(FIREWALL, "Give packets that leave the overlay this host's address; Docker is then told not to"),
+        .help(FIREWALL, "Masquerade packets that leave the overlay; Docker is then configured not to"),
     switch("ip-masq-fully-random-disable", "false")
         .help(FIREWALL, "Do not choose the source ports of such packets at random"),
     switch("iptables-forward-rules", "true")
@@ -180,15 +177,15 @@ pub(super) static FLAGS: &[Flag] = &[
     switch("iptables-docker-user-rules", "false").help(
         FIREWALL,
         "Accept packets from other hosts to this host's containers in Docker's chain DOCKER-USER,\n\
-         behind your own rules there: Docker 28 and later drop them otherwise where a port is not\n\
-         published",
+         behind your own rules there: Docker 28 and later otherwise drop packets to ports\n\
+         that are not published",
     ),
     value("iptables-resync", "SECONDS", "5")
-        .help(FIREWALL, "How often to look at the rules, where the kernel does not report changes of them"),
+        .help(FIREWALL, "How often to check the rules if the kernel does not report changes to them"),
     switch("ip-blackhole-route", "false").help(
         FIREWALL,
-        "Drop packets to addresses of this host's subnet that nobody has, by a blackhole route\n\
-         behind all others",
+        "Drop packets to unused addresses of this host's subnet, by a blackhole route that matches\n\
+         after all others",
     ),
     switch("vxlan-tx-checksum-off", "false").help(
         DEVICE,
@@ -254,15 +251,15 @@ Environment:
           As --etcd-prefix, likewise
 
 Of flannel's flags, --public-ipv6 and those of the Kubernetes mode are not implemented: they
-are refused, with a message that says what to do instead. glog's flags are accepted without
+are refused with a message that says what to do instead. glog's flags are accepted without
 effect.";
 
-/// The parser; it knows words that [`super::go_flags`] has brought into the long form.
+/// The parser of a command line that [`super::go_flags`] has rewritten into the long form.
 pub(super) fn command() -> Command {
     definition(FLAGS.iter())
 }
 
-/// As [`command`], but only with the flags of the help.
+/// The parser with only those flags that the help shows.
 pub(super) fn visible() -> Command {
     definition(FLAGS.iter().filter(|flag| flag.heading != HIDDEN))
 }
@@ -271,7 +268,7 @@ fn definition(flags: impl Iterator<Item = &'static Flag>) -> Command {
     Command::new("flanneld")
         .version(env!("CARGO_PKG_VERSION"))
         .about(ABOUT)
-        .override_usage("flanneld [FLAG]...\n       flanneld docker-opts [OPTION]...    (-h tells more)")
+        .override_usage("flanneld [FLAG]...\n       flanneld docker-opts [OPTION]...    (help: -h)")
         .after_help(NOTES)
         .no_binary_name(true)
         .next_line_help(true)

@@ -1,4 +1,4 @@
-//! What was given, and where: the command line first, then the environment, then the default.
+//! Values with their origin: the command line first, then the environment, then the default.
 
 use std::collections::BTreeMap;
 use std::fmt;
@@ -37,7 +37,7 @@ impl Value {
 }
 
 impl fmt::Display for Value {
-    /// Writes the value as it was assigned; one with an `@` may hold a password and is left out.
+    /// Writes the value as it was assigned. A value with an `@` may hold a password and is left out.
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         match &self.origin {
             Origin::Environment(variable) => write!(f, "environment variable {variable}")?,
@@ -47,7 +47,7 @@ impl fmt::Display for Value {
     }
 }
 
-/// The flags and the environment of one start, and what was found wrong with them so far.
+/// The flags and the environment of one start, and the problems found so far.
 pub(super) struct Given<'a> {
     matches: &'a ArgMatches,
     env: &'a BTreeMap<String, String>,
@@ -67,8 +67,8 @@ impl<'a> Given<'a> {
         self.problems
     }
 
-    /// The value of a flag, from the first place that has one; an empty one on the command line
-    /// counts, in the environment not.
+    /// The value of a flag, from the first place that has one. An empty value counts on the command line but not in
+    /// the environment.
     pub(super) fn value(&self, name: &'static str) -> Value {
         self.values(name).pop().unwrap_or_else(|| {
             let default = flags::find(name).map_or("", |flag| flag.default);
@@ -95,14 +95,14 @@ impl<'a> Given<'a> {
             .collect()
     }
 
-    /// Reads one value. `None` means that it was wrong and has been reported.
+    /// Reads one value. Reports a wrong value and returns `None`.
     pub(super) fn read<T>(&mut self, name: &'static str, parse: impl Fn(&str) -> Result<T, String>) -> Option<T> {
         let value = self.value(name);
         self.parsed(&value, parse)
     }
 
     /// Reads all values of a repeatable flag but empty ones, which scripts give for "not set".
-    /// `None` means that one was wrong; all that were have been reported.
+    /// Reports all wrong values and returns `None` if there was one.
     pub(super) fn read_each<T>(
         &mut self,
         name: &'static str,

@@ -1,15 +1,14 @@
-//! Go's ways to write flags, brought into one: every word becomes `--name=value`.
+//! Rewrites flags in Go's forms: every word becomes `--name=value`.
 
 use std::ffi::OsString;
 
 use super::ArgsError;
 use super::flags::{self, Arity};
 
-/// Rewrites a command line in Go's or GNU's forms as `--name=value` words, which leave no doubt
-/// about what is a value.
+/// Rewrites a command line in Go's or GNU's forms as `--name=value` words, in which the value is unambiguous.
 ///
-/// Reading stops at a request for help or version, and at an unknown flag, since it is not known
-/// whether the next word is its value; the parser then says what is wrong with it.
+/// Reading stops at a request for help or version. It also stops at an unknown flag, because the next word may be its
+/// value; the parser then reports the flag.
 pub(super) fn to_long_form(args: impl IntoIterator<Item = OsString>) -> Result<Vec<String>, ArgsError> {
     let mut words = args.into_iter().enumerate().map(|(index, word)| utf8(index, word));
     let mut long = Vec::new();
@@ -51,7 +50,7 @@ fn utf8(index: usize, word: OsString) -> Result<String, ArgsError> {
     word.into_string().map_err(|_| ArgsError::one(format!("argument {} is not valid UTF-8", index + 1)))
 }
 
-/// What follows one or two dashes; `None` for words without a dash and, as in Go, for a lone dash.
+/// The text after one or two dashes; `None` for words without a dash and, as in Go, for a lone dash.
 fn strip_dashes(word: &str) -> Option<&str> {
     let body = word.strip_prefix('-')?;
     match body.strip_prefix('-') {
@@ -72,7 +71,7 @@ fn split(body: &str) -> Result<(&str, Option<String>), ArgsError> {
     Ok((name, value))
 }
 
-/// Go reads `-h` as `-help`; an unknown flag is left for the parser to name.
+/// Go reads `-h` as `-help`. The parser reports an unknown flag.
 fn builtin_or_unknown(name: &str) -> String {
     match name {
         "h" => "--help".to_owned(),
@@ -81,7 +80,7 @@ fn builtin_or_unknown(name: &str) -> String {
     }
 }
 
-/// The error for a word where a flag was expected. Go stops reading flags there without a word.
+/// The error for a word where a flag was expected. Go silently stops reading flags there.
 fn not_a_flag(word: &str, before: &[String]) -> ArgsError {
     let Some(last) = before.last() else {
         return ArgsError::one(format!("unknown subcommand {word:?}: flanneld has none, only flags (see --help)"));

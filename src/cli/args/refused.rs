@@ -37,7 +37,7 @@ pub(super) fn check(given: &mut Given) -> Vec<String> {
     warnings
 }
 
-/// Whether a value asks for something; one that cannot be told is reported.
+/// Whether a value turns the flag on. A value that is no boolean is reported.
 fn differs_from_default(flag: &Flag, value: &Value, given: &mut Given) -> bool {
     if value.text == flag.default {
         return false;

@@ -7,7 +7,7 @@ use std::time::Duration;
 
 use regex::Regex;
 
-/// etcd rounds tiny TTLs up, and no renewal would come in time.
+/// The shortest TTL. etcd rounds shorter ones up, and no renewal would come in time.
 const MIN_LEASE_TTL: Duration = Duration::from_secs(2);
 const MAX_LEASE_TTL: Duration = Duration::from_secs(30 * 24 * 60 * 60);
 
@@ -61,7 +61,7 @@ pub(super) fn interface(text: &str) -> Result<String, String> {
 /// Reads a regular expression.
 pub(super) fn regex(text: &str) -> Result<Regex, String> {
     Regex::new(text).map_err(|error| match error {
-        // The last line of the several that draw the place says what is wrong.
+        // The error has several lines that draw the place; the last one states the problem.
         regex::Error::Syntax(drawing) => {
             let reason = drawing.lines().last().unwrap_or_default();
             format!("must be a regular expression, but {}", reason.trim_start_matches("error: "))
@@ -88,7 +88,7 @@ pub(super) fn path(text: &str) -> Result<PathBuf, String> {
     if text.is_empty() { Err("must not be empty".to_owned()) } else { Ok(PathBuf::from(text)) }
 }
 
-/// Reads a port; 0 is one, too.
+/// Reads a port, 0 to 65535.
 pub(super) fn port(text: &str) -> Result<u16, String> {
     text.parse().map_err(|_| "must be a port from 0 to 65535, where 0 means off".to_owned())
 }

@@ -6,10 +6,14 @@ use rustls::{CertificateError, Error, OtherError};
 pub(super) fn tls(error: &Error) -> String {
     match error {
         Error::InvalidCertificate(problem) => certificate(problem),
-        Error::AlertReceived(alert) => format!("the other side ended it with the alert {}", words(&format!("{alert:?}"))),
+        Error::AlertReceived(alert) => {
+            format!("the other side ended it with the alert {}", words(&format!("{alert:?}")))
+        }
         Error::Other(other) => deepest(other),
         Error::PeerIncompatible(what) => format!("no common way of speaking TLS: {}", words(&format!("{what:?}"))),
-        Error::PeerMisbehaved(what) => format!("the other side breaks the rules of TLS: {}", words(&format!("{what:?}"))),
+        Error::PeerMisbehaved(what) => {
+            format!("the other side breaks the rules of TLS: {}", words(&format!("{what:?}")))
+        }
         error => error.to_string(),
     }
 }
@@ -84,7 +88,8 @@ mod tests {
         assert_eq!(texts[0], "unsupported cert version");
         assert_eq!(texts[1], "unhandled critical extension");
         for text in texts {
-            let is_code = |word: &str| word.chars().skip(1).any(|c| c.is_ascii_uppercase()) && word != "TLS:" && word != "TLS";
+            let is_code =
+                |word: &str| word.chars().skip(1).any(|c| c.is_ascii_uppercase()) && word != "TLS:" && word != "TLS";
             assert!(!text.contains(['(', '{', '"']) && !text.split(' ').any(is_code), "{text}");
         }
     }

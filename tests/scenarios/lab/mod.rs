@@ -8,7 +8,7 @@ pub use host::Host;
 #[allow(unused_imports, reason = "the simulator starts other daemons")]
 pub use host::Launch;
 
-use flanneld::store::memory::MemoryStore;
+use flanneld_lab::store::MemoryStore;
 use std::collections::{BTreeMap, BTreeSet};
 use std::ops::{Index, IndexMut};
 use std::time::Duration;

@@ -2,12 +2,12 @@
 
 use super::{as_wanted, config, device, mac, ops};
 use flanneld::kernel::Kernel;
-use flanneld::kernel::fake::FakeKernel;
 use flanneld::model::kernel_state::{
     Device, ExistingDevice, Few, Have, Neighbor, Oif, PROTOCOL_KERNEL, Route, Scope, Want,
 };
 use flanneld::model::mac::VtepMac;
 use flanneld::model::plan::{Key, Op, Plan};
+use flanneld_lab::kernel::FakeKernel;
 use futures_util::FutureExt;
 use ipnet::IpNet;
 use proptest::prelude::*;

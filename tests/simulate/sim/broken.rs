@@ -6,10 +6,10 @@ use flanneld::agent::{self, Parts};
 use flanneld::firewall::NoFirewall;
 use flanneld::model::lease::{LeaseAttrs, LeaseId, Name, Record, Revision};
 use flanneld::model::subnet::SubnetKey;
-use flanneld::store::memory::{MemoryStore, MemoryWatch};
 use flanneld::store::{
     Change, Changes, Expiry, Leases, Precondition, Registry, Snapshot, StoreError, Watch, WriteOutcome,
 };
+use flanneld_lab::store::{MemoryStore, MemoryWatch};
 use std::cell::{Cell, RefCell};
 use std::collections::BTreeMap;
 use std::net::IpAddr;

@@ -4,8 +4,8 @@
 use super::lab::{Cluster, Host, secs};
 use flanneld::model::lease::{Name, Record};
 use flanneld::model::plan::Op;
-use flanneld::store::memory::MemoryWatch;
 use flanneld::store::{Change, Registry, Watch};
+use flanneld_lab::store::MemoryWatch;
 use futures_util::FutureExt;
 use ipnet::Ipv4Net;
 use std::collections::{BTreeMap, BTreeSet};

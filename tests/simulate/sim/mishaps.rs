@@ -4,7 +4,7 @@ use super::Sim;
 use super::lab::{DEVICE, Peer, millis, secs};
 use flanneld::model::mac::VtepMac;
 use flanneld::store::StoreError;
-use flanneld::store::memory::{Link, Lost};
+use flanneld_lab::store::{Link, Lost};
 use nix::libc::{EBUSY, EIO, ENOBUFS, ENOMEM, EPERM};
 
 /// Something that goes wrong at a host. Store and kernel count themselves what they were only armed with, under the

@@ -11,7 +11,7 @@ pub mod mishaps;
 mod schedule;
 
 use flanneld::store::Snapshot;
-use flanneld::store::memory::Backup;
+use flanneld_lab::store::Backup;
 use lab::{Cluster, Launch, Peer, millis, mins, secs};
 use laws::Laws;
 use mishaps::{EXPIRED, MISHAPS, Mishap, REFUSALS};

@@ -9,12 +9,12 @@ mod tests;
 pub use client::{Calls, MemoryWatch};
 pub use faults::{Link, Lost};
 
-use super::{Expiry, Leases, Precondition, Registry, Snapshot, StoreError, WriteOutcome};
-use crate::model::lease::{LeaseAttrs, LeaseId, Revision};
-use crate::model::subnet::SubnetKey;
 use client::{Client, Cluster};
 use data::Data;
 use faults::{CALL_DEADLINE, unreachable};
+use flanneld::model::lease::{LeaseAttrs, LeaseId, Revision};
+use flanneld::model::subnet::SubnetKey;
+use flanneld::store::{Expiry, Leases, Precondition, Registry, Snapshot, StoreError, WriteOutcome};
 use std::cell::RefCell;
 use std::collections::BTreeMap;
 use std::net::IpAddr;

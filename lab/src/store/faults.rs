@@ -1,7 +1,7 @@
 //! What can be wrong between one client and the store.
 
-use crate::model::lease::Revision;
-use crate::store::{Changes, Snapshot, StoreError};
+use flanneld::model::lease::Revision;
+use flanneld::store::{Changes, Snapshot, StoreError};
 use std::collections::BTreeMap;
 use std::time::Duration;
 use tokio::time::Instant;

@@ -1,6 +1,6 @@
 //! Lets clusters live, each from a seed of its own, and tells what came of it: `make simulate SEEDS=1000 START=1`.
 
-#[path = "../tests/simulate/sim/mod.rs"]
+#[path = "../../../tests/simulate/sim/mod.rs"]
 #[allow(dead_code, reason = "the tests use more of it")]
 mod sim;
 
@@ -26,9 +26,6 @@ struct Args {
     /// How many seeds
     #[arg(long, default_value_t = 300)]
     seeds: u64,
-    /// What `cargo bench` adds
-    #[arg(long, hide = true)]
-    bench: bool,
 }
 
 /// What came of all of them.

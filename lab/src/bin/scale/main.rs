@@ -16,7 +16,7 @@ mod events;
 mod floor;
 mod join;
 #[allow(dead_code, unused_imports, reason = "made for the tests; only a part is needed here")]
-#[path = "../../tests/it/lab/mod.rs"]
+#[path = "../../../../tests/it/lab/mod.rs"]
 mod lab;
 mod measures;
 mod plot;
@@ -88,9 +88,6 @@ struct Options {
     /// Where the plots go.
     #[arg(long, default_value = "target/bench")]
     plots: PathBuf,
-    /// Given by cargo.
-    #[arg(long, hide = true)]
-    bench: bool,
 }
 
 /// What is measured beside the cold join.
@@ -116,10 +113,6 @@ fn peers(text: &str) -> Result<u32, String> {
 
 fn main() {
     let options = Options::parse();
-    if !options.bench {
-        println!("to be run by: make bench");
-        return;
-    }
     let (start, mut results) = (Instant::now(), Results::new(&options));
     for round in 1..=options.rounds {
         for &peers in &options.peers {

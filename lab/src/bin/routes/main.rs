@@ -28,17 +28,10 @@ struct Options {
     /// A shape that costs the square of the peers is measured up to so many.
     #[arg(long, default_value_t = 10_000)]
     quadratic: u32,
-    /// Given by cargo.
-    #[arg(long, hide = true)]
-    bench: bool,
 }
 
 fn main() {
     let options = Options::parse();
-    if !options.bench {
-        println!("to be run by: cargo bench");
-        return;
-    }
     unshare(CloneFlags::CLONE_NEWNET).expect("a network namespace of our own: run this as root");
     let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build().expect("a runtime");
     let shapes: Vec<&Shape> = SHAPES.iter().filter(|shape| shape.name.contains(&options.shape)).collect();

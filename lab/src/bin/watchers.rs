@@ -2,7 +2,7 @@
 //! time for each. Every watcher has a connection of its own, as every host has. Real etcd, on loopback.
 
 #[allow(dead_code, unused_imports, reason = "made for the tests; only a part is needed here")]
-#[path = "../tests/it/lab/mod.rs"]
+#[path = "../../../tests/it/lab/mod.rs"]
 mod lab;
 
 use clap::Parser;
@@ -23,19 +23,12 @@ struct Options {
     /// How many leases are written, one after the other.
     #[arg(long, default_value_t = 200)]
     events: u32,
-    /// Given by cargo.
-    #[arg(long, hide = true)]
-    bench: bool,
 }
 
 const PREFIX: &str = "/n/subnets/";
 
 fn main() {
     let options = Options::parse();
-    if !options.bench {
-        println!("to be run by: cargo bench");
-        return;
-    }
     // As many files as may be, here and in etcd, for all the connections.
     let (_, most) = getrlimit(Resource::RLIMIT_NOFILE).expect("a limit");
     setrlimit(Resource::RLIMIT_NOFILE, most, most).expect("up to that limit");

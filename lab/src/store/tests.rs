@@ -1,6 +1,6 @@
 use super::*;
-use crate::model::lease::Record;
-use crate::store::{Change, Changes, Watch};
+use flanneld::model::lease::Record;
+use flanneld::store::{Change, Changes, Watch};
 use std::net::Ipv4Addr;
 use tokio::time::{sleep, timeout};
 

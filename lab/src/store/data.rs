@@ -1,7 +1,7 @@
 //! What an etcd holds: keys with revisions, leases with deadlines, and the history of all changes. The time is told.
 
-use crate::model::lease::{LeaseId, Record, Revision};
-use crate::store::{Change, Changes, History, Snapshot};
+use flanneld::model::lease::{LeaseId, Record, Revision};
+use flanneld::store::{Change, Changes, History, Snapshot};
 use std::collections::{BTreeMap, BTreeSet};
 use std::time::Duration;
 use tokio::time::Instant;

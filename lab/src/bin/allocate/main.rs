@@ -2,7 +2,7 @@
 //! them from a real etcd. Nothing here passes or fails: the numbers are printed. Other work on the machine shows in them.
 
 #[allow(dead_code, unused_imports, reason = "made for the tests; only a part is needed here")]
-#[path = "../../tests/it/lab/mod.rs"]
+#[path = "../../../../tests/it/lab/mod.rs"]
 mod lab;
 #[allow(dead_code, reason = "made for another benchmark")]
 #[path = "../repair/table.rs"]
@@ -43,17 +43,10 @@ struct Options {
     /// How many leases are listed from a real etcd; 0: none.
     #[arg(long, default_value_t = 100_000)]
     list: u32,
-    /// Given by cargo.
-    #[arg(long, hide = true)]
-    bench: bool,
 }
 
 fn main() {
     let options = Options::parse();
-    if !options.bench {
-        println!("to be run by: cargo bench");
-        return;
-    }
     let overlay = NetworkConfig::parse(CONFIG).expect("a config").ipv4.expect("a network");
     let mut subnets: Vec<u32> = (0..SUBNETS).collect();
     subnets.shuffle(&mut StdRng::seed_from_u64(1));

@@ -2,8 +2,8 @@
 
 use super::data::Data;
 use super::faults::{Faults, unreachable};
-use crate::model::lease::Revision;
-use crate::store::{Changes, StoreError, Watch};
+use flanneld::model::lease::Revision;
+use flanneld::store::{Changes, StoreError, Watch};
 use std::cell::{Cell, RefCell};
 use std::net::IpAddr;
 use std::rc::{Rc, Weak};

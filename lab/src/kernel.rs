@@ -1,11 +1,11 @@
 //! A kernel in memory, for scenarios: it does what the real one does with our operations, counts them, and fails on
 //! demand.
 
-use super::{Event, Kernel, KernelError};
-use crate::model::iface::{HostView, Interface, InterfaceAddress, WayOut};
-use crate::model::kernel_state::{ExistingDevice, Have, Oif, Scope};
-use crate::model::mirror::Observed;
-use crate::model::plan::Op;
+use flanneld::kernel::{Event, Kernel, KernelError};
+use flanneld::model::iface::{HostView, Interface, InterfaceAddress, WayOut};
+use flanneld::model::kernel_state::{ExistingDevice, Have, Oif, Scope};
+use flanneld::model::mirror::Observed;
+use flanneld::model::plan::Op;
 use ipnet::IpNet;
 use nix::libc::{EEXIST, ENODEV};
 use std::cell::RefCell;
@@ -383,8 +383,8 @@ impl Kernel for FakeKernel {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::model::kernel_state::{Device, Few, Route, Vxlan};
-    use crate::model::mac::VtepMac;
+    use flanneld::model::kernel_state::{Device, Few, Route, Vxlan};
+    use flanneld::model::mac::VtepMac;
 
     fn scope() -> Scope {
         Scope { device: "flannel.1".to_owned(), networks: vec!["10.5.0.0/16".parse().unwrap()], nic: 2 }

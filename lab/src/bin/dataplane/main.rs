@@ -6,7 +6,7 @@
 //! wire; in the contests called "wire" the link does not carry packets larger than its MTU.
 
 #[allow(dead_code, unused_imports, reason = "made for the tests; only a part is needed here")]
-#[path = "../../tests/it/lab/mod.rs"]
+#[path = "../../../../tests/it/lab/mod.rs"]
 mod lab;
 mod measure;
 mod pair;
@@ -50,13 +50,10 @@ struct Options {
     /// Only the contests whose name contains this.
     #[arg(long, default_value = "")]
     only: String,
-    /// Given by cargo.
-    #[arg(long, hide = true)]
-    bench: bool,
 }
 
 /// Two paths, the first of which is judged by the second.
-struct OwnershipProbe {
+struct Contest {
     name: &'static str,
     metrics: &'static [Metric],
     sides: fn() -> [Side; 2],
@@ -92,79 +89,75 @@ fn in_sys(file: &str, value: &str) -> String {
 
 const OURS: &str = "ours / by hand";
 
-const CONTESTS: &[OwnershipProbe] = &[
-    OwnershipProbe { name: OURS, metrics: ALL, sides: || [plain(VETH), by_hand(VETH, "")] },
-    OwnershipProbe { name: "ours / by hand, wire", metrics: TCP, sides: || [plain(WIRE), by_hand(WIRE, "")] },
-    OwnershipProbe {
+const CONTESTS: &[Contest] = &[
+    Contest { name: OURS, metrics: ALL, sides: || [plain(VETH), by_hand(VETH, "")] },
+    Contest { name: "ours / by hand, wire", metrics: TCP, sides: || [plain(WIRE), by_hand(WIRE, "")] },
+    Contest {
         name: "ours / bare link, host to host",
         metrics: ALL,
         sides: || [plain(VETH), Side { bare: true, ..by_hand(VETH, "") }],
     },
-    OwnershipProbe {
+    Contest {
         name: "DirectRouting / tunnel",
         metrics: ALL,
         sides: || [ours(VETH, r#","DirectRouting":true"#, &[]), plain(VETH)],
     },
-    OwnershipProbe {
+    Contest {
         name: "DirectRouting / tunnel, wire",
         metrics: TCP,
         sides: || [ours(WIRE, r#","DirectRouting":true"#, &[]), plain(WIRE)],
     },
-    OwnershipProbe { name: "MTU 9000 / 1500", metrics: TCP, sides: || [plain(JUMBO), plain(VETH)] },
-    OwnershipProbe { name: "MTU 9000 / 1500, wire", metrics: TCP, sides: || [plain(JUMBO_WIRE), plain(WIRE)] },
-    OwnershipProbe {
+    Contest { name: "MTU 9000 / 1500", metrics: TCP, sides: || [plain(JUMBO), plain(VETH)] },
+    Contest { name: "MTU 9000 / 1500, wire", metrics: TCP, sides: || [plain(JUMBO_WIRE), plain(WIRE)] },
+    Contest {
         name: "--vxlan-tx-checksum-off / without",
         metrics: TCP,
         sides: || [ours(VETH, "", CHECKSUM_OFF), plain(VETH)],
     },
-    OwnershipProbe {
+    Contest {
         name: "--vxlan-tx-checksum-off / without, wire",
         metrics: TCP,
         sides: || [ours(WIRE, "", CHECKSUM_OFF), plain(WIRE)],
     },
-    OwnershipProbe {
+    Contest {
         name: "rules: forward (default) / none",
         metrics: TCP_AND_PING,
         sides: || [plain(VETH), ours(VETH, "", NO_RULES)],
     },
-    OwnershipProbe {
+    Contest {
         name: "rules: --ip-masq / forward",
         metrics: TCP_AND_PING,
         sides: || [ours(VETH, "", MASQ), plain(VETH)],
     },
-    OwnershipProbe {
-        name: "noudpcsum / udpcsum",
-        metrics: TCP,
-        sides: || [by_hand(VETH, "noudpcsum"), by_hand(VETH, "")],
-    },
-    OwnershipProbe {
+    Contest { name: "noudpcsum / udpcsum", metrics: TCP, sides: || [by_hand(VETH, "noudpcsum"), by_hand(VETH, "")] },
+    Contest {
         name: "noudpcsum / udpcsum, wire",
         metrics: TCP,
         sides: || [by_hand(WIRE, "noudpcsum"), by_hand(WIRE, "")],
     },
-    OwnershipProbe {
+    Contest {
         name: "GRO off on flannel.1 / on",
         metrics: TCP,
         sides: || [changed(VETH, "ethtool -K flannel.1 gro off"), plain(VETH)],
     },
-    OwnershipProbe {
+    Contest {
         name: "GRO off on flannel.1 / on, wire",
         metrics: TCP,
         sides: || [changed(WIRE, "ethtool -K flannel.1 gro off"), plain(WIRE)],
     },
-    OwnershipProbe {
+    Contest {
         name: "GRO by fraglist on flannel.1 / plain, wire",
         metrics: TCP,
         sides: || [changed(WIRE, "ethtool -K flannel.1 rx-gro-list on"), plain(WIRE)],
     },
-    OwnershipProbe {
+    Contest {
         name: "RPS to all CPUs on flannel.1 / none, wire",
         metrics: TCP_AND_PING,
         sides: || {
             [changed(WIRE, &in_sys("queues/rx-0/rps_cpus", "$(printf %x $(((1 << $(nproc)) - 1)))")), plain(WIRE)]
         },
     },
-    OwnershipProbe {
+    Contest {
         name: "a queue on flannel.1 (pfifo_fast) / none",
         metrics: TCP_AND_PING,
         sides: || {
@@ -178,10 +171,6 @@ const CONTESTS: &[OwnershipProbe] = &[
 
 fn main() {
     let options = Options::parse();
-    if !options.bench {
-        println!("to be run by: cargo bench");
-        return;
-    }
     let mut rows = Vec::new();
     for contest in CONTESTS.iter().filter(|contest| contest.name.contains(&options.only)) {
         let found = contest.run(&options);
@@ -195,7 +184,7 @@ fn main() {
     table::print(&["A / B", "", "A", "B", "A / B", "min", "max", "aim"], &rows);
 }
 
-impl OwnershipProbe {
+impl Contest {
     fn run(&self, options: &Options) -> Vec<Vec<String>> {
         let sides = (self.sides)();
         let paths = sides.each_ref().map(|side| if side.bare { side.pair.hosts() } else { side.pair.containers() });

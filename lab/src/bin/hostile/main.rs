@@ -4,7 +4,7 @@
 //! difference. An event is a key that comes, goes, turns bad or turns good again, the oldest one included; and
 //! `ip addr add` on this host. CPU time of this thread, so other work on the machine hardly shows.
 
-#[path = "../../tests/hostile/kinds.rs"]
+#[path = "../../../../tests/hostile/kinds.rs"]
 mod kinds;
 #[allow(dead_code, reason = "made for another benchmark")]
 #[path = "../repair/table.rs"]
