@@ -97,6 +97,7 @@ fn an_fdb_entry() {
     let dst = "172.31.0.2".parse().unwrap();
     assert_eq!(change(Op::SetFdb(MAC, dst)), (28, REPLACE, body.clone()));
     assert_eq!(change(Op::DeleteFdb(MAC, dst)), (29, 0, body));
+    assert_eq!(change(Op::ClearFdb(MAC)), (29, 0, [&header[..], &attribute(2, &MAC.0)].concat()));
 }
 
 #[test]
