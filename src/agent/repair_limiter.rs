@@ -49,14 +49,16 @@ const OF_AN_OBJECT: Limit = Limit { at_once: AT_ONCE, longest_pause: Duration::f
 /// others are fought over.
 const OF_ALL: Limit = Limit { at_once: 5 * AT_ONCE, longest_pause: Duration::from_secs(5) };
 
-/// How long nothing had to wait before a fight is said to be over.
-const CALM_AFTER: Duration = Duration::from_secs(120);
+/// How long at least nothing had to wait before a fight is said to be over.
+const CALM_AFTER: Duration = Duration::from_secs(10);
 
 /// The repairs of one object, or the rounds of repairs of all.
 #[derive(Debug, Default)]
 struct Repairs {
     rate: RateLimit,
     again_at: Moment,
+    /// How long the next repair has to wait after the last.
+    pause: Duration,
 }
 
 impl Repairs {
@@ -64,7 +66,8 @@ impl Repairs {
         self.rate.spend(now, limit.longest_pause);
         let times = self.rate.times(now, limit.longest_pause);
         let pause = |over: u32| FIRST_PAUSE.saturating_mul(1 << over.min(16)).min(limit.longest_pause);
-        self.again_at = now + times.checked_sub(limit.at_once).map_or(Duration::ZERO, pause);
+        self.pause = times.checked_sub(limit.at_once).map_or(Duration::ZERO, pause);
+        self.again_at = now + self.pause;
     }
 }
 
@@ -83,7 +86,9 @@ impl RepairLimiter {
     /// These operations, a round of them, have made good what was not as it should be.
     pub fn repaired<'o>(&mut self, ops: impl Iterator<Item = &'o Op>, now: Moment) {
         self.repairs.retain(|_, repairs| repairs.rate.spent > now);
-        self.fought_over.retain(|_, (_, last)| now < *last + CALM_AFTER);
+        let mut fought_over = std::mem::take(&mut self.fought_over);
+        fought_over.retain(|key, (_, last)| now < self.calm_at(key, *last));
+        self.fought_over = fought_over;
         let keys: BTreeSet<Key> = ops.map(Op::key).collect();
         if !keys.is_empty() {
             self.repairs.entry(None).or_default().repaired(now, &OF_ALL);
@@ -126,7 +131,7 @@ impl RepairLimiter {
 
     /// Which repairs do not last, for people: the fight that has lasted longest is named, so that the words stay the same.
     pub fn describe(&self, now: Moment) -> Option<String> {
-        let lasting = self.fought_over.iter().filter(|(_, (_, last))| now < *last + CALM_AFTER);
+        let lasting = self.fought_over.iter().filter(|(key, (_, last))| now < self.calm_at(key, *last));
         let (key, _) = lasting.min_by_key(|(_, (first, _))| *first)?;
         Some(match key {
             Some(key) => format!(
@@ -138,6 +143,11 @@ impl RepairLimiter {
                     .into()
             }
         })
+    }
+
+    /// When a fight is over, if no repair has had to wait after `last`.
+    fn calm_at(&self, key: &Option<Key>, last: Moment) -> Moment {
+        last + self.repairs.get(key).map_or(Duration::ZERO, |repairs| 2 * repairs.pause).max(CALM_AFTER)
     }
 
     fn again_at(&self, key: Option<Key>) -> Moment {
@@ -198,7 +208,7 @@ mod tests {
         assert!(limiter.next() > Some(now) && limiter.next() <= Some(now + OF_AN_OBJECT.longest_pause));
         assert!(limiter.describe(now).unwrap().contains("neighbour 10.5.0.1"));
         assert!(!waits(&mut limiter, Key::Device, now), "others are not held up");
-        now += CALM_AFTER;
+        now += 2 * OF_AN_OBJECT.longest_pause;
         assert_eq!(limiter.describe(now), None);
         assert!(!waits(&mut limiter, op(1).key(), now));
     }
@@ -213,7 +223,7 @@ mod tests {
         assert!(waits(&mut limiter, Key::Device, end));
         assert!(limiter.next() <= Some(end + OF_ALL.longest_pause));
         assert!(limiter.describe(end).unwrap().contains("5 s"));
-        assert_eq!(limiter.describe(end + CALM_AFTER), None);
+        assert_eq!(limiter.describe(end + 2 * OF_ALL.longest_pause), None);
     }
 
     #[test]

@@ -43,10 +43,10 @@ pub const NEIGHBORS: &[Damage] = &[
 pub const FDB: &[Damage] = &[
     ("bridge fdb del $MAC dev flannel.1 dst $DST", "set FDB entry", 1),
     ("bridge fdb replace $MAC dev flannel.1 dst 172.31.0.77 self permanent", "set FDB entry", 1),
-    ("bridge fdb replace $MAC dev flannel.1 dst $DST self dynamic", "set FDB entry", 1),
-    ("bridge fdb replace $MAC dev flannel.1 dst $DST port 4789 self permanent", "pointed to something else", 1),
-    ("bridge fdb replace $MAC dev flannel.1 dst $DST vni 7 self permanent", "pointed to something else", 1),
-    ("bridge fdb replace $MAC dev flannel.1 dst $DST via eth0 self permanent", "pointed to something else", 1),
+    ("bridge fdb replace $MAC dev flannel.1 dst $DST self dynamic", "set FDB entry", 2),
+    ("bridge fdb replace $MAC dev flannel.1 dst $DST port 4789 self permanent", "pointed to something else", 2),
+    ("bridge fdb replace $MAC dev flannel.1 dst $DST vni 7 self permanent", "pointed to something else", 2),
+    ("bridge fdb replace $MAC dev flannel.1 dst $DST via eth0 self permanent", "pointed to something else", 2),
     ("bridge fdb add 02:00:00:00:00:98 dev flannel.1 dst 172.31.0.77 self permanent", "no peer has it", 1),
     ("bridge fdb append 00:00:00:00:00:00 dev flannel.1 dst 172.31.0.77 self permanent", "no peer has it", 1),
     (
