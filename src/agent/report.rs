@@ -70,10 +70,10 @@ mod tests {
         let mac = |last: u8| format!("0e:00:00:00:00:{last:02x}").parse().unwrap();
         let mut steps = vec![step(Op::DeleteDevice(7), "VNI 77, not 1"), step(Op::AddAddress(ip(0).into()), "missing")];
         steps.extend((1..20).map(|n| step(Op::SetNeighbor(ip(n), mac(n)), "missing")));
-        steps.extend((1..3).map(|n| step(Op::DeleteFdb(mac(n), ip(n)), "no peer has it")));
+        steps.extend((1..3).map(|n| step(Op::DeleteFdb(mac(n), ip(n)), "no accepted lease has it")));
         steps.extend((1..3).map(|n| step(Op::SetFdb(mac(n), ip(n)), &format!("pointed to {}", ip(n)))));
         let steps: Vec<&Step> = steps.iter().collect();
         assert_eq!(objects(&steps), "1 device, 1 address, 19 neighbours, 4 FDB entries");
-        assert_eq!(reasons(&steps), "20 missing; 2 no peer has it; 1 VNI 77, not 1; 2 for other reasons");
+        assert_eq!(reasons(&steps), "20 missing; 2 no accepted lease has it; 1 VNI 77, not 1; 2 for other reasons");
     }
 }

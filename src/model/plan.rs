@@ -246,7 +246,7 @@ impl<'a> Differ<'a> {
                 self.push(Phase::NeighborSet, Op::SetNeighbor(ip, *mac), format!("was {was}"));
             }
             (None, Some(have)) if have.permanent && self.want.peers_complete => {
-                self.push(Phase::NeighborDelete, Op::DeleteNeighbor(ip), "no peer has it");
+                self.push(Phase::NeighborDelete, Op::DeleteNeighbor(ip), "no accepted lease has it");
             }
             _ => {}
         }
@@ -264,7 +264,7 @@ impl<'a> Differ<'a> {
             }
             (None, Some(have)) if self.want.peers_complete => {
                 for dst in have {
-                    self.push(Phase::FdbDelete, Op::DeleteFdb(mac, *dst), "no peer has it");
+                    self.push(Phase::FdbDelete, Op::DeleteFdb(mac, *dst), "no accepted lease has it");
                 }
             }
             _ => {}
@@ -277,7 +277,7 @@ impl<'a> Differ<'a> {
         let Some(want) = self.want.routes.get(&dest) else {
             if self.want.peers_complete {
                 for route in have.into_iter().filter(|route| self.scope.owns_route(route)) {
-                    self.push(Phase::RouteDelete, Op::DeleteRoute(*route), "no peer has it");
+                    self.push(Phase::RouteDelete, Op::DeleteRoute(*route), "no accepted lease has it");
                 }
             }
             return;

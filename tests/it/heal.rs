@@ -18,9 +18,9 @@ pub const ROUTES: &[Damage] = &[
     ("ip route add $PEER via $GW dev flannel.1 onlink metric 7", "delete route", 1),
     ("ip route del $PEER; ip route add $PEER via $GW dev flannel.1 onlink metric 7", "add route", 2),
     ("ip route del $PEER; ip route add $PEER via 172.31.0.254", "delete route", 2),
-    ("ip route add 172.30.240.0/24 via 172.30.240.0 dev flannel.1 onlink", "no peer has it", 1),
-    ("ip route add 172.30.240.0/20 dev flannel.1", "no peer has it", 1),
-    ("ip route add 192.168.5.0/24 via 192.168.5.0 dev flannel.1 onlink", "no peer has it", 1),
+    ("ip route add 172.30.240.0/24 via 172.30.240.0 dev flannel.1 onlink", "no accepted lease has it", 1),
+    ("ip route add 172.30.240.0/20 dev flannel.1", "no accepted lease has it", 1),
+    ("ip route add 192.168.5.0/24 via 192.168.5.0 dev flannel.1 onlink", "no accepted lease has it", 1),
     ("ip route replace blackhole $PEER", "delete route", 2),
     ("ip route prepend blackhole $PEER", "delete route", 1),
     ("ip route append blackhole $PEER", "delete route", 1),
@@ -36,7 +36,7 @@ pub const NEIGHBORS: &[Damage] = &[
     ("ip neigh replace $GW lladdr 02:00:00:00:00:99 dev flannel.1 nud permanent", "set neighbour", 1),
     ("ip neigh replace $GW lladdr $MAC dev flannel.1 nud reachable", "set neighbour", 1),
     ("ip neigh replace $GW lladdr $MAC dev flannel.1 nud noarp", "set neighbour", 1),
-    ("ip neigh add 172.30.240.0 lladdr 02:00:00:00:00:98 dev flannel.1 nud permanent", "no peer has it", 1),
+    ("ip neigh add 172.30.240.0 lladdr 02:00:00:00:00:98 dev flannel.1 nud permanent", "no accepted lease has it", 1),
     ("ip neigh flush dev flannel.1 nud permanent", "set neighbour", 5),
 ];
 
@@ -47,8 +47,8 @@ pub const FDB: &[Damage] = &[
     ("bridge fdb replace $MAC dev flannel.1 dst $DST port 4789 self permanent", "pointed to something else", 2),
     ("bridge fdb replace $MAC dev flannel.1 dst $DST vni 7 self permanent", "pointed to something else", 2),
     ("bridge fdb replace $MAC dev flannel.1 dst $DST via eth0 self permanent", "pointed to something else", 2),
-    ("bridge fdb add 02:00:00:00:00:98 dev flannel.1 dst 172.31.0.77 self permanent", "no peer has it", 1),
-    ("bridge fdb append 00:00:00:00:00:00 dev flannel.1 dst 172.31.0.77 self permanent", "no peer has it", 1),
+    ("bridge fdb add 02:00:00:00:00:98 dev flannel.1 dst 172.31.0.77 self permanent", "no accepted lease has it", 1),
+    ("bridge fdb append 00:00:00:00:00:00 dev flannel.1 dst 172.31.0.77 self permanent", "no accepted lease has it", 1),
     (
         "bridge fdb show dev flannel.1 | while read mac rest; do bridge fdb del $mac dev flannel.1 self; done",
         "set FDB entry",

@@ -135,6 +135,5 @@ impl<K: Kernel> Reconciler<K> {
         state.news.merge(changed);
         announce::log(self.desired.take_findings());
         self.status.set(Condition::Docker, self.desired.docker_complaint());
-        self.status.set(Condition::Subnet, self.desired.subnet_complaint());
     }
 }

@@ -108,6 +108,7 @@ impl<K: Kernel> Reconciler<K> {
 
     fn report_status(&self, now: Moment) {
         self.status.set(Condition::PublicIp, self.desired.duplicate_ip());
+        self.status.set(Condition::Subnet, self.desired.subnet_complaint());
         let (tally, held) = (self.desired.tally(), self.desired.leases().held_count());
         self.status.update(|status| {
             (status.leases, status.held) = (tally, held);
