@@ -1,5 +1,5 @@
-//! A kernel in memory, for scenarios: it does what the real one does with our operations, counts them, and fails on
-//! demand.
+//! A kernel in memory for scenarios. It executes and refuses our operations as the real kernel does, counts them, and fails
+//! on demand.
 
 use flanneld::kernel::{Event, Kernel, KernelError};
 use flanneld::model::iface::{HostView, Interface, InterfaceAddress, WayOut};
@@ -15,9 +15,9 @@ use std::rc::Rc;
 use std::time::Duration;
 use tokio::sync::Notify;
 
-/// The port that the kernel gives a VXLAN device for which none was asked.
+/// The port that the kernel gives to a VXLAN device if none was requested.
 const DEFAULT_PORT: u16 = 8472;
-/// The lowest index of devices made here, above those of the host's own interfaces.
+/// The lowest index of devices that are created here, above the indexes of the host's own interfaces.
 const FIRST_INDEX: u32 = 100;
 
 /// A kernel in memory. Clones are handles to the same one.
@@ -64,12 +64,12 @@ impl FakeKernel {
         fake
     }
 
-    /// From now on it takes this long to read our device's state.
+    /// Makes each read of our device's state take this long.
     pub fn slow_down_reading(&self, time: Duration) {
         self.inner.borrow_mut().reading_takes = time;
     }
 
-    /// Lets the next `times` operations for which `applies` fail with `errno`.
+    /// Makes the next `times` operations that match `applies` fail with `errno`.
     pub fn fail_next(&self, applies: impl Fn(&Op) -> bool + 'static, errno: i32, times: usize) {
         self.fail_next_halfway(applies, errno, times, |_| {});
     }
@@ -87,12 +87,12 @@ impl FakeKernel {
         self.inner.borrow_mut().faults.push(fault);
     }
 
-    /// From now on every operation fails so.
+    /// Makes every operation fail with this errno; `None` ends that.
     pub fn refuse_all(&self, errno: Option<i32>) {
         self.inner.borrow_mut().refuses_all = errno;
     }
 
-    /// From now on each operation and each read takes so long.
+    /// Makes each operation and each read take this long.
     pub fn set_latency(&self, latency: Duration) {
         self.inner.borrow_mut().latency = latency;
     }
@@ -117,23 +117,24 @@ impl FakeKernel {
         inner.read_faults.clear();
     }
 
-    /// Lets the next `times` reads fail with `errno`.
+    /// Makes the next `times` reads fail with `errno`.
     pub fn fail_next_reads(&self, errno: i32, times: usize) {
         self.inner.borrow_mut().read_faults.extend(std::iter::repeat_n(errno, times));
     }
 
-    /// What the kernel holds about the device with this name.
+    /// The state of the device with this name.
     pub fn have(&self, device: &str) -> Have {
         self.inner.borrow().have.get(device).cloned().unwrap_or_default()
     }
 
-    /// Lets somebody else change what the kernel holds about the device with this name, and reports it.
+    /// Changes the state of the device with this name as another program would, and reports the device.
     pub fn damage(&self, device: &str, change: impl FnOnce(&mut Have)) {
         self.damage_silently(device, change);
         self.report(Event::Device);
     }
 
-    /// The same with a report of each neighbour, FDB entry and route that changed, as the real kernel tells most changes.
+    /// Changes the state, and reports each neighbour, FDB entry and route that changed, as the real kernel does for most
+    /// changes.
     pub fn disturb(&self, device: &str, change: impl FnOnce(&mut Have)) {
         let before = self.have(device);
         self.damage_silently(device, change);
@@ -141,36 +142,36 @@ impl FakeKernel {
         reports.into_iter().for_each(|entry| self.report(Event::Entry(entry)));
     }
 
-    /// Loses the reports that were not taken yet, and says so.
+    /// Drops the reports that were not taken yet, and reports an overrun.
     pub fn overrun(&self) {
         self.inner.borrow_mut().events.clear();
         self.report(Event::Overrun);
     }
 
-    /// The same without a report, as some changes of the real kernel go.
+    /// Changes the state without a report, as some changes of the real kernel happen.
     pub fn damage_silently(&self, device: &str, change: impl FnOnce(&mut Have)) {
         change(self.inner.borrow_mut().have.entry(device.to_owned()).or_default());
     }
 
-    /// Reports something.
+    /// Reports an event.
     pub fn report(&self, event: Event) {
         let mut inner = self.inner.borrow_mut();
         inner.events.push(event);
         inner.bell.notify_one();
     }
 
-    /// Lets somebody else change the host's own interfaces and default routes.
+    /// Changes the host's own interfaces and default routes as another program would.
     pub fn change_host(&self, change: impl FnOnce(&mut HostView)) {
         change(&mut self.inner.borrow_mut().host);
         self.report(Event::Host { index: 0, name: None });
     }
 
-    /// Lets the device with this name vanish with all that is on it.
+    /// Removes the device with this name and everything on it.
     pub fn lose_device(&self, device: &str) {
         self.damage(device, |have| have.apply(&Op::DeleteDevice(0), 0));
     }
 
-    /// The operations that succeeded, in order, since this was last asked.
+    /// The operations that succeeded since the last call, in order.
     pub fn take_log(&self) -> Vec<Op> {
         std::mem::take(&mut self.inner.borrow_mut().log)
     }
@@ -180,7 +181,7 @@ impl FakeKernel {
         self.inner.borrow().log.len()
     }
 
-    /// How often the state was read in full.
+    /// The number of full reads.
     pub fn reads(&self) -> usize {
         self.inner.borrow().reads
     }
@@ -229,7 +230,7 @@ impl Inner {
     }
 }
 
-/// The errno of a fault that was asked for, after it has done to `have` what it does.
+/// The errno of a fault that was requested and applies to `op`, after the fault has done to `have` what it does.
 fn demanded(faults: &mut Vec<Fault>, op: &Op, have: &mut Have) -> Option<i32> {
     let fault = faults.iter_mut().find(|fault| fault.left > 0 && (fault.applies)(op))?;
     fault.left -= 1;
@@ -264,7 +265,7 @@ fn refusal(have: &Have, op: &Op) -> Option<i32> {
     }
 }
 
-/// What of neighbours, FDB entries and routes is other than before, as the kernel reports it.
+/// The changes of neighbours, FDB entries and routes, as the kernel reports them.
 fn differences(before: &Have, after: &Have) -> Vec<Observed> {
     let mut found = Vec::new();
     let neighbors: BTreeSet<_> = before.neighbors.keys().chain(after.neighbors.keys()).copied().collect();
@@ -291,7 +292,7 @@ fn is_about_another_device(have: &Have, op: &Op) -> bool {
     }
 }
 
-/// The operation with what the kernel adds to it.
+/// The operation with the defaults that the kernel fills in.
 fn as_made(op: &Op) -> Op {
     match op {
         Op::CreateDevice(device) if device.vxlan.port == 0 => {

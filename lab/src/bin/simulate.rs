@@ -1,4 +1,4 @@
-//! Lets clusters live, each from a seed of its own, and tells what came of it: `make simulate SEEDS=1000 START=1`.
+//! Runs simulated clusters, each from its own seed, and reports violations: `make simulate SEEDS=1000 START=1`.
 
 #[path = "../../../tests/simulate/sim/mod.rs"]
 #[allow(dead_code, reason = "the tests use more of it")]
@@ -12,10 +12,10 @@ use std::sync::atomic::{AtomicU64, Ordering};
 use std::thread;
 use std::time::{Duration, Instant};
 
-/// With so many seeds every kind of fault must have fired.
+/// From this number of seeds on, every kind of fault must have fired.
 const ENOUGH: u64 = 200;
 
-/// How many failing seeds are told in full.
+/// The number of failing seeds whose story is printed in full.
 const TOLD_IN_FULL: usize = 3;
 
 #[derive(Parser)]
@@ -28,7 +28,7 @@ struct Args {
     seeds: u64,
 }
 
-/// What came of all of them.
+/// The result of all seeds.
 #[derive(Default)]
 struct Sum {
     schedules: usize,

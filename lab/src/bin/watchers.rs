@@ -1,5 +1,5 @@
-//! What n watching hosts cost etcd: how long a lease's write takes, when the last host has heard of it, and etcd's CPU
-//! time for each. Every watcher has a connection of its own, as every host has. Real etcd, on loopback.
+//! Measures what n watching hosts cost a real etcd on loopback: the duration of a write, the time until the last watcher
+//! has received it, and etcd's CPU time. Every watcher has its own connection, as every host does.
 
 #[allow(dead_code, unused_imports, reason = "made for the tests; only a part is needed here")]
 #[path = "../../../tests/it/lab/mod.rs"]
@@ -17,10 +17,10 @@ use tokio::sync::mpsc;
 /// Times etcd's fan-out to watchers.
 #[derive(Parser)]
 struct Options {
-    /// How many hosts watch.
+    /// Numbers of watching hosts.
     #[arg(long, value_delimiter = ',', default_value = "1,100,1000,5000")]
     watchers: Vec<usize>,
-    /// How many leases are written, one after the other.
+    /// Number of leases that are written, one after the other.
     #[arg(long, default_value_t = 200)]
     events: u32,
 }
@@ -66,7 +66,7 @@ async fn measure(etcd: &Etcd, watchers: usize, events: u32) {
     println!("{watchers:>8}{p50:>9.2}{p99:>9.2}{all50:>18.2}{all99:>9.2}{cpu:>16.2}{memory:>10.0}");
 }
 
-/// Starts a watcher that tells of each event.
+/// Starts a watcher that reports each event.
 async fn watch(etcd: &Etcd, tell: mpsc::UnboundedSender<()>) {
     let client = Client::connect([etcd.endpoint()], None).await.expect("a client");
     let watching = client.watch_client().watch(PREFIX, Some(WatchOptions::new().with_prefix())).await;

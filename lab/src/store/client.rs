@@ -10,10 +10,10 @@ use std::rc::{Rc, Weak};
 use tokio::sync::{Notify, watch};
 use tokio::time::{Instant, sleep_until};
 
-/// How many changes are told at once, as etcd does with a watch that is catching up.
+/// The largest number of changes in one message of a watch that catches up, as in etcd.
 const BATCH: usize = 1000;
 
-/// How often each call was made, failed ones too.
+/// The number of calls of each kind, including those that failed.
 #[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
 pub struct Calls {
     /// Reads of the network config.
@@ -22,24 +22,24 @@ pub struct Calls {
     pub list: usize,
     /// Watches begun.
     pub watch: usize,
-    /// Guarded writes.
+    /// Writes.
     pub write: usize,
-    /// Guarded removals.
+    /// Removals.
     pub remove: usize,
     /// Renewals.
     pub keep_alive: usize,
-    /// Leases given back.
+    /// Releases.
     pub release: usize,
 }
 
-/// What one client suffers and has done.
+/// The faults and the history of one client.
 #[derive(Default)]
 pub(super) struct Client {
-    /// What it suffers.
+    /// Its faults.
     pub(super) faults: Faults,
-    /// The addresses at which it reaches the store.
+    /// The addresses of the store.
     pub(super) endpoints: watch::Sender<Vec<IpAddr>>,
-    /// What it has called.
+    /// Its calls.
     pub(super) calls: Calls,
 }
 
@@ -51,17 +51,17 @@ pub(super) struct Cluster {
     changed: Notify,
 }
 
-/// What others tell a watch.
+/// The part of a watch that others change.
 struct Slot {
     owner: Rc<RefCell<Client>>,
     over: RefCell<Option<StoreError>>,
     reports: Cell<bool>,
-    /// Whether it tells nothing any more, though it does not end.
+    /// Whether it reports nothing any more, although it does not end.
     silent: Cell<bool>,
 }
 
 impl Cluster {
-    /// Works on the data as they are now, and wakes all watches.
+    /// Expires leases, changes the data, and wakes all watches.
     pub(super) fn change<T>(&self, work: impl FnOnce(&mut Data, Instant) -> T) -> T {
         let now = Instant::now();
         let mut data = self.data.borrow_mut();
@@ -72,7 +72,7 @@ impl Cluster {
         done
     }
 
-    /// Ends the watches whose owner is meant.
+    /// Ends the watches of the owners that match.
     pub(super) fn cut(&self, is_meant: impl Fn(*const RefCell<Client>) -> bool, error: &StoreError) {
         for slot in self.slots().iter().filter(|slot| is_meant(Rc::as_ptr(&slot.owner))) {
             slot.over.borrow_mut().get_or_insert_with(|| error.clone());
@@ -80,19 +80,19 @@ impl Cluster {
         self.changed.notify_waiters();
     }
 
-    /// Lets the watches whose owner is meant tell nothing any more.
+    /// Silences the watches of the owners that match.
     pub(super) fn silence(&self, is_meant: impl Fn(*const RefCell<Client>) -> bool) {
         for slot in self.slots().iter().filter(|slot| is_meant(Rc::as_ptr(&slot.owner))) {
             slot.silent.set(true);
         }
     }
 
-    /// Lets all watches look again at what they may tell.
+    /// Wakes all watches.
     pub(super) fn wake(&self) {
         self.changed.notify_waiters();
     }
 
-    /// Lets all watches say how far they are.
+    /// Makes all watches report their progress.
     pub(super) fn report_progress(&self) {
         self.slots().iter().for_each(|slot| slot.reports.set(true));
         self.changed.notify_waiters();
@@ -110,7 +110,7 @@ pub struct MemoryWatch {
     cluster: Rc<Cluster>,
     slot: Rc<Slot>,
     at: Revision,
-    /// When it tells what it has got late.
+    /// When it reports changes that are delayed.
     due: Option<Instant>,
 }
 
@@ -122,7 +122,7 @@ impl MemoryWatch {
         MemoryWatch { cluster, slot, at: after, due: None }
     }
 
-    /// What there is to say now.
+    /// The changes or the progress to report now.
     fn news(&mut self) -> Option<Changes> {
         let now = Instant::now();
         let mut data = self.cluster.data.borrow_mut();
@@ -166,7 +166,7 @@ impl MemoryWatch {
         }
     }
 
-    /// Why nothing more comes.
+    /// The error that ended the watch.
     fn end(&self) -> Option<StoreError> {
         let dead_at = self.slot.owner.borrow().faults.dead_at();
         let dead = || unreachable("nothing arrived for 8 s");

@@ -1,4 +1,5 @@
-//! What an etcd holds: keys with revisions, leases with deadlines, and the history of all changes. The time is told.
+//! The data of an etcd: keys with revisions, leases with deadlines, and the history of all changes. The time is an
+//! argument.
 
 use flanneld::model::lease::{LeaseId, Record, Revision};
 use flanneld::store::{Change, Changes, History, Snapshot};
@@ -22,16 +23,16 @@ pub(super) struct Data {
     history: Vec<(Revision, Change)>,
 }
 
-/// A key's value and what etcd keeps with it.
+/// A key's value and its metadata.
 #[derive(Debug, Clone)]
 pub(super) struct Entry {
     /// The value.
     pub(super) value: Vec<u8>,
-    /// What keeps it alive.
+    /// The lease that keeps it alive.
     pub(super) lease: Option<LeaseId>,
-    /// When it was made.
+    /// The revision at which it was created.
     pub(super) created: Revision,
-    /// When it was last written.
+    /// The revision at which it was last written.
     pub(super) modified: Revision,
 }
 
@@ -62,7 +63,7 @@ impl Data {
         self.keys.get(name)
     }
 
-    /// The key of this name, read.
+    /// The decoded key of this name.
     pub(super) fn record(&self, name: &str) -> Option<Record> {
         self.keys.get(name).map(|entry| entry.record(name))
     }
@@ -73,7 +74,7 @@ impl Data {
         Snapshot { revision: self.revision, records, history: History::default() }
     }
 
-    /// The changes after a revision, if there are any: about so many, and never a part of a revision.
+    /// The changes after a revision, if there are any: about `limit`, and never a part of a revision.
     pub(super) fn changes_after(&self, after: Revision, batch: usize) -> Option<Changes> {
         let news = &self.history[self.history.partition_point(|(revision, _)| *revision <= after)..];
         let last = news.get(batch - 1).or(news.last())?.0;
@@ -98,7 +99,7 @@ impl Data {
         modified
     }
 
-    /// Deletes keys, all in one revision; tells how many there were.
+    /// Deletes keys in one revision and returns their number.
     pub(super) fn delete(&mut self, is_meant: impl Fn(&str, &Entry) -> bool) -> usize {
         let meant = self.keys.iter().filter(|(name, entry)| is_meant(name, entry));
         let names: Vec<String> = meant.map(|(name, _)| name.clone()).collect();
@@ -141,7 +142,7 @@ impl Data {
         Some(granted.ttl)
     }
 
-    /// Ends a lease; its keys go with it, in one revision.
+    /// Ends a lease and deletes its keys in one revision.
     pub(super) fn revoke(&mut self, id: LeaseId) {
         if let Some(granted) = self.leases.remove(&id) {
             self.deadlines.remove(&(granted.deadline, id));
@@ -149,7 +150,7 @@ impl Data {
         }
     }
 
-    /// Ends the leases whose time is over.
+    /// Ends the leases that have expired.
     pub(super) fn expire(&mut self, now: Instant) {
         while let Some((_, id)) = self.deadlines.first().filter(|(deadline, _)| *deadline <= now).copied() {
             self.revoke(id);

@@ -1,4 +1,4 @@
-//! What can be wrong between one client and the store.
+//! Faults between one client and the store.
 
 use flanneld::model::lease::Revision;
 use flanneld::store::{Changes, Snapshot, StoreError};
@@ -9,13 +9,13 @@ use tokio::time::Instant;
 /// How long a call waits for its answer.
 pub(super) const CALL_DEADLINE: Duration = Duration::from_secs(4);
 
-/// How long a connection on which nothing arrives lives: keepalive finds it dead after 5 s and 3 s.
+/// How long a silent connection lives: keepalive pings after 5 s and gives up 3 s later.
 const DEAD_AFTER: Duration = Duration::from_secs(8);
 
-/// A change whose answer gets lost.
+/// A kind of change whose answer gets lost.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord)]
 pub enum Lost {
-    /// A key was made.
+    /// A key was created.
     Creation,
     /// A key was written again.
     Rewrite,
@@ -23,7 +23,7 @@ pub enum Lost {
     Removal,
     /// A lease was extended.
     Renewal,
-    /// A lease was granted; what was to be written with it never was.
+    /// A lease was granted, and the write that needed it was never sent.
     Grant,
 }
 
@@ -39,31 +39,31 @@ impl Lost {
     }
 }
 
-/// Which messages between a client and the store get lost.
+/// The direction in which messages between a client and the store get lost.
 #[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
 pub struct Link {
-    /// Those to the store.
+    /// Messages to the store.
     pub loses_requests: bool,
-    /// Those from the store: what was asked for is done.
+    /// Messages from the store; requests are executed.
     pub loses_answers: bool,
 }
 
-/// All that one client suffers.
+/// All faults of one client.
 #[derive(Default)]
 pub(super) struct Faults {
-    /// What all calls fail with.
+    /// The error of all calls.
     pub(super) all: Option<StoreError>,
     /// Whether the answer to the next write or removal gets lost.
     pub(super) loses_answer: bool,
-    /// How long messages take.
+    /// How long a message takes.
     pub(super) latency: Duration,
     /// Changes whose next answer gets lost.
     pub(super) lost: Vec<Lost>,
-    /// What lists tell instead of the truth.
+    /// The snapshot that lists return instead of the current one.
     pub(super) past: Option<Snapshot>,
     /// How many of the next lists break off.
     pub(super) torn_lists: usize,
-    /// How long after a change watches tell it.
+    /// How long watches delay a change.
     pub(super) lag: Duration,
     /// How many of the next messages of watches come twice.
     pub(super) repeats: usize,
@@ -73,7 +73,7 @@ pub(super) struct Faults {
     pub(super) swallows: bool,
     /// How many of the next messages of watches break off.
     pub(super) torn_events: usize,
-    /// How far before its time the next watch starts.
+    /// How many revisions too early the next watch starts.
     pub(super) rewind: Revision,
     link: Link,
     dark_since: Option<Instant>,
@@ -97,17 +97,17 @@ impl Faults {
         self.dark_since.map(|since| since + DEAD_AFTER)
     }
 
-    /// No faults, but the memory of those that there were.
+    /// No faults, with the counters of past faults.
     pub(super) fn mended(&self) -> Self {
         Faults { fired: self.fired.clone(), ..Faults::default() }
     }
 
-    /// How often which fault did something.
+    /// How often each fault had an effect.
     pub(super) fn fired(&self) -> BTreeMap<&'static str, usize> {
         self.fired.clone()
     }
 
-    /// A fault did something.
+    /// Counts an effect of a fault.
     pub(super) fn fire(&mut self, name: &'static str) {
         *self.fired.entry(name).or_default() += 1;
     }
@@ -126,7 +126,7 @@ impl Faults {
         any || armed.is_some()
     }
 
-    /// What a list tells, given the truth.
+    /// The result of a list, given the current snapshot.
     pub(super) fn list(&mut self, truth: Snapshot) -> Result<Snapshot, StoreError> {
         if self.torn_lists > 0 {
             self.torn_lists -= 1;
@@ -140,7 +140,7 @@ impl Faults {
         Ok(past)
     }
 
-    /// Where a watch starts that is to tell all after a revision.
+    /// The revision at which a watch starts that should report all changes after `after`.
     pub(super) fn start(&mut self, after: Revision, compacted: Revision) -> Revision {
         let start = (after - std::mem::take(&mut self.rewind)).max(compacted - 1).max(0).min(after);
         if start < after {
@@ -149,7 +149,7 @@ impl Faults {
         start
     }
 
-    /// What a watch tells of these changes, and whether it tells the same again.
+    /// The changes that a watch reports, and whether it repeats them.
     pub(super) fn tell(&mut self, mut news: Changes) -> (Changes, bool) {
         let repeats = self.repeats > 0 && !news.changes.is_empty();
         if repeats {
@@ -163,7 +163,7 @@ impl Faults {
         (news, repeats)
     }
 
-    /// Whether the watch that has news now breaks after the first of them.
+    /// Whether the watch breaks after the first of its changes.
     pub(super) fn tears(&mut self) -> bool {
         let tears = self.torn_events > 0;
         if tears {

@@ -31,11 +31,11 @@ pub struct MemoryStore {
     client: Rc<RefCell<Client>>,
 }
 
-/// Everything a store held at one time, leases and history too.
+/// A copy of a store, including leases and history.
 #[derive(Debug, Clone)]
 pub struct Backup(Data);
 
-/// What other hosts and an administrator do, without faults and at once.
+/// The actions of other hosts and of an administrator: immediate and without faults.
 impl MemoryStore {
     /// An empty store.
     pub fn new() -> Self {
@@ -76,22 +76,22 @@ impl MemoryStore {
         self.cluster.change(|data, _| data.put(name, value.as_ref().to_vec(), Some(lease)))
     }
 
-    /// Deletes a key; tells whether there was one.
+    /// Deletes a key and returns whether it existed.
     pub fn delete(&self, name: &str) -> bool {
         self.cluster.change(|data, _| data.delete(|other, _| other == name)) > 0
     }
 
-    /// Deletes all keys whose names start so, in one revision; tells how many there were.
+    /// Deletes all keys with this prefix in one revision and returns their number.
     pub fn delete_prefix(&self, start: &str) -> usize {
         self.cluster.change(|data, _| data.delete(|name, _| name.starts_with(start)))
     }
 
-    /// Ends a lease and its keys.
+    /// Ends a lease and deletes its keys.
     pub fn revoke(&self, id: LeaseId) {
         self.cluster.change(|data, _| data.revoke(id));
     }
 
-    /// Forgets the changes before a revision: watches that want to start there are told so.
+    /// Forgets the changes before a revision. Watches from there fail as compacted.
     pub fn compact(&self, revision: Revision) {
         self.cluster.change(|data, _| data.compacted = revision);
     }
@@ -101,7 +101,7 @@ impl MemoryStore {
         self.restore(Backup(Data::default()));
     }
 
-    /// A copy of everything.
+    /// Copies the whole store.
     pub fn backup(&self) -> Backup {
         self.cluster.change(|data, _| Backup(data.clone()))
     }
@@ -123,20 +123,20 @@ impl MemoryStore {
         self.cluster.change(|data, _| data.snapshot())
     }
 
-    /// How many leases there are, used or not.
+    /// The number of leases, including those without keys.
     pub fn leases(&self) -> usize {
         self.cluster.change(|data, _| data.leases())
     }
 
-    /// Lets every watch of all clients report how far it is, as etcd does from time to time.
+    /// Makes every watch of all clients report its progress, as etcd does from time to time.
     pub fn report_progress(&self) {
         self.cluster.report_progress();
     }
 }
 
-/// What can be wrong between one client and the store.
+/// Faults between this client and the store.
 impl MemoryStore {
-    /// From now on all calls of this client fail so, and do nothing. Its watches go on.
+    /// Makes all calls of this client fail with this error and without effect. Its watches continue.
     pub fn fail_with(&self, error: StoreError) {
         self.client.borrow_mut().faults.all = Some(error);
     }
@@ -153,24 +153,23 @@ impl MemoryStore {
         self.client.borrow_mut().faults.all = None;
     }
 
-    /// The next write or removal of this client is done, but its answer is lost.
+    /// Loses the answer to the next write or removal of this client, which is executed.
     pub fn lose_next_answer(&self) {
         self.client.borrow_mut().faults.loses_answer = true;
     }
 
-    /// The answer to this client's next change of this kind is lost.
+    /// Loses the answer to this client's next change of this kind.
     pub fn lose_next(&self, change: Lost) {
         self.client.borrow_mut().faults.lost.push(change);
     }
 
-    /// From now on these messages get lost: calls take until their deadline to fail, and watches end once keepalive
-    /// finds the connection dead.
+    /// Loses messages in these directions. Calls fail at their deadline; watches end when keepalive gives up.
     pub fn set_link(&self, link: Link) {
         self.client.borrow_mut().faults.set_link(link);
         self.cluster.wake();
     }
 
-    /// The next `times` lists break off.
+    /// Breaks the next `times` lists off.
     pub fn tear_lists(&self, times: usize) {
         self.client.borrow_mut().faults.torn_lists = times;
     }
@@ -181,50 +180,49 @@ impl MemoryStore {
         self.cluster.cut(|owner| std::ptr::eq(owner, client), &error);
     }
 
-    /// The next change, or changes in one go, is told to no watch of this client.
+    /// Hides the next change, or batch of changes, from all watches of this client.
     pub fn swallow_next_change(&self) {
         self.client.borrow_mut().faults.swallows = true;
     }
 
-    /// From now on lists of this client show what was there then, as those of a member that stands still; `None` ends
-    /// that.
+    /// Makes lists of this client return this snapshot, like those of a member that lags behind; `None` ends that.
     pub fn list_as_of(&self, past: Option<Snapshot>) {
         self.client.borrow_mut().faults.past = past;
     }
 
-    /// The watches of this client tell nothing any more, and do not end either.
+    /// Silences the watches of this client without ending them.
     pub fn silence_watches(&self) {
         let client = Rc::as_ptr(&self.client);
         self.cluster.silence(|owner| std::ptr::eq(owner, client));
     }
 
-    /// From now on watches tell changes so late.
+    /// Makes watches report changes with this delay.
     pub fn delay_events(&self, lag: Duration) {
         self.client.borrow_mut().faults.lag = lag;
         self.cluster.wake();
     }
 
-    /// The next `times` messages of watches come twice.
+    /// Repeats the next `times` messages of watches.
     pub fn repeat_events(&self, times: usize) {
         self.client.borrow_mut().faults.repeats = times;
     }
 
-    /// The next `times` messages of watches lack their first change.
+    /// Removes the first change from the next `times` messages of watches.
     pub fn lose_events(&self, times: usize) {
         self.client.borrow_mut().faults.gaps = times;
     }
 
-    /// The next `times` messages of watches break off after the first revision.
+    /// Breaks the next `times` messages of watches off after the first revision.
     pub fn tear_events(&self, times: usize) {
         self.client.borrow_mut().faults.torn_events = times;
     }
 
-    /// The next watch starts so many revisions before its time.
+    /// Makes the next watch start this many revisions too early.
     pub fn rewind_next_watch(&self, revisions: Revision) {
         self.client.borrow_mut().faults.rewind = revisions;
     }
 
-    /// Everything works again for this client, at once. Watches that were silenced stay so.
+    /// Ends all faults of this client at once. Silenced watches stay silent.
     pub fn mend(&self) {
         let mut client = self.client.borrow_mut();
         client.faults = client.faults.mended();
@@ -232,12 +230,12 @@ impl MemoryStore {
         self.cluster.wake();
     }
 
-    /// How often which fault of this client did something.
+    /// How often each fault of this client had an effect.
     pub fn fired(&self) -> BTreeMap<&'static str, usize> {
         self.client.borrow().faults.fired()
     }
 
-    /// From now on calls of this client take so long to arrive, and their answers so long to come back.
+    /// Delays calls of this client and their answers by this time each.
     pub fn set_latency(&self, each_way: Duration) {
         self.client.borrow_mut().faults.latency = each_way;
     }
@@ -247,14 +245,14 @@ impl MemoryStore {
         self.client.borrow().endpoints.send_replace(addresses);
     }
 
-    /// How often this client has called.
+    /// The calls of this client so far.
     pub fn calls(&self) -> Calls {
         self.client.borrow().calls
     }
 }
 
 impl MemoryStore {
-    /// One call: counted, delayed, done, delayed; or failed.
+    /// Makes one call: counts it, delays it, executes it, delays the answer.
     async fn call<T>(
         &self,
         count: fn(&mut Calls) -> &mut usize,
@@ -268,7 +266,7 @@ impl MemoryStore {
         Ok(done)
     }
 
-    /// A message one way; it is lost if the client is cut off meanwhile.
+    /// Carries a message one way. The message is lost if the client is cut off meanwhile.
     async fn travel(&self, loses: fn(Link) -> bool, deadline: Instant) -> Result<(), StoreError> {
         let latency = self.client.borrow().faults.latency;
         if !latency.is_zero() {
@@ -281,7 +279,7 @@ impl MemoryStore {
         self.client.borrow().faults.all.clone().map_or(Ok(()), Err)
     }
 
-    /// The answer to a change, unless it gets lost.
+    /// Returns the answer to a change, unless it gets lost.
     fn answer<T>(&self, change: Lost, answer: T) -> Result<T, StoreError> {
         match self.client.borrow_mut().faults.loses(change) {
             true => Err(no_answer()),

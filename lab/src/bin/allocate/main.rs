@@ -1,5 +1,5 @@
-//! What it costs to choose a subnet among 65,536, to decide what is ours among as many leases, and to list 100,000 of
-//! them from a real etcd. Nothing here passes or fails: the numbers are printed. Other work on the machine shows in them.
+//! Measures the choice of a subnet among 65,536, the decision about our own lease among as many leases, and a list of
+//! 100,000 leases from a real etcd. Prints numbers without a verdict. Other work on the machine shows in them.
 
 #[allow(dead_code, unused_imports, reason = "made for the tests; only a part is needed here")]
 #[path = "../../../../tests/it/lab/mod.rs"]
@@ -76,7 +76,7 @@ fn choices(overlay: &Overlay, taken: &[u32], rounds: usize) -> Vec<String> {
     })
 }
 
-/// All of the decision of a host that has been here before but finds its lease gone and its subnet taken.
+/// The whole decision of a host that returns and finds its lease gone and its subnet taken.
 fn claims(overlay: &Overlay, taken: &[u32], rounds: usize) -> Vec<String> {
     let mut taken = taken.to_vec();
     taken.sort_unstable_by_key(|&n| subnet(n).to_string());
@@ -117,7 +117,7 @@ fn row(what: &str, taken: usize, rounds: usize, mut work: impl FnMut(u128)) -> V
     [vec![what.to_owned(), taken.to_string()], times.summary().to_vec()].concat()
 }
 
-/// Lists many leases from a real etcd; tells the time, the calls and the memory.
+/// Lists many leases from a real etcd; prints time, calls and memory.
 fn list(count: u32) {
     let etcd = Etcd::on_loopback();
     // More than there are /24 among the numbered ones.

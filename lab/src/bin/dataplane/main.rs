@@ -1,9 +1,9 @@
-//! What the paths between containers carry: our daemon's device against one made by hand and against the bare link, and
-//! each thing that a control plane could choose against what it is without.
+//! Compares paths between containers: our daemon's device with a device made by hand and with the bare link, and each
+//! setting that a control plane could choose with its default.
 //!
-//! The two sides of a contest are measured by turns, A B A B, and compared turn by turn: the machine's other work, and that
-//! it is one machine, show in the numbers but hardly in their ratio. Hosts are network namespaces, so a packet crosses no
-//! wire; in the contests called "wire" the link does not carry packets larger than its MTU.
+//! The two sides of a contest are measured in turns, A B A B, and compared turn by turn. Other work on the machine shows in
+//! the numbers but hardly in their ratio. Hosts are network namespaces, so a packet crosses no wire. In the contests called
+//! "wire" the link does not carry packets larger than its MTU.
 
 #[allow(dead_code, unused_imports, reason = "made for the tests; only a part is needed here")]
 #[path = "../../../../tests/it/lab/mod.rs"]
@@ -21,8 +21,8 @@ use clap::Parser;
 use measure::{Metric, measure};
 use pair::{Nic, Pair};
 
-/// What our device is to carry at least, measured by one made by hand; and how many times as often that is measured, so
-/// that the median says something of the device and not of the machine.
+/// The least share of the throughput of a device made by hand that our device should reach. This contest is measured
+/// more often, so that its median describes the device and not the machine.
 const AIM: f64 = 0.9;
 const JUDGED: usize = 3;
 
@@ -41,7 +41,7 @@ const CHECKSUM_OFF: &[&str] = &["--vxlan-tx-checksum-off"];
 /// Compares data paths. Needs root and iperf3.
 #[derive(Parser)]
 struct Options {
-    /// How often the two sides of a contest are measured by turns.
+    /// How often the two sides of a contest are measured in turns.
     #[arg(long, default_value_t = 7)]
     rounds: usize,
     /// How long each measurement of throughput takes, in seconds.
@@ -52,7 +52,7 @@ struct Options {
     only: String,
 }
 
-/// Two paths, the first of which is judged by the second.
+/// Two paths. The second is the yardstick of the first.
 struct Contest {
     name: &'static str,
     metrics: &'static [Metric],

@@ -1,4 +1,4 @@
-//! What a path carries, and how long a packet is on its way.
+//! Measures the throughput and the round-trip time of a path.
 
 use std::process::{Child, Command, Stdio};
 use std::thread::{available_parallelism, sleep};
@@ -12,15 +12,15 @@ use crate::pair::End;
 pub enum Metric {
     /// One stream, in Gbit/s.
     Tcp,
-    /// The same by the time that it took on processors, in Gbit/s: what other work on the machine spoils least.
+    /// The same per second of CPU time, in Gbit/s. Other work on the machine affects it least.
     TcpWork,
-    /// What arrives of datagrams sent as fast as can be, in Gbit/s.
+    /// Datagrams sent as fast as possible that arrive, in Gbit/s.
     Udp,
-    /// The same by the time that it took on processors.
+    /// The same per second of CPU time.
     UdpWork,
-    /// Round trips, one after the other, in microseconds: the median.
+    /// Median of sequential round trips, in microseconds.
     Half,
-    /// The same: the 99th percentile.
+    /// 99th percentile of the same.
     Most,
 }
 

@@ -1,4 +1,4 @@
-//! Two hosts on one link with a container each, wired by our daemon, by hand, or not at all.
+//! Two hosts on one link with a container each, connected by our daemon, by hand, or not at all.
 
 use std::fs;
 use std::net::Ipv4Addr;
@@ -6,12 +6,12 @@ use std::process::Command;
 
 use crate::lab::{Container, DEVICE, Etcd, Host, Lab, PREFIX, containers_on, eventually};
 
-/// What the NICs of both hosts are made to do before anything else.
+/// The setup of the NICs of both hosts.
 #[derive(Debug, Clone, Copy, Default)]
 pub struct Nic {
     /// Largest packet; 0 leaves it at 1500.
     pub mtu: u32,
-    /// Packets really have the size of the MTU when they cross the link, as with a NIC that helps with nothing.
+    /// Whether the NICs have no offloads, so that packets on the link are no larger than the MTU.
     pub wire: bool,
 }
 
@@ -84,7 +84,7 @@ impl Pair {
         pair
     }
 
-    /// Does something on both hosts.
+    /// Runs a command on both hosts.
     pub fn on_both(self, script: &str) -> Pair {
         self.hosts.iter().for_each(|host| drop(host.sh(script)));
         self

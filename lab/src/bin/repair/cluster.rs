@@ -1,4 +1,4 @@
-//! Peers that nobody runs, as leases in a real etcd, and hosts that join them.
+//! Networks of peers that exist only as leases in a real etcd, and hosts that join them.
 
 use std::fs::File;
 use std::net::Ipv4Addr;
@@ -27,7 +27,7 @@ const IN_FLIGHT: usize = 32;
 /// As many /24 as there are between 10.1.0.0 and 10.224.0.0.
 pub const MOST_PEERS: u32 = 223 << 8;
 
-/// A host that is only known from its lease.
+/// A host that exists only as a lease.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub struct Peer {
     pub subnet: Ipv4Net,
@@ -87,13 +87,13 @@ impl Network {
         runtime().block_on(stream::iter(&self.peers).for_each_concurrent(IN_FLIGHT, write));
     }
 
-    /// Removes what `host` has registered, so that the next one does not meet it.
+    /// Removes the registration of `host`, so that the next host does not find it.
     pub fn forget(&self, etcd: &Etcd, host: &Host) {
         let key = host.subnet().replace('/', "-");
         etcd.del(&format!("{}/subnets/{key}", self.prefix));
     }
 
-    /// What is flanneld's in a host of this network.
+    /// The scope of flanneld in a host of this network.
     pub fn scope(&self) -> Scope {
         let network: Ipv4Net = "10.0.0.0/8".parse().expect("a network");
         Scope { device: DEVICE.to_owned(), networks: vec![network.into()], nic: 0 }
@@ -110,7 +110,7 @@ impl Network {
         ]
     }
 
-    /// Flags that keep our own within the directory of its host.
+    /// Flags that keep the files of our flanneld in the directory of its host.
     pub fn own_flags(&self, host: &Host) -> Vec<String> {
         let path = |name: &str| host.path(name).display().to_string();
         let own = [format!("--docker-opts-file={}", path("docker_opts.env")), format!("--state-dir={}", path("state"))];

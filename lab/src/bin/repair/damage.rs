@@ -1,4 +1,4 @@
-//! The kinds of damage that are done, and how the kernel's reports tell that one was done and that it is repaired.
+//! The kinds of damage, and the kernel's reports that show a damage and its repair.
 
 use std::collections::HashSet;
 use std::net::{IpAddr, Ipv4Addr};
@@ -20,7 +20,7 @@ use netlink_packet_route::{AddressFamily, RouteNetlinkMessage as Message};
 use crate::cluster::Peer;
 use crate::witness::Report;
 
-/// Where nobody is: the next hop of stray routes, the destination of FDB entries that were moved.
+/// An unused address: the next hop of stray routes, and the destination of FDB entries that were moved.
 const NOWHERE: Ipv4Addr = Ipv4Addr::new(192, 0, 2, 1);
 const NOBODY: VtepMac = VtepMac([0x0e, 0xff, 0xff, 0xff, 0xff, 0xff]);
 
@@ -66,7 +66,7 @@ impl Damage {
         matches!(self, Damage::DeviceDown | Damage::DeviceDeleted)
     }
 
-    /// Whether `report` says that it was done to `peer`.
+    /// Whether `report` shows that it was done to `peer`.
     pub fn is_done(self, peer: &Peer, device: &str, report: &Report) -> bool {
         match (self, report) {
             (Damage::DeviceDown, Report::Link { there: true, name, up: false }) => name == device,
@@ -84,7 +84,7 @@ impl Damage {
         }
     }
 
-    /// The reports which together say that it is repaired.
+    /// The reports that together show the repair.
     pub fn repairs(self, peer: &Peer, all: &[Peer]) -> HashSet<Report> {
         match self {
             Damage::RouteDeleted => [right_route(peer, true)].into(),
@@ -116,7 +116,7 @@ fn right_fdb(peer: &Peer) -> Report {
     Report::Fdb { there: true, mac: peer.mac.0.to_vec(), dst: Some(peer.public_ip) }
 }
 
-/// Who does the damage.
+/// Does the damage.
 pub struct Vandal {
     kernel: NetlinkKernel,
     socket: NetlinkSocket,
@@ -130,7 +130,7 @@ impl Vandal {
         Vandal { kernel, socket: NetlinkSocket::open().expect("netlink"), scope }
     }
 
-    /// Does it, and tells when it was done; `None` when there is no device to do it to.
+    /// Does the damage and returns when it was done; `None` if there is no device.
     pub async fn strike(&mut self, damage: Damage, peer: &Peer) -> Option<Instant> {
         let index = self.index().await?;
         let gateway = peer.gateway().into();

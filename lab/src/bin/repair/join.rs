@@ -1,4 +1,4 @@
-//! What joining a network costs, and what being in it does.
+//! Measures the cost of joining a network and of being idle in it.
 
 use std::fs;
 use std::path::Path;
@@ -10,12 +10,12 @@ use crate::lab::Host;
 use crate::table::millis;
 use crate::witness::Witness;
 
-/// A daemon that has not joined by then is given up.
+/// The time limit for a join.
 const PATIENCE: Duration = Duration::from_secs(120);
-/// What comes after the last route is left to settle for so long.
+/// The pause after the last route, so that the daemon comes to rest.
 const SETTLE: Duration = Duration::from_secs(2);
 
-/// What one cold join took.
+/// The cost of one cold join.
 pub struct Joined {
     ready: Option<Duration>,
     routes: Option<Duration>,
@@ -64,7 +64,7 @@ impl Joined {
     }
 }
 
-/// Starts `binary` on a host that has never been in `network`.
+/// Starts `binary` on a host that was never in `network`.
 pub fn measure(host: &mut Host, network: &Network, binary: &str, flags: &[String], idle: Duration) -> Joined {
     inside(host, |host| {
         let mut witness = Witness::start();

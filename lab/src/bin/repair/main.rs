@@ -1,9 +1,8 @@
-//! How long damage to the overlay stands before flanneld has repaired it, and what joining and being idle cost: the real
-//! daemon, a real etcd, a host in a network namespace of its own, and peers that are only leases.
+//! Measures how fast flanneld repairs damage to the overlay, and the cost of joining and of being idle. The daemon, etcd and
+//! the kernel are real, the host is a network namespace, and the peers are only leases.
 //!
-//! A repair is timed from the kernel's report of the damage to the kernel's report of the repair, as a listener hears
-//! them that is no part of the daemon. Nothing here passes or fails: the numbers are printed beside what is aimed at.
-//! Other work on the machine shows in them.
+//! A repair lasts from the kernel's report of the damage to its report of the repair. A listener that is no part of the
+//! daemon receives both. Prints numbers beside the aims, without a verdict. Other work on the machine shows in them.
 
 mod cluster;
 mod damage;
@@ -26,7 +25,7 @@ use join::Joined;
 use lab::{Etcd, Host, Lab};
 use rounds::Measured;
 
-/// What is aimed at, as medians.
+/// The aims, as medians.
 const SINGLE: Duration = Duration::from_millis(5);
 const WHOLE_DEVICE: Duration = Duration::from_millis(50);
 /// The size of network for which the aim for the whole device is set.

@@ -1,4 +1,4 @@
-//! Damage after damage, and how long each stood.
+//! Does damage after damage and measures how long each one lasts.
 
 use std::collections::HashSet;
 use std::time::{Duration, Instant};
@@ -9,7 +9,7 @@ use crate::lab::{DEVICE, Host};
 use crate::table::Times;
 use crate::witness::{Report, Witness};
 
-/// A repair that takes longer counts as none.
+/// The time limit for a repair.
 const PATIENCE: Duration = Duration::from_secs(20);
 /// How long nothing may be reported before the next damage is done.
 const QUIET: Duration = Duration::from_millis(3);
@@ -27,7 +27,7 @@ pub struct Measured {
     pub lost: usize,
 }
 
-/// What a host with all peers of `network` does against `rounds` damages of each kind whose name contains `only`.
+/// Measures a host with all peers of `network` against `rounds` damages of each kind whose name contains `only`.
 pub fn measure(host: &mut Host, network: &Network, only: &str, rounds: usize) -> Vec<Measured> {
     inside(host, |host| {
         let runtime = runtime();

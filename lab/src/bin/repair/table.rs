@@ -1,4 +1,4 @@
-//! Numbers for people.
+//! Formats numbers in tables.
 
 use std::time::Duration;
 

@@ -1,5 +1,5 @@
-//! A second pair of ears in the host's namespace: hears what the kernel reports, with the time of each report. It shares
-//! no code with the daemon's own listener.
+//! A second listener in the host's namespace. It records the time of each report of the kernel and shares no code with the
+//! daemon's own listener.
 
 use std::collections::{HashSet, VecDeque};
 use std::net::{IpAddr, Ipv4Addr};
@@ -22,7 +22,7 @@ use nix::sys::time::{TimeVal, TimeValLike};
 /// `RTNLGRP_LINK`, `RTNLGRP_NEIGH`, `RTNLGRP_IPV4_ROUTE`.
 const GROUPS: [u32; 3] = [1, 3, 7];
 const RECEIVE_BUFFER: usize = 64 << 20;
-/// How often the listening thread looks whether it is still wanted.
+/// How often the listening thread checks whether it should stop.
 const LOOK_UP_EVERY: i64 = 100;
 
 /// What the kernel reports of one object. `there` is false when it went.
@@ -91,7 +91,7 @@ impl Witness {
         None
     }
 
-    /// Forgets all that was reported, until nothing has been for a while.
+    /// Drops reports until none has come for a while.
     pub fn settle(&mut self, quiet: Duration) {
         while self.next(Instant::now() + quiet).is_some() {}
     }

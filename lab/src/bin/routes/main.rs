@@ -1,8 +1,8 @@
-//! What the kernel takes for the routes of n peers in each of the shapes that they could have, and for their neighbours
-//! and FDB entries: the measurement behind the choice that `flanneld::backend::vxlan` makes.
+//! Measures the kernel's cost of the routes of n peers in each possible shape, and of their neighbours and FDB entries. The
+//! choice of `flanneld::backend::vxlan` rests on these numbers.
 //!
-//! Everything is done by the daemon's own socket and encoder, in a network namespace that goes with the process. Best of
-//! several rounds; other work on the machine shows in them all the same.
+//! The daemon's own socket and encoder do the work, in a network namespace that ends with the process. Each number is the
+//! best of several rounds. Other work on the machine still shows in them.
 
 mod objects;
 mod shape;

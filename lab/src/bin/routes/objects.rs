@@ -18,7 +18,7 @@ const GATEWAY: u16 = 6;
 const ONLINK: u32 = 4;
 const PER_SEND: usize = 200;
 
-/// Makes the nexthop objects of these peers on the device with this index.
+/// Adds the nexthop objects of these peers on the device with this index.
 pub fn make(peers: std::ops::Range<u32>, index: u32) {
     send(peers, |n| {
         let IpAddr::V4(gateway) = subnet(n).addr() else { unreachable!("IPv4") };
@@ -28,7 +28,7 @@ pub fn make(peers: std::ops::Range<u32>, index: u32) {
     });
 }
 
-/// Removes them, and with each the route that uses it.
+/// Removes the nexthop objects, and with each one the route that uses it.
 pub fn remove(peers: std::ops::Range<u32>) {
     send(peers, |n| message(DELETE, 0, vec![0; 8], &[(ID, object(n).to_ne_bytes())]));
 }

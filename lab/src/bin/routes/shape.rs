@@ -39,7 +39,7 @@ pub const SHAPES: [Shape; 7] = [
 ];
 
 impl Shape {
-    /// What makes the entry of the `n`th peer.
+    /// The request that adds the entry of the `n`th peer.
     pub fn add(&self, n: u32) -> Op {
         match self.kind {
             Kind::Neighbor => Op::SetNeighbor(subnet(n).addr(), mac(n)),
@@ -48,7 +48,7 @@ impl Shape {
         }
     }
 
-    /// What removes it.
+    /// The request that removes it.
     pub fn delete(&self, n: u32) -> Op {
         match self.kind {
             Kind::Neighbor => Op::DeleteNeighbor(subnet(n).addr()),

@@ -1,4 +1,4 @@
-//! One row of the table: everything that is done to the entries of n peers.
+//! One row of the table: all operations on the entries of n peers.
 
 use crate::objects;
 use crate::shape::{Shape, subnet};
@@ -12,10 +12,10 @@ use std::ops::Range;
 use std::process::Command;
 use std::time::{Duration, Instant};
 
-/// So many entries more are made and removed when all are there.
+/// The number of further entries that are added and removed when all others exist.
 const MORE: u32 = 100;
 
-/// What was measured.
+/// The measured times.
 #[derive(Default)]
 pub struct Row {
     add: Duration,
@@ -126,7 +126,7 @@ impl Host {
     }
 }
 
-/// Does to so many entries of a shape all that is done to them.
+/// Measures all operations on this many entries of a shape.
 pub async fn measure(shape: &Shape, peers: u32) -> Row {
     let mut host = Host::new().await;
     let mut row = Row { add: host.add(shape, 0..peers).await, ..Row::default() };
@@ -163,8 +163,8 @@ fn timed(work: impl FnOnce() -> String) -> Duration {
     start.elapsed()
 }
 
-/// What becomes of a route of this shape when somebody replaces and deletes it as a Go flanneld does; the latter names
-/// neither protocol nor metric.
+/// Replaces and deletes a route of this shape as a Go flanneld does, and describes the result. The deletion names neither
+/// protocol nor metric.
 pub async fn beside_go(shape: &Shape) -> String {
     if !shape.is_of_routes() {
         return "-".to_owned();
@@ -184,7 +184,7 @@ pub async fn beside_go(shape: &Shape) -> String {
     format!("{replaced} after replace, {deleted} after delete")
 }
 
-/// `ip` with these arguments; what it prints, whether it succeeds or not.
+/// Runs `ip` with these arguments and returns its output, whether it succeeds or not.
 fn ip(arguments: &str) -> String {
     let output = Command::new("ip").args(arguments.split_whitespace()).output().expect("ip");
     String::from_utf8_lossy(&output.stdout).into_owned()

@@ -30,8 +30,8 @@ impl FromStr for Contestant {
 }
 
 impl Contestant {
-    /// How it is started to join `network`. What flanneld writes to /run by default goes to `run`; of the same flag given
-    /// twice, the second counts.
+    /// The flags with which it joins `network`. Files that flanneld writes to /run by default go to `run`. If a flag is given
+    /// twice, the second one applies.
     pub fn flags(&self, host: &Host, network: &Network, run: &Path) -> Vec<String> {
         let file = |flag: &str, name: &str| format!("--{flag}={}", run.join(name).display());
         let mut flags = if self.has_own_flags { network.own_flags(host) } else { network.flags(host) };
@@ -42,7 +42,7 @@ impl Contestant {
         flags
     }
 
-    /// How large the binary is, in MiB.
+    /// Size of the binary in MiB.
     pub fn size(&self) -> f64 {
         std::fs::metadata(&self.path).map_or(0.0, |file| file.len() as f64 / f64::from(1 << 20))
     }

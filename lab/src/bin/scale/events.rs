@@ -1,7 +1,7 @@
-//! Peers that come and go: how long after etcd's own watch event the kernel has the route.
+//! Peers that come and go: the time from etcd's watch event to the route in the kernel.
 //!
-//! etcd sends an event to one watcher after the other. The bench's watcher is one of them, so the difference to it may
-//! come out too small by the time that etcd takes for one watcher, or too large.
+//! etcd sends an event to one watcher after the other, and the campaign's watcher is one of them. So the measured time may
+//! be off by the time that etcd needs for one watcher.
 
 use std::collections::HashMap;
 use std::net::Ipv4Addr;
@@ -21,9 +21,9 @@ use crate::scene::{Scene, leases, newcomers};
 use crate::usage::Usage;
 use crate::witness::{Report, Witness};
 
-/// An event that has no effect by then has none.
+/// The time limit for the effect of an event.
 const PATIENCE: Duration = Duration::from_secs(20);
-/// Under load a newcomer stays for so many more.
+/// Under load a newcomer leaves after this number of further newcomers.
 const STAY: usize = 100;
 
 /// A subnet that came (true) or went.
@@ -31,7 +31,7 @@ type Subject = (Ipv4Addr, bool);
 /// When they did.
 type Times = HashMap<Subject, Instant>;
 
-/// What is done to a daemon, and how much of it.
+/// The events that a daemon is measured with.
 pub struct Plan {
     /// Single events, one after the other.
     pub single: usize,
@@ -52,7 +52,7 @@ pub fn measure(scene: &mut Scene, plan: &Plan, session: &mut Session) {
     });
 }
 
-/// One event at a time, at no regular pace.
+/// One event at a time, at irregular intervals.
 fn single(etcd: &Etcd, network: &Network, plan: &Plan, session: &mut Session) {
     let (mut witness, watcher) = (Witness::start(), Watcher::start(etcd, network));
     let peers = newcomers(network.peers.len(), plan.single);
@@ -115,7 +115,7 @@ async fn steadily(etcd: &Etcd, network: &Network, peers: &[Peer], rate: u32) -> 
     put
 }
 
-/// As many newcomers as etcd takes as fast as it takes them; then they leave.
+/// Newcomers as fast as etcd accepts them, which then leave.
 fn burst(etcd: &Etcd, network: &Network, plan: &Plan, session: &mut Session) {
     let present = network.peers.len() as u32;
     let newcomers = leases(present..present + plan.burst as u32);
@@ -162,7 +162,7 @@ fn differences(from: &Times, to: &Times) -> Vec<f64> {
     both.map(|(start, end)| if end > start { millis(*end - *start) } else { -millis(*start - *end) }).collect()
 }
 
-/// A percentile, if everything that began came to an end.
+/// A percentile, if every event had its effect.
 fn worst(from: &Times, to: &Times, percent: usize) -> Option<f64> {
     let all = differences(from, to);
     percentile(&all, percent).filter(|_| all.len() == from.len())
@@ -195,7 +195,7 @@ impl Writer {
     }
 }
 
-/// A watch as any client has it, on a thread of its own for as long as the value lives.
+/// A watch like any client's, on a thread that runs as long as the value lives.
 struct Watcher {
     seen: Receiver<(Instant, Subject)>,
     _lives: oneshot::Sender<()>,

@@ -1,5 +1,5 @@
-//! What no flanneld can beat: the time the kernel takes for the entries when someone who knows them beforehand writes
-//! nothing else, and the time etcd takes to tell all leases.
+//! The floor under every flanneld: the kernel's time for the entries if they are known beforehand and nothing else is
+//! written, and etcd's time for a list of all leases.
 
 use std::net::Ipv4Addr;
 use std::time::{Duration, Instant};
@@ -14,7 +14,7 @@ use crate::lab::{DEVICE, Etcd, Host};
 use crate::scene::Scene;
 use crate::witness::Witness;
 
-/// Messages a send; only the last is acknowledged.
+/// Messages in one send; only the last one is acknowledged.
 const BATCH: usize = 256;
 const PATIENCE: Duration = Duration::from_secs(120);
 
@@ -63,7 +63,7 @@ fn range(etcd: &Etcd, network: &Network) -> Duration {
     })
 }
 
-/// From the first send to the last route, as seen by the same witness that sees those of the daemons.
+/// The time from the first send to the last route, measured by the witness that also measures the daemons.
 fn write(peers: &[Peer]) -> Duration {
     let index = nix::net::if_::if_nametoindex(DEVICE).expect("the device");
     let mut socket = Socket::new(NETLINK_ROUTE).expect("a netlink socket");

@@ -1,4 +1,4 @@
-//! Joining a network, resting in it, and starting again where everything is in place.
+//! Joins a network, is idle in it, and restarts with everything in place.
 
 use std::time::{Duration, Instant};
 
@@ -11,12 +11,12 @@ use crate::scene::{Scene, sent_by};
 use crate::usage::{Usage, memory};
 use crate::witness::Witness;
 
-/// What comes after the last route is left to settle for so long.
+/// The pause after the last route, so that the daemon comes to rest.
 pub const SETTLE: Duration = Duration::from_secs(1);
-/// Who uses less of a processor in that time only keeps connections alive.
+/// A daemon that uses less CPU than this in that time only keeps connections alive.
 const AT_REST: Duration = Duration::from_millis(10);
 
-/// A cold join of a host that has never run a daemon. Tells whether it came to an end.
+/// A cold join of a host that has never run a daemon. Returns whether the join completed.
 pub fn cold(scene: &mut Scene, contestant: &Contestant, patience: Duration, session: &mut Session) -> bool {
     let Scene { host, etcd, network, run, .. } = scene;
     let (etcd, network): (&Etcd, &Network) = (etcd, network);
@@ -46,7 +46,7 @@ pub fn cold(scene: &mut Scene, contestant: &Contestant, patience: Duration, sess
     joined
 }
 
-/// What a daemon does while nothing happens.
+/// Measures an idle daemon.
 pub fn idle(host: &Host, time: Duration, session: &mut Session) {
     let (used, minutes) = used_in(host, time);
     session.set(IDLE_CPU, millis(used.cpu) / minutes);
@@ -69,14 +69,14 @@ pub fn idle_with_rules(scene: &mut Scene, contestant: &Contestant, time: Duratio
     session.set(RULES_VOLUNTARY, used.voluntary as f64 / minutes);
 }
 
-/// What is used in so long, and how many minutes that was.
+/// The resources that are used in this time, and the time in minutes.
 fn used_in(host: &Host, time: Duration) -> (Usage, f64) {
     let (before, start) = (Usage::of(host.pid()), Instant::now());
     std::thread::sleep(time);
     (Usage::of(host.pid()).since(before), start.elapsed().as_secs_f64() / 60.0)
 }
 
-/// SIGTERM, and a start that finds everything in place.
+/// Stops the daemon with SIGTERM and starts it again with everything in place.
 pub fn warm(scene: &mut Scene, contestant: &Contestant, patience: Duration, session: &mut Session) {
     let Scene { host, etcd, network, run, .. } = scene;
     let (etcd, network): (&Etcd, &Network) = (etcd, network);
@@ -102,7 +102,7 @@ pub fn warm(scene: &mut Scene, contestant: &Contestant, patience: Duration, sess
     session.calls.insert("restart", calls);
 }
 
-/// How many changes the kernel reports until there are none for a while, and when the last came.
+/// The number of changes that the kernel reports until none comes for a while, and the time of the last one.
 pub fn until_quiet(witness: &mut Witness) -> (usize, Option<Instant>) {
     let (mut changes, mut last) = (0, None);
     while let Some((at, _)) = witness.next(Instant::now() + SETTLE) {
@@ -124,7 +124,7 @@ pub fn until_at_rest(host: &Host, patience: Duration) {
     }
 }
 
-/// All calls, streams counted once each.
+/// The number of all calls; a stream counts once.
 pub fn count(calls: &Calls) -> f64 {
     calls.iter().filter(|(name, _)| !name.starts_with("messages")).map(|(_, count)| count).sum::<u64>() as f64
 }

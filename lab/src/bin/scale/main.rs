@@ -1,9 +1,9 @@
-//! What a network of n peers costs a host, for any binaries with flanneld's flags side by side: real daemons, a real
-//! etcd, a host in a network namespace of its own, and peers that are only leases.
+//! Measures what a network of n peers costs a host, for any binaries with flanneld's flags side by side. Daemons and etcd
+//! are real, the host is a network namespace, and the peers are only leases.
 //!
-//! In each round every contestant is measured in every size of network, one after the other, and beside them the floor:
-//! what kernel and etcd alone take for the same. Nothing here passes or fails: numbers are printed, also beside what is
-//! aimed at. Other work on the machine shows in them; ratios within a round show least of it.
+//! In each round every contestant is measured in every size of network, one after the other. The floor is measured too: the
+//! same work by kernel and etcd alone. Prints numbers, also beside the targets, without a verdict. Other work on the machine
+//! shows in them, least in ratios within a round.
 
 #[allow(dead_code, reason = "only a part is needed here")]
 #[path = "../repair/cluster.rs"]
@@ -56,7 +56,7 @@ struct Options {
     /// How often everything is measured.
     #[arg(long, default_value_t = 3)]
     rounds: usize,
-    /// What is measured.
+    /// Parts that are measured.
     #[arg(long, value_delimiter = ',', default_value = "floor,restart,events,resync,repair,removal,idle,trace")]
     also: Vec<Part>,
     /// Sizes of network in which idle daemons are watched, in the first round.
@@ -79,18 +79,18 @@ struct Options {
     /// The largest network in which system calls and netlink messages are counted.
     #[arg(long, default_value_t = 10_000)]
     trace_max: u32,
-    /// What takes more seconds counts as never.
+    /// Time limit of each part in seconds.
     #[arg(long, default_value_t = 180)]
     patience: u64,
-    /// Where the numbers go.
+    /// File for the numbers.
     #[arg(long, default_value = "target/bench/scale.json")]
     json: PathBuf,
-    /// Where the plots go.
+    /// Directory for the plots.
     #[arg(long, default_value = "target/bench")]
     plots: PathBuf,
 }
 
-/// What is measured beside the cold join.
+/// The parts that are measured beside the cold join.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, ValueEnum)]
 enum Part {
     Floor,
@@ -168,7 +168,7 @@ impl Options {
         session
     }
 
-    /// Everything that one daemon is put through.
+    /// Measures all parts with one daemon.
     fn play(&self, round: usize, contestant: &Contestant, scene: &mut Scene, session: &mut Session) {
         let patience = self.patience();
         if !join::cold(scene, contestant, patience, session) {
@@ -221,7 +221,7 @@ fn end_of(log: &str) -> &str {
     &log[lines..]
 }
 
-/// Makes the directory of a file, and the file.
+/// Writes a file and creates its directory.
 fn save(path: &std::path::Path, text: &str) {
     let made = path.parent().map_or(Ok(()), fs::create_dir_all).and_then(|()| fs::write(path, text));
     made.unwrap_or_else(|error| eprintln!("{}: {error}", path.display()));

@@ -1,18 +1,18 @@
-//! What is measured, and what one session has shown.
+//! The measures, and the results of one session.
 
 use std::collections::BTreeMap;
 
 use serde::Serialize;
 
-/// Something that is measured. What has no place here is in nobody's table.
+/// A measure. Only these appear in tables.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub struct Measure {
-    /// In the JSON.
+    /// Its key in the JSON.
     pub key: &'static str,
-    /// In the table, with the unit.
+    /// Its name in the table, with the unit.
     pub title: &'static str,
     pub decimals: usize,
-    /// Whether it says something how often one contestant's goes into another's.
+    /// Whether the ratio of two contestants is meaningful.
     pub is_compared: bool,
 }
 
@@ -150,7 +150,7 @@ pub fn millis(time: std::time::Duration) -> f64 {
     time.as_secs_f64() * 1000.0
 }
 
-/// A percentile of what is not sorted; none of nothing.
+/// A percentile of unsorted values; `None` if there are none.
 pub fn percentile(values: &[f64], percent: usize) -> Option<f64> {
     let mut sorted = values.to_vec();
     sorted.sort_by(f64::total_cmp);

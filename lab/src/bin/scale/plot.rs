@@ -19,7 +19,7 @@ struct Line {
     points: Vec<(f64, f64)>,
 }
 
-/// A file for each of what grows with the network.
+/// Writes one file for each measure that grows with the network.
 pub fn write(results: &Results, dir: &Path) {
     let plots = [
         ("cold-join", "Cold join: exec to last route, ms", JOIN_ROUTES),
@@ -61,7 +61,7 @@ fn decades(values: impl Iterator<Item = f64>) -> (i32, i32) {
     (low, high.max(low + 1))
 }
 
-/// Where values are drawn.
+/// The mapping from values to coordinates.
 struct Axes {
     x: (i32, i32),
     y: (i32, i32),

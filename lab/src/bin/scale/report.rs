@@ -1,4 +1,4 @@
-//! All that was measured: as JSON, and as tables of medians over the rounds in Markdown.
+//! Writes the results as JSON, and as tables of medians over the rounds in Markdown.
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::path::Path;
@@ -9,7 +9,7 @@ use serde::Serialize;
 use crate::measures::*;
 use crate::{Options, save};
 
-/// Who in the results is no daemon.
+/// The name of the floor, which is no daemon, in the results.
 pub const FLOOR_NAME: &str = "floor";
 
 #[derive(Serialize)]
@@ -97,7 +97,7 @@ impl Results {
         self.of(who, peers).find(|session| session.round == round)?.get(measure)?
     }
 
-    /// How often the first contestant's value goes into that of another.
+    /// The ratio of another contestant's value to the first one's.
     pub fn against(&self, who: &str, peers: u32, measure: Measure) -> Option<Spread> {
         let ours = *self.names().first()?;
         self.ratio(
@@ -106,7 +106,7 @@ impl Results {
         )
     }
 
-    /// The cold join against what kernel and etcd alone take.
+    /// The cold join compared with the floor.
     pub fn over_floor(&self, who: &str, peers: u32) -> Option<Spread> {
         let floor = |results: &Results, round| {
             let part = |measure| results.in_round(round, FLOOR_NAME, peers, measure);
@@ -171,7 +171,7 @@ impl Results {
     }
 }
 
-/// A row unless it would be empty.
+/// A row, unless it would be empty.
 fn push(rows: &mut Vec<Vec<String>>, title: &str, who: &str, cells: Vec<Option<String>>) -> bool {
     let any = cells.iter().any(Option::is_some);
     if any {

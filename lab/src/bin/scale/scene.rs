@@ -1,4 +1,4 @@
-//! Where a contestant shows what it can: an etcd with the leases of a network, and a host that has never been in it.
+//! The scene of a session: an etcd with the leases of a network, and a host that was never in it.
 
 use std::io::{Read, Write};
 use std::net::TcpStream;
@@ -10,7 +10,7 @@ use tempfile::TempDir;
 use crate::cluster::{Network, Peer, runtime};
 use crate::lab::{Etcd, Host, Lab, Lease};
 
-/// How long etcd is left alone after it was filled.
+/// The pause after etcd was filled.
 const SETTLE: Duration = Duration::from_millis(500);
 
 /// Everything goes with it, the host's daemon first.
@@ -36,7 +36,7 @@ impl Scene {
     }
 }
 
-/// What such peers have in etcd.
+/// The leases of these peers in etcd.
 pub fn leases(numbers: std::ops::Range<u32>) -> Vec<Lease> {
     numbers.map(Lease::numbered).collect()
 }
@@ -46,7 +46,7 @@ pub fn newcomers(present: usize, count: usize) -> Vec<Peer> {
     (present as u32..(present + count) as u32).map(Peer::number).collect()
 }
 
-/// How many bytes etcd has sent to clients, in KiB.
+/// The amount of data that etcd has sent to clients, in KiB.
 pub fn sent_by(etcd: &Etcd) -> f64 {
     let text = etcd.enter(|| {
         let mut stream = TcpStream::connect(etcd.endpoint().trim_start_matches("http://")).expect("etcd");
@@ -59,7 +59,7 @@ pub fn sent_by(etcd: &Etcd) -> f64 {
     count.and_then(|count| count.trim().parse::<f64>().ok()).unwrap_or(0.0) / 1024.0
 }
 
-/// Has etcd forget all history, as it does by itself every now and then.
+/// Compacts etcd's history, as etcd does by itself from time to time.
 pub fn compact(etcd: &Etcd) {
     etcd.enter(|| {
         runtime().block_on(async {

@@ -1,4 +1,4 @@
-//! What is aimed at, and whether it was reached.
+//! The targets, and whether they were reached.
 
 use crate::measures::*;
 use crate::report::{FLOOR_NAME, Results, number, spread, table, thousands};
@@ -10,10 +10,10 @@ const JOIN_OVER_FLOOR: f64 = 1.5;
 const MEMORY_SHARE: f64 = 1.0 / 3.0;
 const EVENT_50_MS: f64 = 1.0;
 const EVENT_99_MS: f64 = 5.0;
-/// What a peer may cost more in the largest network than in one a fifth as large and still count as linear.
+/// The largest ratio of the cost of a peer between the largest network and one a fifth as large that counts as linear.
 const LINEAR: f64 = 1.3;
 
-/// A target: its words, whether it was reached if that can be told, and the numbers.
+/// A target: its text, whether it was reached if that is known, and the numbers.
 type Row = (String, Option<bool>, String);
 
 /// All of them in Markdown.

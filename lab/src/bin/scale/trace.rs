@@ -1,4 +1,4 @@
-//! System calls and netlink messages of a cold join, as strace counts them. It slows everything down, so nothing is timed.
+//! Counts system calls and netlink messages of a cold join with strace. strace slows everything down, so nothing is timed.
 
 use std::collections::{BTreeMap, HashSet};
 use std::fs;
@@ -14,7 +14,7 @@ use crate::measures::*;
 use crate::scene::Scene;
 use crate::witness::{Report, Witness};
 
-/// Two joins of hosts that have never run a daemon: one counts the calls, one looks into what is sent.
+/// Two joins of hosts that have never run a daemon: one counts the calls, the other one counts the messages.
 pub fn measure(contestant: &Contestant, peers: u32, patience: Duration, session: &mut Session) {
     if let Some(text) = traced(contestant, peers, patience, &["-c", "-S", "name"]) {
         session.syscalls = table(&text);
@@ -28,7 +28,7 @@ pub fn measure(contestant: &Contestant, peers: u32, patience: Duration, session:
     }
 }
 
-/// What strace writes of a join; nothing if it comes to no end.
+/// The output of strace for a join; `None` if the join does not complete.
 fn traced(contestant: &Contestant, peers: u32, patience: Duration, options: &[&str]) -> Option<String> {
     let mut scene = Scene::new(peers);
     let flags = contestant.flags(&scene.host, &scene.network, scene.run.path());

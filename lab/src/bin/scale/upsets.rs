@@ -1,4 +1,4 @@
-//! What goes wrong or goes: a watch that has missed too much, a route that somebody deletes, all peers at once.
+//! Disturbances: a watch that has missed too much, a deleted route, the loss of all peers at once.
 
 use std::time::{Duration, Instant};
 
@@ -13,7 +13,7 @@ use crate::witness::Witness;
 
 /// How often a route is deleted.
 const DAMAGES: usize = 20;
-/// A route that is not back by then never comes back.
+/// The time limit for the return of a route.
 const REPAIR_PATIENCE: Duration = Duration::from_secs(10);
 
 /// After [`removal`]: all peers come while the daemon runs, as fast as etcd takes them.
@@ -31,8 +31,8 @@ pub fn arrival(scene: &mut Scene, patience: Duration, session: &mut Session) {
     });
 }
 
-/// While the daemon is stopped its connections are cut, a peer comes, and etcd forgets the history in which it came. So it
-/// has to read everything anew. The time is that from SIGCONT to the route to that peer.
+/// While the daemon is stopped, its connections are cut, a peer registers, and etcd compacts its history. So the daemon has
+/// to list all leases again. Measures the time from SIGCONT to the route to that peer.
 pub fn resync(scene: &mut Scene, patience: Duration, session: &mut Session) {
     let Scene { host, etcd, network, .. } = scene;
     let (etcd, network): (&Etcd, &Network) = (etcd, network);

@@ -1,4 +1,4 @@
-//! What a process has used, as the kernel counts it.
+//! The resources that a process has used, as the kernel counts them.
 
 use std::fs;
 use std::path::Path;
@@ -7,12 +7,12 @@ use std::time::Duration;
 use nix::time::{clock_getcpuclockid, clock_gettime};
 use nix::unistd::Pid;
 
-/// What a process has used since its start.
+/// The resources that a process has used since its start.
 #[derive(Debug, Clone, Copy, Default)]
 pub struct Usage {
-    /// User and system time of all its threads, also of those that are no more.
+    /// User and system time of all its threads, including those that have ended.
     pub cpu: Duration,
-    /// Context switches of its threads: of their own accord, and because their time was up.
+    /// Voluntary and involuntary context switches of its threads.
     pub voluntary: u64,
     pub involuntary: u64,
     /// Time of the children that it has waited for, in the kernel's ticks of 10 ms.
