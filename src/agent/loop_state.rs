@@ -33,9 +33,6 @@ const TICK_EVERY: Duration = Duration::from_secs(5);
 /// The pause before more is done of what one turn did not finish, because somebody keeps changing the device.
 const BREATH: Duration = Duration::from_millis(10);
 
-/// How much time the service manager is asked for by each turn before the host is ready.
-pub(super) const PATIENCE: Duration = Duration::from_secs(30);
-
 /// What the loop remembers from turn to turn.
 pub(super) struct LoopState {
     pub(super) have: Have,

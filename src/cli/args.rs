@@ -22,6 +22,7 @@ use std::time::Duration;
 
 use crate::agent::firewall::FirewallSettings;
 use crate::firewall::Masquerade;
+use crate::model::foreign::line;
 use clap::error::{ContextKind, ContextValue, ErrorKind};
 use regex::Regex;
 
@@ -113,7 +114,8 @@ impl ArgsError {
 
 impl fmt::Display for ArgsError {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        f.write_str(&self.problems.join("\n"))
+        let lines: Vec<_> = self.problems.iter().map(|problem| line(problem)).collect();
+        f.write_str(&lines.join("\n"))
     }
 }
 

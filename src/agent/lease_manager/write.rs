@@ -73,6 +73,7 @@ impl<S: Leases> LeaseManager<S> {
             Expiry::Grant(_) | Expiry::Forever => None,
         };
         self.remember(subnet, mac, lease_id);
+        self.state_file.settled().await;
         let attrs = self.network.backend.attrs(self.address.public_ip, mac);
         let asked = self.runtime.now();
         match self.store.write(SubnetKey::v4(subnet), &attrs, precondition, expiry).await? {

@@ -64,6 +64,7 @@ impl<K: Kernel> Reconciler<K> {
                 }
                 () = self.kernel.changed() => {}
                 Ok(()) = self.ends.rules_in_place.changed() => {}
+                () = self.files.finished() => {}
                 Ok(()) = self.ends.endpoints.changed() => {
                     let endpoints = self.ends.endpoints.borrow_and_update().clone();
                     state.news.merge(self.desired.set_endpoints(endpoints));
@@ -85,7 +86,7 @@ impl<K: Kernel> Reconciler<K> {
         }
         self.write_files(state, now);
         self.publish_store_progress();
-        self.report_status(now);
+        self.report_status();
         self.report_readiness(state);
         if std::mem::take(&mut state.was_large) {
             malloc::trim();
@@ -107,13 +108,11 @@ impl<K: Kernel> Reconciler<K> {
         true
     }
 
-    fn report_status(&self, now: Moment) {
+    fn report_status(&self) {
         self.status.set(Condition::PublicIp, self.desired.duplicate_ip());
         let (tally, held) = (self.desired.tally(), self.desired.leases().held_count());
-        self.status.update(|status| {
-            (status.leases, status.held) = (tally, held);
-            status.last_tick = Some(now);
-        });
+        self.status.update(|status| (status.leases, status.held) = (tally, held));
+        self.status.tick();
         self.runtime.notify(Notice::Alive);
     }
 }

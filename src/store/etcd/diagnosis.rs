@@ -89,12 +89,12 @@ impl Dialled<'_> {
             InvalidPurpose | InvalidPurposeContext { .. } => {
                 "its certificate is not one for servers: make one with the extended key usage serverAuth".to_owned()
             }
-            problem => match problem.to_string() {
-                text if text.contains("UnsupportedCertVersion") => format!(
+            problem => match in_words(problem) {
+                text if text.contains("unsupported cert version") => format!(
                     "its certificate is of X.509 version 1, which has no subject alternative names: make one of version 3 \
                      that has {host} as subject alternative name"
                 ),
-                text if text.contains("CaUsedAsEndEntity") => {
+                text if text.contains("ca used as end entity") => {
                     "its certificate is one of a CA (basicConstraints CA:TRUE): make one for the server, without that"
                         .to_owned()
                 }
@@ -127,6 +127,32 @@ impl Dialled<'_> {
 
 fn no_tls() -> String {
     "it does not answer to TLS: if it has none, give it as http://".to_owned()
+}
+
+/// What is wrong with a certificate of ours, in words.
+pub(super) fn certificate_reason(error: &rustls::Error) -> String {
+    match error {
+        rustls::Error::InvalidCertificate(problem) if in_words(problem).contains("unsupported cert version") => {
+            "it is of X.509 version 1: make one of version 3".to_owned()
+        }
+        rustls::Error::InvalidCertificate(problem) => in_words(problem),
+        error => error.to_string(),
+    }
+}
+
+/// rustls and webpki show some problems only as the names of their variants, such as `UnsupportedCertVersion`.
+fn in_words(problem: &CertificateError) -> String {
+    let name = match problem {
+        CertificateError::Other(other) => other.to_string(),
+        problem => problem.to_string(),
+    };
+    let mut words = String::new();
+    for (at, letter) in name.char_indices() {
+        let starts_word = letter.is_ascii_uppercase() && name[..at].ends_with(|c: char| c.is_ascii_lowercase());
+        words.extend(starts_word.then_some(' '));
+        words.push(letter.to_ascii_lowercase());
+    }
+    words
 }
 
 /// An error and what is below it.

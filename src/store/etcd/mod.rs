@@ -13,6 +13,7 @@ pub use credentials::{Access, IdentityFiles, Password, Secret, User};
 pub use watch::EtcdWatch;
 
 use super::{Expiry, Leases, Precondition, Registry, Snapshot, StoreError, WriteOutcome};
+use crate::files::FileIo;
 use crate::model::lease::{LeaseAttrs, LeaseId, Record, Revision};
 use crate::model::subnet::SubnetKey;
 use credentials::Credentials;
@@ -55,7 +56,19 @@ impl EtcdStore {
     /// # Errors
     /// When there is no endpoint, one is not of that form, or a file that `access` names cannot be used.
     pub fn with_access(endpoints: Vec<String>, prefix: &str, access: Access) -> Result<Self, StoreError> {
-        let credentials = Credentials::load(access).map_err(StoreError::Refused)?;
+        EtcdStore::new_with(endpoints, prefix, Credentials::load(access).map_err(StoreError::Refused)?)
+    }
+
+    /// The same as [`EtcdStore::with_access`], without waiting on this thread for the disk with the files.
+    ///
+    /// # Errors
+    /// As there.
+    pub async fn open(endpoints: Vec<String>, prefix: &str, access: Access) -> Result<Self, StoreError> {
+        let credentials = FileIo::Aside.run(move || Credentials::load(access)).await.map_err(StoreError::Refused)?;
+        EtcdStore::new_with(endpoints, prefix, credentials)
+    }
+
+    fn new_with(endpoints: Vec<String>, prefix: &str, credentials: Credentials) -> Result<Self, StoreError> {
         let (pool, keys) = (Rc::new(Pool::new(endpoints, credentials)?), Rc::new(Keys::new(prefix)));
         Ok(EtcdStore { pool, keys, patience: Patience::default() })
     }

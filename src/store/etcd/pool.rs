@@ -120,7 +120,7 @@ impl Pool {
         ask: &impl AsyncFn(Session) -> Result<T, Error>,
     ) -> Result<Result<T, Error>, String> {
         let member = &self.members[index];
-        let generation = self.credentials.refresh();
+        let generation = self.credentials.refresh().await;
         if let Some(session) = member.session(generation) {
             let number = session.number;
             match in_time(CALL, Box::pin(ask(session))).await? {
@@ -175,7 +175,8 @@ impl Pool {
         if member.is_encrypted() {
             options = self.credentials.encrypt(options, PING + PONG);
         }
-        let client = match Client::connect([&member.url], Some(self.credentials.authenticate(options.clone()))).await {
+        let authenticated = self.credentials.authenticate(options.clone()).await;
+        let client = match Client::connect([&member.url], Some(authenticated)).await {
             // Then nobody needs to.
             Err(error) if error::is_auth_disabled(&error) => Client::connect([&member.url], Some(options)).await?,
             connected => connected?,
