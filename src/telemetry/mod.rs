@@ -49,7 +49,8 @@ pub fn init(verbosity: u8) -> Log {
     let filter = match verbosity {
         0 => EnvFilter::default().add_directive(LevelFilter::INFO.into()),
         1..=4 => EnvFilter::new("info,flanneld=debug"),
-        _ => EnvFilter::new("debug,flanneld=trace"),
+        // Each frame of HTTP/2 is DEBUG to h2.
+        _ => EnvFilter::new("debug,h2=info,hyper=info,flanneld=trace"),
     };
     let to_journal = std::env::var("JOURNAL_STREAM").is_ok_and(|stream| is_stderr(&stream));
     let sink = Arc::new(Sink { queue: Arc::default(), budget: Mutex::default(), with_priority: to_journal });
@@ -198,5 +199,54 @@ impl Write for EventWriter<'_> {
 
     fn flush(&mut self) -> io::Result<()> {
         Ok(())
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use proptest::prelude::*;
+
+    proptest! {
+        #[test]
+        fn any_event_is_one_visible_line(text: String, break_in_it in "[a-z]{0,4}\n[A-Z]{0,4}=1\n\u{1b}\\[2J") {
+            for text in [text, break_in_it, "x".repeat(1 << 20)] {
+                let logged = captured(|| tracing::warn!(lease = &*text, shown = %text, debug = ?text, "of others: {text}"));
+                let line = logged.strip_suffix('\n').unwrap();
+                prop_assert!(line.chars().all(foreign::is_plain), "{line:?}");
+                prop_assert!(line.contains("WARN of others: ") && line.len() < 5 * LONGEST, "{line:?}");
+            }
+        }
+    }
+
+    #[test]
+    fn a_flood_ends_and_what_is_new_does_not_drown_in_it() {
+        let logged = captured(|| {
+            for nth in 0..10_000 {
+                tracing::info!(took = ?Duration::from_micros(nth), "repaired: add route 10.5.{nth}.0/24");
+            }
+            tracing::warn!("our lease has expired");
+            tracing::error!("the end");
+        });
+        assert!(logged.lines().count() <= 100, "{} lines", logged.lines().count());
+        assert!(logged.contains("WARN our lease has expired") && logged.contains("ERROR the end"), "{logged}");
+    }
+
+    #[test]
+    fn the_journal_gets_the_priority_first() {
+        let sink = Sink { queue: Arc::default(), budget: Mutex::default(), with_priority: true };
+        let sink = Arc::new(sink);
+        let subscriber = tracing_subscriber::fmt().without_time().with_target(false).with_ansi(false);
+        let subscriber = subscriber.with_writer(Writer(sink.clone())).finish();
+        tracing::subscriber::with_default(subscriber, || {
+            tracing::error!("a");
+            tracing::warn!("b");
+            tracing::info!("c");
+        });
+        let logged = sink.queue.text();
+        let lines: Vec<&str> = logged.lines().collect();
+        assert_eq!(lines, ["<3>ERROR a", "<4> WARN b", "<6> INFO c"]);
+        let stderr = fs::metadata("/proc/self/fd/2").unwrap();
+        assert!(is_stderr(&format!("{}:{}", stderr.dev(), stderr.ino())) && !is_stderr("1:2") && !is_stderr(""));
     }
 }

@@ -26,6 +26,7 @@ mod hostile;
 mod join;
 mod kube_proxy;
 mod lease;
+mod log_budget;
 mod neighbours;
 mod offload;
 mod old_kernel;
