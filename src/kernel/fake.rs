@@ -52,6 +52,8 @@ struct Fault {
     applies: Box<dyn Fn(&Op) -> bool>,
     errno: i32,
     left: usize,
+    /// What the operation does although it fails.
+    does: Box<dyn Fn(&mut Have)>,
 }
 
 impl FakeKernel {
@@ -69,7 +71,19 @@ impl FakeKernel {
 
     /// Lets the next `times` operations for which `applies` fail with `errno`.
     pub fn fail_next(&self, applies: impl Fn(&Op) -> bool + 'static, errno: i32, times: usize) {
-        let fault = Fault { applies: Box::new(applies), errno, left: times };
+        self.fail_next_halfway(applies, errno, times, |_| {});
+    }
+
+    /// The same, but each of the operations does something before it fails, and nothing is reported of that. The kernel
+    /// changes a device attribute by attribute, for example.
+    pub fn fail_next_halfway(
+        &self,
+        applies: impl Fn(&Op) -> bool + 'static,
+        errno: i32,
+        times: usize,
+        does: impl Fn(&mut Have) + 'static,
+    ) {
+        let fault = Fault { applies: Box::new(applies), errno, left: times, does: Box::new(does) };
         self.inner.borrow_mut().faults.push(fault);
     }
 
@@ -190,7 +204,7 @@ impl Inner {
     fn apply(&mut self, device: &str, op: &Op) -> Result<(), KernelError> {
         let next_index = FIRST_INDEX + self.devices_made;
         let have = self.have.entry(device.to_owned()).or_default();
-        let demanded = self.refuses_all.or_else(|| demanded(&mut self.faults, op));
+        let demanded = self.refuses_all.or_else(|| demanded(&mut self.faults, op, have));
         demanded.iter().for_each(|errno| *self.refusals.entry(*errno).or_default() += 1);
         if let Some(errno) = demanded.or_else(|| refusal(have, op)) {
             return Err(KernelError::from_errno(op.to_string(), errno, ""));
@@ -215,10 +229,11 @@ impl Inner {
     }
 }
 
-/// The errno of a fault that was asked for.
-fn demanded(faults: &mut Vec<Fault>, op: &Op) -> Option<i32> {
+/// The errno of a fault that was asked for, after it has done to `have` what it does.
+fn demanded(faults: &mut Vec<Fault>, op: &Op, have: &mut Have) -> Option<i32> {
     let fault = faults.iter_mut().find(|fault| fault.left > 0 && (fault.applies)(op))?;
     fault.left -= 1;
+    (fault.does)(have);
     let errno = fault.errno;
     faults.retain(|fault| fault.left > 0);
     Some(errno)

@@ -1,9 +1,10 @@
 //! The kernel refuses, fails, forgets: what can be done is done at once, and the rest as soon as it can be.
 
 use crate::lab::{Cluster, DEVICE, Host, Peer, TTL, millis, mins, secs};
-use flanneld::model::kernel_state::{Oif, Route};
+use flanneld::kernel::Event;
+use flanneld::model::kernel_state::{ExistingDevice, Oif, Route};
 use flanneld::model::plan::Op;
-use nix::libc::{EBUSY, EEXIST, ENOBUFS, ENOMEM, EPERM};
+use nix::libc::{EBUSY, EEXIST, ENETDOWN, ENOBUFS, ENODEV, ENOMEM, EPERM};
 use std::net::IpAddr;
 
 /// Whether an operation is about this guest.
@@ -39,6 +40,64 @@ async fn one_failing_peer_delays_no_other_and_comes_later() {
         cluster.pass(secs(2)).await;
         assert_eq!(cluster[1].reasons(), "");
     }
+}
+
+/// A batch that fails in the middle may have done more than it acknowledged.
+#[tokio::test(start_paused = true)]
+async fn the_kernel_is_read_again_before_a_refused_operation_is_retried() {
+    for errno in [EBUSY, ENOBUFS] {
+        let cluster = Cluster::joined(3).await;
+        let bad = Peer::guest(205);
+        cluster[1].kernel.fail_next_halfway(is_about(&bad), errno, 1, |have| {
+            have.routes.clear();
+            have.fdb.clear();
+        });
+        put(&cluster, &bad);
+        // Long before the next periodic reading.
+        cluster.pass(secs(1)).await;
+        cluster.assert_settled();
+    }
+}
+
+/// The report of a lost device follows those of its entries, and an operation may come in between.
+#[tokio::test(start_paused = true)]
+async fn the_kernel_is_read_at_once_when_an_operation_finds_the_device_gone_or_down() {
+    for (errno, is_down) in [(ENODEV, false), (ENETDOWN, true)] {
+        let cluster = Cluster::joined(3).await;
+        let guest = Peer::guest(205);
+        cluster[1].kernel.fail_next_halfway(is_about(&guest), errno, 1, move |have| {
+            have.routes.clear();
+            match &mut have.device {
+                Some(ExistingDevice::Vxlan(_, device)) if is_down => device.up = false,
+                device => *device = None,
+            }
+        });
+        put(&cluster, &guest);
+        // Before the first retry, which comes after some 100 ms.
+        cluster.pass(millis(60)).await;
+        let lines = cluster[1].lines();
+        assert!(lines.iter().any(|line| line.starts_with("device") && line.contains(" up ")), "{errno}: {lines:?}");
+        assert!(lines.iter().any(|line| line.starts_with("route")), "{errno}: {lines:?}");
+        cluster.settle().await;
+    }
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_storm_of_device_events_causes_some_readings_a_second() {
+    let cluster = Cluster::joined(2).await;
+    let (nic, seconds) = (cluster[1].nic.index, 20);
+    for event in [Event::Device, Event::Host { index: nic, name: None }] {
+        let before = cluster[1].kernel.reads();
+        for _ in 0..seconds * 500 {
+            cluster[1].kernel.report(event.clone());
+            cluster.pass(millis(2)).await;
+        }
+        // A full reading is one of the host's interfaces and one of the device. At first 40 come at once.
+        let (reads, most) = (cluster[1].kernel.reads() - before, 2 * (40 + seconds * 1000 / 50));
+        assert!((100..=most).contains(&reads), "{reads} readings in {seconds} s of {event:?}");
+        cluster.pass(mins(1)).await;
+    }
+    cluster.assert_settled();
 }
 
 #[tokio::test(start_paused = true)]

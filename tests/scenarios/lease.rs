@@ -301,3 +301,38 @@ async fn a_short_lease_outlives_outages_that_end_before_it_does() {
         assert_eq!(lease_id(&cluster, 1), lease, "it ended though there was time to renew it");
     }
 }
+
+#[tokio::test(start_paused = true)]
+async fn the_end_of_the_lease_is_known_from_the_write_that_granted_it() {
+    let mut cluster = Cluster::new(1);
+    cluster.start(1);
+    cluster.until_ready().await;
+    let status = cluster[1].status();
+    let end = status.read().lease_ends.expect("it has a lease");
+    assert!((TTL - secs(1)..=TTL + secs(1)).contains(&end), "{end:?}");
+    assert_eq!(cluster[1].store.calls().keep_alive, 0, "only the write can have set it");
+    // The same when the lease was revoked and a new one is granted.
+    cluster.pass(mins(5)).await;
+    cluster.store.revoke(lease_id(&cluster, 1).expect("it has a lease"));
+    cluster.until(secs(10), "the key is back", |cluster| cluster.lease(1).is_some()).await;
+    cluster.pass(secs(1)).await;
+    let later = status.read().lease_ends.expect("it has a lease");
+    assert!(later >= end + mins(5) - secs(1), "{end:?}, then {later:?}");
+}
+
+/// Two hosts that each believe a key theirs would otherwise write it as fast as their watches show it.
+#[tokio::test(start_paused = true)]
+async fn a_key_that_others_keep_deleting_is_written_again_later_and_later() {
+    let (cluster, lease) = two_hosts().await;
+    let mut writes = 0;
+    for _ in 0..60 * 100 {
+        if cluster.store.delete(&lease.key()) {
+            writes += 1;
+        }
+        cluster.pass(millis(10)).await;
+    }
+    // At once, then after 1, 2, 4, 8, 16 and 32 seconds, give or take a fifth.
+    assert!((5..=8).contains(&writes), "{writes} writes in a minute");
+    cluster.until(mins(2), "the key is back", |cluster| cluster.peers().contains(&lease)).await;
+    cluster.settle().await;
+}

@@ -2,6 +2,7 @@
 //! an administrator must hear of it.
 
 use crate::lab::{CONFIG, Cluster, DEVICE, Host, Peer, RENEW_MARGIN, TTL, millis, mins, secs};
+use flanneld::agent::settings::LeaseTimes;
 use std::time::Duration;
 
 /// Host 2 gets the address of host 1.
@@ -483,4 +484,23 @@ async fn many_perfect_copies_of_a_host_become_hosts_of_their_own() {
             assert_eq!(leases.len(), usize::from(HOSTS), "{step} ms: {leases:?}");
         }
     }
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_conflict_is_reported_no_longer_than_a_short_ttl() {
+    let mut cluster = Cluster::new(1);
+    let ttl = mins(2);
+    cluster[1].settings.leases.times = LeaseTimes { ttl, renew_margin: secs(10) };
+    cluster.start(1);
+    cluster.until_ready().await;
+    cluster.pass(secs(5)).await;
+    let lease = cluster.lease(1).unwrap();
+    let thief = Peer { mac: Peer::guest(201).mac, ..lease.clone() };
+    cluster.store.put_for(&thief.key(), thief.json(), ttl);
+    cluster.until(secs(1), "it is taken back", |cluster| cluster.peers().contains(&lease)).await;
+    assert!(cluster[1].reasons().contains(&thief.mac), "{}", cluster[1].reasons());
+    cluster.pass(ttl - secs(10)).await;
+    assert!(cluster[1].reasons().contains(&thief.mac), "{}", cluster[1].reasons());
+    cluster.pass(secs(20)).await;
+    assert_eq!(cluster[1].reasons(), "");
 }

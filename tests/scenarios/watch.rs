@@ -121,3 +121,16 @@ async fn lists_that_show_nothing_but_the_past_cut_nobody_off() {
     assert_eq!(cluster[1].kernel.take_log(), []);
     assert!(cluster[1].status_line().ends_with(", 4 peers"), "{}", cluster[1].status_line());
 }
+
+#[tokio::test(start_paused = true)]
+async fn a_store_that_compacts_every_revision_at_once_is_not_listed_in_a_hot_loop() {
+    let (cluster, _) = with_guest().await;
+    cluster.store.compact(i64::MAX);
+    cluster[1].store.cut_watches(StoreError::Compacted(1));
+    let before = cluster[1].store.calls().list;
+    cluster.pass(mins(10)).await;
+    let lists = cluster[1].store.calls().list - before;
+    // The pauses grow to five seconds.
+    assert!((60..=200).contains(&lists), "{lists} lists in ten minutes");
+    cluster.assert_settled();
+}
