@@ -16,15 +16,16 @@ mod values;
 use std::collections::BTreeMap;
 use std::ffi::OsString;
 use std::fmt;
-use std::net::{IpAddr, Ipv4Addr, SocketAddr};
-use std::path::PathBuf;
+use std::net::SocketAddr;
 use std::time::Duration;
 
+use crate::agent::Settings;
 use crate::agent::firewall::FirewallSettings;
+use crate::agent::settings::{DeviceSettings, FileSettings, LeaseSettings, LeaseTimes};
 use crate::firewall::Masquerade;
 use crate::model::foreign::line;
+use crate::model::iface::IfaceRules;
 use clap::error::{ContextKind, ContextValue, ErrorKind};
-use regex::Regex;
 
 use crate::store::etcd::Access;
 use given::{Given, Origin};
@@ -32,48 +33,18 @@ use given::{Given, Origin};
 /// The renewal margin when none is given and the TTL leaves room for it.
 const DEFAULT_RENEW_MARGIN: Duration = Duration::from_secs(60 * 60);
 
-/// What the daemon was asked to do; every value is checked.
+/// The options of the daemon. Every value is checked.
 #[derive(Clone, Debug)]
 pub struct Options {
     /// Where etcd answers, as `http://host:port` or `https://host:port` without a path; never empty.
     pub etcd_endpoints: Vec<String>,
-    /// Whom to take for etcd, and as whom to speak to it. That the files exist is not checked yet.
+    /// How etcd proves itself, and how flanneld proves itself to etcd. Nothing checks yet whether the files exist.
     pub etcd_access: Access,
-    /// Prefix of all keys, cleaned as Go's `path.Join` does: the config is at
-    /// `{etcd_prefix}/config`. It never ends in a slash, so the root is the empty string; a missing
-    /// leading slash stays missing.
-    pub etcd_prefix: String,
-    /// Names or addresses of the external interface, in order of preference; may be empty.
-    pub iface: Vec<String>,
-    /// Patterns for the address or the name of the external interface, tried after `iface`; may be
-    /// empty.
-    pub iface_regex: Vec<Regex>,
-    /// Use the interface that the kernel routes this address to; tried last.
-    pub iface_can_reach: Option<IpAddr>,
-    /// Address that the other hosts send to, if not that of the interface; unicast.
-    pub public_ip: Option<Ipv4Addr>,
-    /// The file that tells Docker and others about the subnet.
-    pub subnet_file: PathBuf,
-    /// The file with Docker's options; `None` writes none.
-    pub docker_opts_file: Option<PathBuf>,
-    /// Directory for what is remembered between runs.
-    pub state_dir: PathBuf,
-    /// Time to live of the own lease: whole seconds, 2 s to 30 days.
-    pub subnet_lease_ttl: Duration,
-    /// How long before its expiry the lease is renewed; more than zero, less than
-    /// `subnet_lease_ttl`.
-    pub renew_margin: Duration,
-    /// Whether the lease is given back on SIGTERM and SIGINT.
-    pub release_lease_on_exit: bool,
-    /// How long the entries of peers stay that vanish in a way that does not look like their own doing: 0 s to 30
-    /// days.
-    pub peer_hold: Duration,
-    /// What the firewall is to hold.
-    pub firewall: FirewallSettings,
-    /// Whether packets to addresses of our subnet that nobody has are dropped by a blackhole route.
-    pub blackhole_route: bool,
-    /// Whether packets get their checksums before they reach our device.
-    pub tx_checksum_off: bool,
+    /// The settings of the agent. The prefix is cleaned as Go's `path.Join` does: the config is at `{prefix}/config`. The
+    /// prefix never ends in a slash, so the root is the empty string, and a missing leading slash stays missing. The TTL
+    /// is whole seconds, 2 s to 30 days; the renewal margin is more than zero and less than the TTL; peers are held
+    /// 0 s to 30 days.
+    pub settings: Settings,
     /// Where health is served; `None` serves none.
     pub healthz: Option<SocketAddr>,
     /// 0 logs at level info, 1 to 4 debug, 5 and above trace.
@@ -186,52 +157,70 @@ fn printed(error: &clap::Error) -> String {
     format!("{}\n", error.render().to_string().trim_end())
 }
 
-/// Reads every setting, so that all mistakes are found; `None` if there was one.
+/// Reads every option, so that all mistakes are found; `None` if there was one.
 fn options(given: &mut Given) -> Option<Options> {
     let etcd_endpoints = given.read("etcd-endpoints", endpoints::parse);
     let etcd_access = access::read(given);
-    let etcd_prefix = given.read("etcd-prefix", values::key_prefix);
-    let iface = given.read_each("iface", values::interface);
-    let iface_regex = given.read_each("iface-regex", values::regex);
-    let iface_can_reach = given.read("iface-can-reach", values::optional(values::ip));
-    let public_ip = given.read("public-ip", values::optional(values::unicast_v4));
-    let subnet_file = given.read("subnet-file", values::path);
-    let docker_opts_file = given.read("docker-opts-file", values::optional(values::path));
-    let state_dir = given.read("state-dir", values::path);
-    let lease_times = lease_times(given);
-    let release_lease_on_exit = given.read("release-lease-on-exit", values::boolean);
-    let peer_hold = given.read("peer-hold", values::optional(values::peer_hold));
-    let firewall = firewall(given);
-    let blackhole_route = given.read("ip-blackhole-route", values::boolean);
-    let tx_checksum_off = given.read("vxlan-tx-checksum-off", values::boolean);
+    let settings = settings(given);
     let healthz = healthz(given);
     let verbosity = given.read("v", values::verbosity);
-    let (subnet_lease_ttl, renew_margin) = lease_times?;
     Some(Options {
         etcd_endpoints: etcd_endpoints?,
         etcd_access: etcd_access?,
-        etcd_prefix: etcd_prefix?,
-        iface: iface?,
-        iface_regex: iface_regex?,
-        iface_can_reach: iface_can_reach?,
-        public_ip: public_ip?,
-        subnet_file: subnet_file?,
-        docker_opts_file: docker_opts_file?,
-        state_dir: state_dir?,
-        subnet_lease_ttl,
-        renew_margin,
-        release_lease_on_exit: release_lease_on_exit?,
-        peer_hold: peer_hold?.unwrap_or(subnet_lease_ttl),
-        firewall: firewall?,
-        blackhole_route: blackhole_route?,
-        tx_checksum_off: tx_checksum_off?,
+        settings: settings?,
         healthz: healthz?,
         verbosity: verbosity?,
     })
 }
 
+fn settings(given: &mut Given) -> Option<Settings> {
+    let prefix = given.read("etcd-prefix", values::key_prefix);
+    let iface = iface(given);
+    let files = files(given);
+    let leases = leases(given);
+    let firewall = firewall(given);
+    let device = device(given);
+    Some(Settings {
+        prefix: prefix?,
+        iface: iface?,
+        leases: leases?,
+        files: files?,
+        firewall: firewall?,
+        device: device?,
+    })
+}
+
+fn iface(given: &mut Given) -> Option<IfaceRules> {
+    let names = given.read_each("iface", values::interface);
+    let regexes = given.read_each("iface-regex", values::regex);
+    let can_reach = given.read("iface-can-reach", values::optional(values::ip));
+    let public_ip = given.read("public-ip", values::optional(values::unicast_v4));
+    Some(IfaceRules { names: names?, regexes: regexes?, can_reach: can_reach?, public_ip: public_ip? })
+}
+
+fn files(given: &mut Given) -> Option<FileSettings> {
+    let subnet_env = given.read("subnet-file", values::path);
+    let docker_opts = given.read("docker-opts-file", values::optional(values::path));
+    let state_dir = given.read("state-dir", values::path);
+    Some(FileSettings { subnet_env: subnet_env?, docker_opts: docker_opts?, state_dir: state_dir? })
+}
+
+fn leases(given: &mut Given) -> Option<LeaseSettings> {
+    let times = lease_times(given);
+    let release_on_exit = given.read("release-lease-on-exit", values::boolean);
+    let peer_hold = given.read("peer-hold", values::optional(values::peer_hold));
+    let times = times?;
+    Some(LeaseSettings { times, peer_hold: peer_hold?.unwrap_or(times.ttl), release_on_exit: release_on_exit? })
+}
+
+fn device(given: &mut Given) -> Option<DeviceSettings> {
+    let blackhole_route = given.read("ip-blackhole-route", values::boolean);
+    let tx_checksum_off = given.read("vxlan-tx-checksum-off", values::boolean);
+    Some(DeviceSettings { blackhole_route: blackhole_route?, tx_checksum_off: tx_checksum_off? })
+}
+
 /// The lease's TTL and renewal margin, which bound each other.
-fn lease_times(given: &mut Given) -> Option<(Duration, Duration)> {
+fn lease_times(given: &mut Given) -> Option<LeaseTimes> {
     const MARGIN: &str = "subnet-lease-renew-margin";
     let ttl = given.read("subnet-lease-ttl", values::lease_ttl);
     let from_default = matches!(given.value(MARGIN).origin, Origin::Default);
@@ -247,9 +236,9 @@ fn lease_times(given: &mut Given) -> Option<(Duration, Duration)> {
     });
     let ttl = ttl?;
     if from_default && ttl <= DEFAULT_RENEW_MARGIN {
-        return Some((ttl, ttl / 3));
+        return Some(LeaseTimes { ttl, renew_margin: ttl / 3 });
     }
-    Some((ttl, margin?))
+    Some(LeaseTimes { ttl, renew_margin: margin? })
 }
 
 /// What the firewall is to hold.

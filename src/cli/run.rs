@@ -4,15 +4,13 @@ use super::args::Options;
 use super::service_manager::ServiceManager;
 use super::signals::Signals;
 use crate::agent::runtime::{Notice, Runtime, boottime};
-use crate::agent::settings::{DeviceSettings, FileSettings, LeaseSettings, LeaseTimes};
 use crate::agent::status::StatusHandle;
-use crate::agent::{self, Parts, Settings};
+use crate::agent::{self, Parts};
 use crate::files::FileIo;
 use crate::firewall::host::HostFirewall;
 use crate::http;
 use crate::kernel::netlink::NetlinkKernel;
 use crate::kernel::sysctl;
-use crate::model::iface::IfaceRules;
 use crate::model::lease::LeaseId;
 use crate::store::etcd::EtcdStore;
 use crate::store::{Leases, Registry};
@@ -84,13 +82,13 @@ async fn daemon(options: Options, service_manager: Rc<ServiceManager>, log: Log)
     warn_about_the_host();
     let (endpoints, access) = (options.etcd_endpoints.clone(), options.etcd_access.clone());
     let store = tokio::select! {
-        opened = EtcdStore::open(endpoints, &options.etcd_prefix, access) => opened.map_err(|error| error.to_string())?,
+        opened = EtcdStore::open(endpoints, &options.settings.prefix, access) => opened.map_err(|error| error.to_string())?,
         _ = signals.end(|| {}) => return Ok(()),
     };
     let store = Rc::new(store);
     let kernel = NetlinkKernel::new().map_err(|error| error.to_string())?;
-    let releases = options.release_lease_on_exit;
-    let (firewall, settings) = (HostFirewall::new(), settings(options));
+    let releases = options.settings.leases.release_on_exit;
+    let (firewall, settings) = (HostFirewall::new(), options.settings);
     let parts = Parts { store: store.clone(), kernel, firewall, settings, runtime, status: status.clone() };
     tokio::select! {
         never = agent::run(parts) => match never {},
@@ -112,30 +110,6 @@ async fn release(store: &EtcdStore, id: LeaseId) {
         Ok(Ok(())) => tracing::info!("the lease is given back"),
         Ok(Err(error)) => tracing::warn!("the lease is not given back, it ends with its TTL: {error}"),
         Err(_) => tracing::warn!("the lease is not given back, it ends with its TTL: etcd does not answer"),
-    }
-}
-
-fn settings(options: Options) -> Settings {
-    Settings {
-        prefix: options.etcd_prefix,
-        iface: IfaceRules {
-            names: options.iface,
-            regexes: options.iface_regex,
-            can_reach: options.iface_can_reach,
-            public_ip: options.public_ip,
-        },
-        leases: LeaseSettings {
-            times: LeaseTimes { ttl: options.subnet_lease_ttl, renew_margin: options.renew_margin },
-            peer_hold: options.peer_hold,
-            release_on_exit: options.release_lease_on_exit,
-        },
-        files: FileSettings {
-            subnet_env: options.subnet_file,
-            docker_opts: options.docker_opts_file,
-            state_dir: options.state_dir,
-        },
-        firewall: options.firewall,
-        device: DeviceSettings { blackhole_route: options.blackhole_route, tx_checksum_off: options.tx_checksum_off },
     }
 }
 

@@ -4,6 +4,9 @@ mod access;
 mod errors;
 
 use super::*;
+use regex::Regex;
+use std::net::Ipv4Addr;
+use std::path::PathBuf;
 
 /// A row's command line and environment.
 type Args<'a> = &'a [&'a str];
@@ -41,17 +44,20 @@ fn the_flag_set_is_sound() {
 fn defaults() {
     let (options, warnings) = run(&[], &[]);
     assert_eq!(options.etcd_endpoints, ["http://127.0.0.1:4001", "http://127.0.0.1:2379"]);
-    assert_eq!(options.etcd_prefix, "/coreos.com/network");
-    assert!(options.iface.is_empty() && options.iface_regex.is_empty());
-    assert_eq!((options.iface_can_reach, options.public_ip), (None, None));
-    assert_eq!(options.subnet_file, PathBuf::from("/run/flannel/subnet.env"));
-    assert_eq!(options.docker_opts_file, Some(PathBuf::from("/run/docker_opts.env")));
-    assert_eq!(options.state_dir, PathBuf::from("/var/lib/flannel"));
-    assert_eq!(options.subnet_lease_ttl, Duration::from_secs(86_400));
-    assert_eq!(options.renew_margin, Duration::from_secs(3_600));
+    assert_eq!(options.settings.prefix, "/coreos.com/network");
+    assert!(options.settings.iface.names.is_empty() && options.settings.iface.regexes.is_empty());
+    assert_eq!((options.settings.iface.can_reach, options.settings.iface.public_ip), (None, None));
+    assert_eq!(options.settings.files.subnet_env, PathBuf::from("/run/flannel/subnet.env"));
+    assert_eq!(options.settings.files.docker_opts, Some(PathBuf::from("/run/docker_opts.env")));
+    assert_eq!(options.settings.files.state_dir, PathBuf::from("/var/lib/flannel"));
+    assert_eq!(options.settings.leases.times.ttl, Duration::from_secs(86_400));
+    assert_eq!(options.settings.leases.times.renew_margin, Duration::from_secs(3_600));
     assert_eq!((options.healthz, options.verbosity), (None, 0));
     let firewall = FirewallSettings { forward: true, ..FirewallSettings::default() };
-    assert_eq!((options.firewall, options.blackhole_route, options.tx_checksum_off), (firewall, false, false));
+    assert_eq!(
+        (options.settings.firewall, options.settings.device.blackhole_route, options.settings.device.tx_checksum_off),
+        (firewall, false, false)
+    );
     assert!(warnings.is_empty(), "{warnings:?}");
 }
 
@@ -91,18 +97,21 @@ fn every_setting_can_be_given() {
         &[],
     );
     assert_eq!(options.etcd_endpoints, ["http://a:1", "http://b:2"]);
-    assert_eq!(options.etcd_prefix, "/atomic.io/network");
-    assert_eq!(options.iface, ["eth0", "10.0.0.1"]);
-    let patterns: Vec<&str> = options.iface_regex.iter().map(Regex::as_str).collect();
+    assert_eq!(options.settings.prefix, "/atomic.io/network");
+    assert_eq!(options.settings.iface.names, ["eth0", "10.0.0.1"]);
+    let patterns: Vec<&str> = options.settings.iface.regexes.iter().map(Regex::as_str).collect();
     assert_eq!(patterns, ["^eth.*,x$"]);
-    assert_eq!(options.iface_can_reach, "fd00::1".parse().ok());
-    assert_eq!(options.public_ip, Some(Ipv4Addr::new(192, 0, 2, 7)));
-    assert_eq!(options.subnet_file, PathBuf::from("s.env"));
-    assert_eq!(options.docker_opts_file, None);
-    assert_eq!(options.state_dir, PathBuf::from("/s"));
-    assert_eq!(options.subnet_lease_ttl, Duration::from_secs(7_200));
-    assert_eq!(options.renew_margin, Duration::from_secs(90));
-    assert_eq!((options.release_lease_on_exit, options.peer_hold), (true, Duration::from_secs(600)));
+    assert_eq!(options.settings.iface.can_reach, "fd00::1".parse().ok());
+    assert_eq!(options.settings.iface.public_ip, Some(Ipv4Addr::new(192, 0, 2, 7)));
+    assert_eq!(options.settings.files.subnet_env, PathBuf::from("s.env"));
+    assert_eq!(options.settings.files.docker_opts, None);
+    assert_eq!(options.settings.files.state_dir, PathBuf::from("/s"));
+    assert_eq!(options.settings.leases.times.ttl, Duration::from_secs(7_200));
+    assert_eq!(options.settings.leases.times.renew_margin, Duration::from_secs(90));
+    assert_eq!(
+        (options.settings.leases.release_on_exit, options.settings.leases.peer_hold),
+        (true, Duration::from_secs(600))
+    );
     assert_eq!(options.healthz, "[::1]:8471".parse().ok());
     assert_eq!(options.verbosity, 5);
     let firewall = FirewallSettings {
@@ -111,16 +120,19 @@ fn every_setting_can_be_given() {
         docker_user: true,
         resync: Duration::from_secs(10),
     };
-    assert_eq!((options.firewall, options.blackhole_route, options.tx_checksum_off), (firewall, true, true));
+    assert_eq!(
+        (options.settings.firewall, options.settings.device.blackhole_route, options.settings.device.tx_checksum_off),
+        (firewall, true, true)
+    );
     assert!(warnings.is_empty(), "{warnings:?}");
 }
 
 #[test]
 fn the_later_value_wins() {
     let (options, _) = run(&["-v=1", SILENT, "--iptables-forward-rules", "-v", "2", SILENT], &[]);
-    assert_eq!((options.verbosity, options.firewall.forward), (2, false));
+    assert_eq!((options.verbosity, options.settings.firewall.forward), (2, false));
     let (options, _) = run(&["--ip-masq", "--ip-masq=false"], &[("FLANNELD_IP_MASQ", "true")]);
-    assert_eq!(options.firewall.masquerade, None);
+    assert_eq!(options.settings.firewall.masquerade, None);
 }
 
 #[test]
@@ -135,7 +147,7 @@ fn the_environment_fills_gaps() {
         (&[], &[("FLANNELD_VERSION", "true"), ("FLANNELD_HELP", "true")], "/coreos.com/network"),
     ];
     for (args, env, expected) in table {
-        assert_eq!(run(args, env).0.etcd_prefix, *expected, "{args:?} {env:?}");
+        assert_eq!(run(args, env).0.settings.prefix, *expected, "{args:?} {env:?}");
     }
     let (options, warnings) = run(
         &[],
@@ -147,7 +159,7 @@ fn the_environment_fills_gaps() {
         ],
     );
     assert_eq!(options.etcd_endpoints, ["http://a:1", "http://b:2"]);
-    assert_eq!(options.iface, ["eth0,eth1"]);
+    assert_eq!(options.settings.iface.names, ["eth0,eth1"]);
     assert_eq!((options.verbosity, warnings.len()), (3, 0));
 }
 
@@ -161,15 +173,18 @@ fn the_state_directory_may_be_systemds() {
     ];
     for (args, directory, expected) in table {
         let (options, _) = run(args, &[("STATE_DIRECTORY", directory)]);
-        assert_eq!(options.state_dir, PathBuf::from(expected), "{args:?} {directory}");
+        assert_eq!(options.settings.files.state_dir, PathBuf::from(expected), "{args:?} {directory}");
     }
 }
 
 #[test]
 fn peers_are_held_for_a_ttl_and_the_lease_is_kept_unless_told_otherwise() {
     let (options, _) = run(&["--subnet-lease-ttl=2h"], &[]);
-    assert_eq!((options.release_lease_on_exit, options.peer_hold), (false, Duration::from_secs(7_200)));
-    assert_eq!(run(&["--peer-hold=0s"], &[]).0.peer_hold, Duration::ZERO);
+    assert_eq!(
+        (options.settings.leases.release_on_exit, options.settings.leases.peer_hold),
+        (false, Duration::from_secs(7_200))
+    );
+    assert_eq!(run(&["--peer-hold=0s"], &[]).0.settings.leases.peer_hold, Duration::ZERO);
 }
 
 #[test]
@@ -182,7 +197,7 @@ fn the_margin_fits_the_ttl() {
         (&["--subnet-lease-ttl=30s", "--subnet-lease-renew-margin=29s"], 29),
     ];
     for (args, seconds) in table {
-        assert_eq!(run(args, &[]).0.renew_margin, Duration::from_secs(*seconds), "{args:?}");
+        assert_eq!(run(args, &[]).0.settings.leases.times.renew_margin, Duration::from_secs(*seconds), "{args:?}");
     }
     let table: &[(&[&str], &str)] = &[
         (

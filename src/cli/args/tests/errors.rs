@@ -125,9 +125,9 @@ proptest! {
         match parse(args.concat().into_iter().map(OsString::from), &env) {
             Ok(Invocation::Run(options, _)) => {
                 prop_assert!(!options.etcd_endpoints.is_empty());
-                prop_assert!(!options.etcd_prefix.ends_with('/'));
-                prop_assert!(!options.renew_margin.is_zero());
-                prop_assert!(options.renew_margin < options.subnet_lease_ttl);
+                prop_assert!(!options.settings.prefix.ends_with('/'));
+                prop_assert!(!options.settings.leases.times.renew_margin.is_zero());
+                prop_assert!(options.settings.leases.times.renew_margin < options.settings.leases.times.ttl);
             }
             Ok(other) => prop_assert!(false, "{other:?}"),
             Err(error) => prop_assert!(!error.problems().is_empty()),
