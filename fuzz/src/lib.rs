@@ -128,9 +128,12 @@ pub fn command_line(input: &[u8]) {
         Err(error) => assert!(!error.problems().is_empty()),
         Ok(Invocation::Run(options, _)) => {
             assert!(!options.etcd_endpoints.is_empty());
-            assert!(!options.renew_margin.is_zero() && options.renew_margin < options.subnet_lease_ttl);
-            assert!(!options.etcd_prefix.ends_with('/'));
-            assert!(options.public_ip.is_none_or(|ip| IpAddr::V4(ip) != IpAddr::from([0; 4])));
+            assert!(
+                !options.settings.leases.times.renew_margin.is_zero()
+                    && options.settings.leases.times.renew_margin < options.settings.leases.times.ttl
+            );
+            assert!(!options.settings.prefix.ends_with('/'));
+            assert!(options.settings.iface.public_ip.is_none_or(|ip| IpAddr::V4(ip) != IpAddr::from([0; 4])));
         }
         Ok(Invocation::ShowHelp(text) | Invocation::ShowVersion(text)) => assert!(!text.is_empty()),
     }

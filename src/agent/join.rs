@@ -1,7 +1,7 @@
 //! Joining the overlay: reads what an earlier run left on the host, finds out what proves a lease ours, and acquires our
 //! own lease.
 
-use super::lease_manager::{Acquired, Address, LeaseManager, StartingPoint, StoreProgress};
+use super::lease_manager::{Acquired, Address, LeaseManager, StartingPoint};
 use super::network::Network;
 use super::retry::retry;
 use super::status::Condition;
@@ -15,11 +15,9 @@ use crate::model::kernel_state::{Have, Scope};
 use crate::model::lease::Record;
 use crate::model::lease_set::Moment;
 use crate::model::peer_policy;
-use crate::model::state_file::Remembered;
 use crate::model::subnet::SubnetKey;
 use crate::store::Leases;
 use std::rc::Rc;
-use std::time::Duration;
 
 impl<S: Leases> Node<S> {
     /// Joins the overlay, and waits for as long as that takes. `None` if the network config has changed meanwhile.
@@ -69,13 +67,9 @@ async fn starting_point<S: Leases, K, F>(
     let (state_dir, network_id) = (settings.files.state_dir.clone(), network.backend.network_id());
     let mut state_file = StateFile::new(state_dir, &settings.prefix, network_id, parts.runtime.files());
     let state = state_file.load(nic.public_ip, nic.mac).await;
-    let progress = |state: &Remembered| StoreProgress {
-        revision: state.revision,
-        hold_until: state.hold_until.map(Duration::from_secs),
-    };
     StartingPoint {
         state_file,
-        store_progress: state.as_ref().map(progress).unwrap_or_default(),
+        store_progress: state.as_ref().map(|state| state.store_progress).unwrap_or_default(),
         probed: state.as_ref().and_then(|state| Some((SubnetKey::v4(state.subnet), state.trial?))),
         identity: Identity {
             public_ip: Some(nic.public_ip),

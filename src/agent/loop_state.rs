@@ -1,6 +1,7 @@
-//! What the loop remembers from turn to turn, and when it turns next.
+//! What the main loop remembers from tick to tick, and when it ticks next.
 
-use super::repair_limiter::{RateLimit, RepairLimiter};
+use super::read_schedule::ReadSchedule;
+use super::repair_limiter::RepairLimiter;
 use super::retry_queue::RetryQueue;
 use super::runtime::{Backoff, Runtime};
 use crate::malloc;
@@ -9,53 +10,31 @@ use crate::model::kernel_state::Have;
 use crate::model::lease_set::Moment;
 use std::time::Duration;
 
-/// How long the kernel's state is trusted before it is read again in full, at least and at most. A reading may have
-/// taken long because the host was paused in the midst of it.
-const FULL_READ_EVERY: Duration = Duration::from_secs(60);
-const FULL_READ_AT_LATEST: Duration = Duration::from_secs(600);
-
-/// A full read may take this share of the time: at 10,000 peers it takes some 40 ms, and comes every three minutes.
-const FULL_READ_SHARE: u32 = 4000;
-
-/// In a lasting storm of changes a full read may take a tenth of the time, and follows at most so often. No repair waits
-/// for longer than this because of it.
-const STORM_READ_EVERY: Duration = Duration::from_millis(50);
-const STORM_READ_AT_LATEST: Duration = Duration::from_millis(500);
-const STORM_READ_SHARE: u32 = 10;
-
-/// How soon the host's interfaces are looked at again after one that is not ours changed. Containers come and go in
-/// bursts.
-const HOST_READ_AFTER: Duration = Duration::from_millis(100);
-
-/// How often the loop turns when nothing happens: for the watchdog and `/healthz`.
+/// How often the loop ticks when nothing happens, for the watchdog and `/healthz`.
 const TICK_EVERY: Duration = Duration::from_secs(5);
 
-/// The pause before more is done of what one turn did not finish, because somebody keeps changing the device.
+/// The pause before a tick continues the work that the last one did not finish, because somebody keeps changing the
+/// device.
 const BREATH: Duration = Duration::from_millis(10);
 
-/// What the loop remembers from turn to turn.
+/// What the main loop remembers from tick to tick.
 pub(super) struct LoopState {
     pub(super) have: Have,
-    /// What may differ because the facts changed.
+    /// The entries that may differ because the facts changed.
     pub(super) news: Dirty,
-    /// What may differ because somebody changed the kernel, and since when that is known.
+    /// The entries that may differ because somebody changed the kernel.
     pub(super) damage: Dirty,
+    /// Since when the oldest damage is known.
     pub(super) damaged_at: Moment,
     pub(super) retries: RetryQueue,
     pub(super) repair_limiter: RepairLimiter,
-    pub(super) reads: RateLimit,
-    pub(super) host_reads: RateLimit,
-    pub(super) write_files_at: Moment,
-    pub(super) unwritable: Backoff,
-    pub(super) read_at: Moment,
-    pub(super) read_host_at: Option<Moment>,
-    /// While the external interface is gone nothing can be right, and nothing is touched.
+    pub(super) reads: ReadSchedule,
+    /// While the external interface is gone, the kernel's state is left as it is: none would be right.
     pub(super) nic_is_gone: bool,
-    pub(super) unreadable: Backoff,
-    /// It was said what it means that the device has an offload off without our doing.
-    pub(super) offload_was_logged: bool,
-    /// Whether much memory was used for a moment.
-    pub(super) was_large: bool,
+    write_files_at: Moment,
+    files_failing: Backoff,
+    /// Whether much memory was used for a short time.
+    was_large: bool,
 }
 
 impl LoopState {
@@ -68,15 +47,10 @@ impl LoopState {
             damaged_at: now,
             retries: RetryQueue::default(),
             repair_limiter: RepairLimiter::default(),
-            reads: RateLimit::default(),
-            host_reads: RateLimit::default(),
-            write_files_at: now,
-            unwritable: Backoff::new(Duration::from_millis(200), Duration::from_secs(5)),
-            read_at: now,
-            read_host_at: None,
+            reads: ReadSchedule::new(now),
             nic_is_gone: false,
-            unreadable: Backoff::new(Duration::from_millis(100), Duration::from_secs(10)),
-            offload_was_logged: false,
+            write_files_at: now,
+            files_failing: Backoff::new(Duration::from_millis(200), Duration::from_secs(5)),
             was_large: false,
         }
     }
@@ -89,47 +63,44 @@ impl LoopState {
             false => Some(now + BREATH),
         };
         let files = Some(self.write_files_at).filter(|at| *at > now);
-        let due = [Some(self.read_at), self.read_host_at, work, files];
-        let next = due.into_iter().flatten().min().unwrap_or(self.read_at);
+        let next = [work, files].into_iter().flatten().fold(self.reads.next(), Moment::min);
         next.saturating_sub(now).min(TICK_EVERY)
     }
 
-    /// Something has happened that only a full read tells.
-    pub(super) fn read_soon(&mut self, now: Moment) {
-        let allowed = self.reads.allowed_at(STORM_READ_EVERY).min(now + STORM_READ_AT_LATEST);
-        self.read_at = self.read_at.min(allowed.max(now));
-    }
-
-    /// The host's interfaces are to be looked at, at this moment.
-    pub(super) fn read_host_soon(&mut self, at: Moment) {
-        let allowed = self.host_reads.allowed_at(STORM_READ_EVERY).min(at + STORM_READ_AT_LATEST);
-        let at = at.max(allowed);
-        self.read_host_at = Some(self.read_host_at.map_or(at, |known| known.min(at)));
-    }
-
-    /// One that is not ours has changed.
-    pub(super) fn read_host_some_time(&mut self, now: Moment) {
-        self.read_host_soon(now + HOST_READ_AFTER);
-    }
-
-    /// The host's interfaces were looked at.
-    pub(super) fn host_was_read(&mut self, now: Moment) {
-        self.host_reads.spend(now, STORM_READ_EVERY);
-        self.read_host_at = None;
-    }
-
-    /// This is all that the kernel holds, from a reading that lasted from `started` until `now`.
+    /// Takes in all that the kernel holds, from a reading that lasted from `started` until `now`.
     pub(super) fn was_read(&mut self, have: Have, started: Moment, now: Moment, runtime: &Runtime) {
         if self.damage.is_clean() {
             self.damaged_at = started;
         }
-        self.was_large |= have.routes.len() >= malloc::MANY;
+        self.handled(have.routes.len());
         (self.have, self.damage) = (have, Dirty::All);
-        let took = now.saturating_sub(started);
-        let pause = (took * STORM_READ_SHARE).clamp(STORM_READ_EVERY, STORM_READ_AT_LATEST);
-        self.reads.spend(now, pause);
-        let rest = (took * FULL_READ_SHARE).clamp(FULL_READ_EVERY, FULL_READ_AT_LATEST);
-        self.read_at = now + runtime.jittered(rest);
-        self.unreadable.reset();
+        self.reads.was_read(started, now, runtime);
+    }
+
+    /// Whether the files may be written, or must wait because writing them failed.
+    pub(super) fn files_are_due(&self, now: Moment) -> bool {
+        now >= self.write_files_at
+    }
+
+    /// The files have been written.
+    pub(super) fn files_were_written(&mut self) {
+        self.files_failing.reset();
+    }
+
+    /// The files could not be written.
+    pub(super) fn files_failed(&mut self, now: Moment, runtime: &Runtime) {
+        self.write_files_at = now + self.files_failing.pause(runtime);
+    }
+
+    /// So many objects were handled together.
+    pub(super) fn handled(&mut self, objects: usize) {
+        self.was_large |= objects >= malloc::MANY;
+    }
+
+    /// Trims the heap if many objects were handled together since the last call.
+    pub(super) fn trim_heap(&mut self) {
+        if std::mem::take(&mut self.was_large) {
+            malloc::trim();
+        }
     }
 }

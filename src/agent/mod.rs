@@ -20,6 +20,7 @@ mod loop_state;
 mod network;
 mod nic;
 pub mod peers;
+mod read_schedule;
 mod reconcile;
 pub mod repair_limiter;
 mod report;

@@ -1,8 +1,9 @@
 //! The channels between the loops of a daemon, made in one place. Each loop takes its ends as one value.
 
-use super::lease_manager::{Address, KeyObservation, StoreProgress};
+use super::lease_manager::{Address, KeyObservation};
 use super::peers::News;
 use crate::firewall::obstacles::OnHost;
+use crate::model::state_file::StoreProgress;
 use std::net::IpAddr;
 use tokio::sync::{mpsc, watch};
 

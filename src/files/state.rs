@@ -206,6 +206,7 @@ impl Disk {
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::model::state_file::StoreProgress;
     use ipnet::Ipv4Net;
 
     fn state(ip: &str, nic: &str) -> Remembered {
@@ -215,8 +216,7 @@ mod tests {
             subnet: "10.5.72.0/24".parse::<Ipv4Net>().unwrap(),
             public_ip: ip.parse().unwrap(),
             nic_mac: nic.parse().ok(),
-            revision: 7,
-            hold_until: None,
+            store_progress: StoreProgress { revision: 7, hold_until: None },
             rivals: Default::default(),
             trial: None,
         }

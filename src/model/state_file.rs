@@ -1,19 +1,31 @@
-//! What a host remembers of itself across restarts and reboots. Losing it costs nothing but certainty.
+//! The state of a host that survives restarts and reboots. If it is lost, the host finds its lease by its public IP alone.
 
 use super::foreign::{MESSAGE, QUOTED, shown};
 use super::lease::{LeaseId, Revision};
+use super::lease_set::Moment;
 use super::mac::VtepMac;
 use ipnet::Ipv4Net;
 use serde::{Deserialize, Serialize};
 use std::collections::BTreeSet;
 use std::net::Ipv4Addr;
+use std::time::Duration;
 
-/// The memory of one host in one network.
+/// How much of the store's history has been seen, and until when peers are held.
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
+pub struct StoreProgress {
+    /// The newest revision. If the store is at an older one, it was wiped or restored.
+    pub revision: Revision,
+    /// When the hold of the last held peer ends, in time since the host was booted (`CLOCK_BOOTTIME`). Whole seconds are
+    /// stored.
+    pub hold_until: Option<Moment>,
+}
+
+/// The state of one host in one network.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Remembered {
     /// MAC of our tunnel endpoint.
     pub mac: VtepMac,
-    /// What kept our key alive when it was last written; `None` for a reservation.
+    /// The etcd lease of our key when it was last written. `None` for a reservation.
     pub lease_id: Option<LeaseId>,
     /// Our subnet.
     pub subnet: Ipv4Net,
@@ -21,14 +33,11 @@ pub struct Remembered {
     pub public_ip: Ipv4Addr,
     /// Hardware address of the external interface, to know the host by when its address has changed.
     pub nic_mac: Option<VtepMac>,
-    /// The newest revision of the store that was seen: an older one means that it was wiped or restored.
-    pub revision: Revision,
-    /// Until when peers are held whose keys have gone in a way that does not look like their own doing, in seconds
-    /// since the host was booted (`CLOCK_BOOTTIME`).
-    pub hold_until: Option<u64>,
-    /// The MACs of other hosts that live under our public IP.
+    /// How much of the store's history was seen.
+    pub store_progress: StoreProgress,
+    /// The MACs of other hosts that use our public IP.
     pub rivals: BTreeSet<VtepMac>,
-    /// When we wrote the lease of our subnet to see whether it is another host's, if that is not known yet.
+    /// When we wrote the lease of our subnet to probe it, if the probe has not ended.
     pub trial: Option<Revision>,
 }
 
@@ -65,8 +74,8 @@ impl Remembered {
             subnet: self.subnet,
             public_ip: self.public_ip,
             nic_mac: self.nic_mac.map(|mac| mac.to_string()),
-            revision: self.revision,
-            hold_until_uptime_s: self.hold_until,
+            revision: self.store_progress.revision,
+            hold_until_uptime_s: self.store_progress.hold_until.map(|until| until.as_secs()),
             rivals: self.rivals.iter().map(VtepMac::to_string).collect(),
             trial: self.trial,
         };
@@ -94,8 +103,10 @@ impl Remembered {
             subnet: file.subnet.trunc(),
             public_ip: file.public_ip,
             nic_mac: file.nic_mac.as_deref().map(mac).transpose()?,
-            revision: file.revision,
-            hold_until: file.hold_until_uptime_s,
+            store_progress: StoreProgress {
+                revision: file.revision,
+                hold_until: file.hold_until_uptime_s.map(Duration::from_secs),
+            },
             rivals: file.rivals.iter().map(|text| mac(text)).collect::<Result<_, _>>()?,
             trial: file.trial,
         })
@@ -126,8 +137,7 @@ mod tests {
             subnet: "10.5.34.0/24".parse().unwrap(),
             public_ip: "192.168.0.1".parse().unwrap(),
             nic_mac: None,
-            revision: 12,
-            hold_until: None,
+            store_progress: StoreProgress { revision: 12, hold_until: None },
             rivals: BTreeSet::new(),
             trial: None,
         }
@@ -137,9 +147,9 @@ mod tests {
     fn what_is_rendered_is_read_back() {
         for lease_id in [None, LeaseId::new(1), LeaseId::new(i64::MAX), LeaseId::new(-2)] {
             let mac = lease_id.map(|_| remembered().mac);
-            let (hold_until, trial) = (mac.map(|_| 90), mac.map(|_| 12));
-            let rivals = mac.into_iter().collect();
-            let state = Remembered { lease_id, nic_mac: mac, hold_until, rivals, trial, ..remembered() };
+            let (hold_until, trial) = (mac.map(|_| Duration::from_secs(90)), mac.map(|_| 12));
+            let (rivals, store_progress) = (mac.into_iter().collect(), StoreProgress { revision: 12, hold_until });
+            let state = Remembered { lease_id, nic_mac: mac, store_progress, rivals, trial, ..remembered() };
             assert_eq!(Remembered::parse(&state.render()), Ok(state));
         }
     }
@@ -147,7 +157,10 @@ mod tests {
     #[test]
     fn a_file_without_the_later_fields_is_read() {
         let text = r#"{"version":1,"vtep_mac":"0e:00:00:00:00:01","etcd_lease":"694d81e7","subnet":"10.5.34.0/24","public_ip":"192.168.0.1"}"#;
-        assert_eq!(Remembered::parse(text), Ok(Remembered { revision: 0, ..remembered() }));
+        assert_eq!(
+            Remembered::parse(text),
+            Ok(Remembered { store_progress: StoreProgress::default(), ..remembered() })
+        );
     }
 
     #[test]

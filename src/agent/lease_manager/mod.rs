@@ -15,7 +15,7 @@ use crate::model::identity::{Identity, InUse, Surroundings};
 use crate::model::lease::{LeaseAttrs, LeaseId, Record, Revision};
 use crate::model::lease_set::Moment;
 use crate::model::mac::VtepMac;
-use crate::model::state_file::Remembered;
+use crate::model::state_file::{Remembered, StoreProgress};
 use crate::model::subnet::SubnetKey;
 use crate::store::{Leases, Snapshot};
 use conflict::OwnershipProbe;
@@ -59,15 +59,6 @@ pub(super) struct KeyObservation {
     pub(super) revision: Revision,
     /// The key. `None` if it was absent.
     pub(super) record: Option<Record>,
-}
-
-/// How much of the store's history has been seen, and until when peers are held.
-#[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
-pub(super) struct StoreProgress {
-    /// The newest revision.
-    pub(super) revision: Revision,
-    /// When the hold of the last held peer ends.
-    pub(super) hold_until: Option<Moment>,
 }
 
 /// Everything that is known of this host before the store's leases are read.
@@ -195,15 +186,16 @@ impl<S: Leases> LeaseManager<S> {
         self.identity.remembered_lease = lease_id;
         self.identity.remembered_subnet = Some(subnet);
         let Address { public_ip, nic_mac } = self.address;
+        let whole_seconds = |until: Moment| Duration::from_secs(until.as_secs());
         let StoreProgress { revision, hold_until } = self.store_progress;
+        let store_progress = StoreProgress { revision, hold_until: hold_until.map(whole_seconds) };
         self.state_file.save(&Remembered {
             mac,
             lease_id,
             subnet,
             public_ip,
             nic_mac,
-            revision,
-            hold_until: hold_until.map(|until| until.as_secs()),
+            store_progress,
             rivals: self.identity.rivals.clone(),
             trial: self.probe.probe_of(subnet),
         });

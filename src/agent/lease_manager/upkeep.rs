@@ -2,12 +2,13 @@
 //! also written again with the same value, because a Go flanneld that lost our lease sees it again only when it is
 //! written.
 
-use super::{Attempt, KeyObservation, LeaseManager, OwnLease, StoreProgress};
+use super::{Attempt, KeyObservation, LeaseManager, OwnLease};
 use crate::agent::runtime::{Backoff, Runtime};
 use crate::agent::status::Condition;
 use crate::agent::wiring::LeaseEnds;
 use crate::model::lease::Record;
 use crate::model::lease_set::Moment;
+use crate::model::state_file::StoreProgress;
 use crate::model::subnet::SubnetKey;
 use crate::store::{Expiry, Leases, Precondition, StoreError, WriteOutcome};
 use std::convert::Infallible;

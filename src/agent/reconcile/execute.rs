@@ -149,20 +149,20 @@ impl<K: Kernel> Reconciler<K> {
         for (step, _) in outcome.succeeded() {
             state.have.apply(&step.op, 0);
         }
+        state.handled(steps.len());
         if steps.len() >= malloc::MANY {
             state.have.compact();
-            state.was_large = true;
         }
         if !(refusals.is_empty() && state.retries.is_empty()) {
             state.retries.tried(&outcome.tried(), &self.runtime);
         }
         if !refusals.is_empty() {
             // A refused operation may have been done in part. The state is read before the next attempt.
-            state.read_soon(state.retries.next().unwrap_or(now));
+            state.reads.read_soon(state.retries.next().unwrap_or(now));
         }
         if refusals.values().any(KernelError::device_is_out) {
             // DELLINK follows the DELROUTE and DELNEIGH of its entries, so it may not have been reported yet.
-            state.read_soon(now);
+            state.reads.read_soon(now);
         }
     }
 

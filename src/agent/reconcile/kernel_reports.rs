@@ -7,7 +7,6 @@ use crate::agent::loop_state::LoopState;
 use crate::agent::status::Condition;
 use crate::firewall::obstacles::OnHost;
 use crate::kernel::{Event, Kernel, KernelError};
-use crate::malloc;
 use crate::model::desired::{Dirty, LocalNode};
 use crate::model::iface::{ExternalInterface, HostView};
 use crate::model::kernel_state::ExistingDevice;
@@ -19,7 +18,7 @@ impl<K: Kernel> Reconciler<K> {
     /// for later.
     pub(super) fn take_kernel_events(&mut self, state: &mut LoopState, now: Moment) {
         let events = self.kernel.take_changes(&self.desired.scope());
-        state.was_large |= events.len() >= malloc::MANY;
+        state.handled(events.len());
         for event in events {
             if state.damage.is_clean() {
                 state.damaged_at = now;
@@ -34,24 +33,24 @@ impl<K: Kernel> Reconciler<K> {
             Event::Entry(observed) => match state.have.notice(&observed) {
                 Noticed::Nothing => {}
                 Noticed::Key(key) => state.damage.merge(Dirty::Keys([key].into())),
-                Noticed::Doubt => state.read_soon(now),
+                Noticed::Doubt => state.reads.read_soon(now),
             },
-            Event::Device => state.read_soon(now),
+            Event::Device => state.reads.read_soon(now),
             Event::Host { index, name } if index == nic.index || name.as_ref() == Some(&nic.name) => {
-                state.read_host_soon(now);
+                state.reads.read_host_soon(now);
                 if self.desired.routes_directly() {
                     // The kernel removes routes by an interface that goes down without a report.
-                    state.read_soon(now);
+                    state.reads.read_soon(now);
                 }
             }
-            Event::Underlay if self.desired.routes_directly() => state.read_host_some_time(now),
+            Event::Underlay if self.desired.routes_directly() => state.reads.read_host_some_time(now),
             Event::Underlay => {}
-            Event::Host { .. } => state.read_host_some_time(now),
-            Event::Unclear => state.read_soon(now),
+            Event::Host { .. } => state.reads.read_host_some_time(now),
+            Event::Unclear => state.reads.read_soon(now),
             Event::Overrun => {
                 tracing::info!("reports of the kernel were lost because they came too fast: reading its state in full");
                 self.status.update(|status| status.overruns += 1);
-                state.read_soon(now);
+                state.reads.read_soon(now);
             }
         }
     }
@@ -76,8 +75,7 @@ impl<K: Kernel> Reconciler<K> {
             }
             Err(error) => {
                 self.status.raise(Condition::Kernel, format!("the kernel's state cannot be read: {error}"));
-                state.read_at = now + state.unreadable.pause(&self.runtime);
-                state.read_host_at = None;
+                state.reads.failed(now, &self.runtime);
                 false
             }
         }
@@ -85,25 +83,25 @@ impl<K: Kernel> Reconciler<K> {
 
     /// Logs that the device has an offload off without `--tx-checksum-off`. It stays off: perhaps the administrator had a
     /// reason, or an earlier run with that flag.
-    fn log_offload(&self, state: &mut LoopState) {
+    fn log_offload(&mut self, state: &LoopState) {
         let Some(ExistingDevice::Vxlan(_, have)) = &state.have.device else { return };
         let wanted = self.desired.want().device.as_ref().is_some_and(|want| want.tx_checksum_off);
         let unasked = have.tx_checksum_off && !wanted;
-        if unasked && !state.offload_was_logged {
+        if unasked && !self.offload_was_logged {
             let name = &have.name;
             tracing::info!(
                 "{name} has tx-checksum-ip-generic off, which costs most of its throughput; if no hardware below it needs \
                  that, run: ethtool -K {name} tx-checksum-ip-generic on"
             );
         }
-        state.offload_was_logged = unasked;
+        self.offload_was_logged = unasked;
     }
 
     /// Reads the host's interfaces, and takes in what they are now.
     pub(super) async fn read_host(&mut self, state: &mut LoopState) -> Result<(), KernelError> {
         let host = self.kernel.host().await?;
         self.status.clear(Condition::Host);
-        state.host_was_read(self.runtime.now());
+        state.reads.host_was_read(self.runtime.now());
         let own = &self.desired.own().nic;
         let nic = own.follow(&host, self.public_ip);
         let usable = match nic {

@@ -16,7 +16,6 @@ use super::status::{Condition, StatusHandle};
 use super::wiring::ReconcilerEnds;
 use crate::files::EnvFiles;
 use crate::kernel::Kernel;
-use crate::malloc;
 use crate::model::desired::DesiredState;
 use crate::model::lease_set::Moment;
 use std::convert::Infallible;
@@ -33,6 +32,8 @@ pub(super) struct Reconciler<K> {
     runtime: Rc<Runtime>,
     status: StatusHandle,
     ends: ReconcilerEnds,
+    /// Whether the log has explained that the device has an offload off without our doing.
+    offload_was_logged: bool,
 }
 
 impl<K: Kernel> Reconciler<K> {
@@ -45,7 +46,7 @@ impl<K: Kernel> Reconciler<K> {
         (runtime, status): (Rc<Runtime>, StatusHandle),
         ends: ReconcilerEnds,
     ) -> Self {
-        Reconciler { kernel, desired, files, public_ip, runtime, status, ends }
+        Reconciler { kernel, desired, files, public_ip, runtime, status, ends, offload_was_logged: false }
     }
 
     /// Runs forever.
@@ -88,22 +89,20 @@ impl<K: Kernel> Reconciler<K> {
         self.publish_store_progress();
         self.report_status();
         self.report_readiness(state);
-        if std::mem::take(&mut state.was_large) {
-            malloc::trim();
-        }
+        state.trim_heap();
     }
 
     /// Reads the kernel's state or the host's interfaces if that is due. Returns whether the kernel's state is known.
     async fn read_what_is_due(&mut self, state: &mut LoopState, now: Moment) -> bool {
-        if now >= state.read_at {
+        if state.reads.is_due(now) {
             return self.read(state).await;
         }
-        if state.read_host_at.is_some_and(|at| now >= at)
+        if state.reads.host_is_due(now)
             && let Err(error) = self.read_host(state).await
         {
             // The kernel's state as it was read before is still true.
             self.status.raise(Condition::Host, format!("the host's interfaces cannot be read: {error}"));
-            state.read_host_at = Some(now + state.unreadable.pause(&self.runtime));
+            state.reads.host_failed(now, &self.runtime);
         }
         true
     }

@@ -11,17 +11,17 @@ use crate::model::plan::{Key, Plan};
 impl<K: Kernel> Reconciler<K> {
     /// Writes `subnet.env` and `docker_opts.env` if their contents have changed.
     pub(super) fn write_files(&mut self, state: &mut LoopState, now: Moment) {
-        if now < state.write_files_at {
+        if !state.files_are_due(now) {
             return;
         }
         let network = self.desired.network();
         match self.files.write(network, self.desired.own().subnet, self.desired.mtu()) {
             Ok(()) => {
-                state.unwritable.reset();
+                state.files_were_written();
                 self.status.clear(Condition::Files);
             }
             Err(error) => {
-                state.write_files_at = now + state.unwritable.pause(&self.runtime);
+                state.files_failed(now, &self.runtime);
                 self.status.raise(Condition::Files, error);
             }
         }

@@ -1,13 +1,13 @@
 //! Takes in what the store's watch and lists show, and publishes what the lease manager needs of it.
 
 use super::Reconciler;
-use crate::agent::lease_manager::{KeyObservation, StoreProgress};
+use crate::agent::lease_manager::KeyObservation;
 use crate::agent::loop_state::LoopState;
 use crate::agent::peers::News;
 use crate::kernel::Kernel;
-use crate::malloc;
 use crate::model::lease::{Record, Revision};
 use crate::model::lease_set::Change;
+use crate::model::state_file::StoreProgress;
 use crate::model::subnet::SubnetKey;
 use crate::store::{Changes, Snapshot};
 
@@ -26,7 +26,7 @@ impl<K: Kernel> Reconciler<K> {
         let record = snapshot.records.iter().find(|record| *record.name == own).cloned();
         self.observe_own_key(snapshot.revision, record);
         tracing::info!(leases = snapshot.records.len(), revision = snapshot.revision, "leases listed");
-        state.was_large |= snapshot.records.len() >= malloc::MANY;
+        state.handled(snapshot.records.len());
         state.news.merge(self.desired.set_leases(snapshot.revision, snapshot.records, now));
     }
 
