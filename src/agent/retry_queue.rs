@@ -1,4 +1,5 @@
-//! Patience with single objects: what the kernel refuses is tried again later and later, without holding up the rest.
+//! Retries for single entries: an operation that the kernel refuses is tried again with growing pauses, and delays no
+//! other entry.
 
 use super::runtime::{Backoff, Runtime};
 use crate::model::lease_set::Moment;
@@ -9,22 +10,22 @@ use std::time::Duration;
 const FIRST_PAUSE: Duration = Duration::from_millis(100);
 const LONGEST_PAUSE: Duration = Duration::from_secs(30);
 
-/// Attempts that are further off than this are gathered at whole multiples of it, so that thousands of failing objects
-/// do not wake the loop one by one.
+/// Retries after longer pauses than this are made at whole multiples of it, so that thousands of failing entries do not
+/// wake the loop one by one.
 const GRID: Duration = Duration::from_secs(1);
 
-/// One operation of a batch that was tried, and how it went.
+/// One operation of a batch, and its outcome.
 #[derive(Debug, Clone, Copy)]
 pub struct Tried<'o> {
     /// The operation.
     pub op: &'o Op,
-    /// Why it was refused, if it was.
+    /// The reason of the refusal, if the operation was refused.
     pub refusal: Option<&'o str>,
-    /// Whether it was to make good what somebody else had done.
+    /// Whether the operation was to repair what somebody else had done.
     pub repair: bool,
 }
 
-/// The objects that the kernel refused to change.
+/// The entries that the kernel refused to change.
 #[derive(Debug, Default)]
 pub struct RetryQueue {
     failing: BTreeMap<Key, Failing>,
@@ -32,9 +33,9 @@ pub struct RetryQueue {
 
 #[derive(Debug)]
 struct Failing {
-    /// All that was tried on the object together.
+    /// All operations that were tried on the entry together.
     ops: Vec<Op>,
-    /// What was refused first, and why.
+    /// The first operation that was refused, and the reason.
     refusal: String,
     times: u32,
     repair: bool,
@@ -43,8 +44,8 @@ struct Failing {
 }
 
 impl RetryQueue {
-    /// The objects among `planned` that are not to be tried again yet. Other operations on an object than those that
-    /// failed are a new matter.
+    /// The entries among `planned` whose retry is not due yet. If other operations are planned on an entry than those
+    /// that failed, it does not wait.
     pub fn waiting<'o>(&self, planned: impl Iterator<Item = &'o Op>, now: Moment) -> BTreeSet<Key> {
         if self.failing.is_empty() {
             return BTreeSet::new();
@@ -62,7 +63,7 @@ impl RetryQueue {
         self.failing.is_empty()
     }
 
-    /// A batch has been tried. A change of the device makes whatever failed before another matter.
+    /// Takes in the outcome of a batch. A change of the device ends the waiting of all entries.
     pub fn tried(&mut self, batch: &[Tried], runtime: &Runtime) {
         if batch.iter().any(|tried| tried.refusal.is_none() && tried.op.key() == Key::Device) {
             self.failing.clear();
@@ -102,12 +103,12 @@ impl RetryQueue {
         self.failing.insert(key, failing);
     }
 
-    /// Whether this object is one that could not be repaired so far.
+    /// Whether this entry waits for the retry of a repair.
     pub fn is_repair(&self, key: &Key) -> bool {
         self.failing.get(key).is_some_and(|failing| failing.repair)
     }
 
-    /// Forgets what is no longer to be done: all that is not among `planned`.
+    /// Forgets the entries that are not among `planned`.
     pub fn keep_only<'o>(&mut self, planned: impl Iterator<Item = &'o Op>) {
         if !self.failing.is_empty() {
             let keys: BTreeSet<Key> = planned.map(Op::key).collect();
@@ -115,17 +116,17 @@ impl RetryQueue {
         }
     }
 
-    /// There is no device, and it is not to be tried yet: nothing that needs one is due before it.
+    /// Forgets the entries that need a device while there is none: they are planned again once it exists.
     pub fn wait_for_device(&mut self) {
         self.failing.retain(|key, _| matches!(key, Key::Device | Key::Address(_)));
     }
 
-    /// When the next one is to be tried again.
+    /// When the next retry is due.
     pub fn next(&self) -> Option<Moment> {
         self.failing.values().map(|failing| failing.again_at).min()
     }
 
-    /// What fails, for people. What failed only once is likely to be a change overtaken by another.
+    /// A sentence on what fails. A single failure is left out: most likely another change came first.
     pub fn describe(&self) -> Option<String> {
         let mut stubborn = self.failing.values().filter(|failing| failing.times > 1);
         let first = stubborn.next()?;
@@ -136,7 +137,7 @@ impl RetryQueue {
     }
 }
 
-/// Operations by what they are about, in their order.
+/// Groups operations by their entry, in their order.
 fn by_key<'o>(ops: impl Iterator<Item = &'o Op>) -> Vec<(Key, Vec<&'o Op>)> {
     let mut groups: BTreeMap<Key, Vec<&Op>> = BTreeMap::new();
     ops.for_each(|op| groups.entry(op.key()).or_default().push(op));

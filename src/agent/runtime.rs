@@ -1,5 +1,5 @@
-//! What the daemon takes from its surroundings besides store and kernel, as arguments: time, randomness, and whom to
-//! tell. So whole clusters can run in one test under a clock that the test turns.
+//! The daemon's surroundings besides store, kernel and firewall: time, randomness and the service manager. They are
+//! arguments, so that whole clusters can run in one test under a clock that the test sets.
 
 use crate::files::FileIo;
 use crate::model::lease_set::Moment;
@@ -9,7 +9,7 @@ use rand::{RngExt, SeedableRng};
 use std::cell::RefCell;
 use std::time::Duration;
 
-/// News for the service manager.
+/// A notification for the service manager.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub enum Notice {
     /// The overlay works: lease, device, files and the known peers are there.
