@@ -12,6 +12,7 @@
 //! ```
 
 mod announce;
+mod condition;
 pub mod firewall;
 pub mod health;
 mod join;

@@ -215,7 +215,7 @@ impl<S: Registry> Follower<S> {
         tracing::warn!(
             "etcd's watch did not tell {count} changes up to revision {revision}, which are made good now: {names}"
         );
-        self.status.update(|status| status.missed_events += count as u64);
+        self.status.update(|status| status.counters.missed_events += count as u64);
     }
 
     /// Reads a complete list that is a view of the store: answers from the past are asked for again. The outer error

@@ -1,5 +1,6 @@
 //! How the daemon is doing: one value that the health endpoints and the service manager's status line render.
 
+pub use super::condition::Condition;
 use super::health::{Health, Report};
 use super::runtime::{Notice, Runtime};
 use crate::model::foreign::shown;
@@ -13,66 +14,17 @@ use std::rc::Rc;
 use std::sync::Arc;
 use std::time::Duration;
 
-/// Something that keeps the daemon from being ready, or that an administrator should know.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord)]
-pub enum Condition {
-    /// The network config in the store.
-    Config,
-    /// The external interface.
-    Interface,
-    /// The list of the host's interfaces.
-    Host,
-    /// Our own lease.
-    Lease,
-    /// Another host that claims our key.
-    Rival,
-    /// Another host that has registered with our public IP.
-    PublicIp,
-    /// The list of peers, and the watch for their changes.
-    Peers,
-    /// Device, routes, neighbours, FDB.
-    Kernel,
-    /// `subnet.env` and `docker_opts.env`.
-    Files,
-    /// Our rules in the firewall.
-    Firewall,
-    /// Rules of others that keep packets from our containers.
-    Obstacle,
-    /// Our subnet, which holds addresses that this host itself needs.
-    Subnet,
-    /// Docker, which has not taken what was written for it.
-    Docker,
-}
-
 /// How the daemon is doing.
 #[derive(Debug, Clone, Default, PartialEq)]
 pub struct Status {
-    /// Our subnet, once the lease is held.
-    pub subnet: Option<Ipv4Net>,
-    /// What keeps our key alive, once it is held; `None` for a reservation.
-    pub lease: Option<LeaseId>,
-    /// When our lease ends unless it is renewed; `None` for a reservation.
-    pub lease_ends: Option<Moment>,
-    /// What was made of the leases in the store.
+    /// Our own lease.
+    pub own: OwnStatus,
+    /// How many leases in the store are peers, refused, and so on.
     pub leases: Tally,
-    /// How often since the start somebody else was faster to write the key that we wanted to be ours.
-    pub lost_races: u64,
     /// Peers whose entries stay although their keys have gone.
     pub held: usize,
-    /// Changes of leases since the start that the store's watch should have told and did not.
-    pub missed_events: u64,
-    /// Changes made to the kernel since the start because the facts changed.
-    pub kernel_changes: u64,
-    /// Changes made since the start to make good what somebody else had done.
-    pub repairs: u64,
-    /// How often the kernel's state was read in full.
-    pub full_reads: u64,
-    /// How often reports of the kernel were lost.
-    pub overruns: u64,
-    /// Changes that the kernel refused since the start.
-    pub kernel_failures: u64,
-    /// Rules and chains put right since the start because somebody else had changed them.
-    pub rule_repairs: u64,
+    /// What happened since the start.
+    pub counters: Counters,
     /// Lines of the log that were lost since the start because nobody read them.
     pub log_lines_lost: u64,
     /// When the main loop last turned.
@@ -84,7 +36,39 @@ pub struct Status {
     raised_changes: u64,
 }
 
-/// What stands in the way, and what the log has heard of it.
+/// Our own lease, once it is acquired.
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
+pub struct OwnStatus {
+    /// Our subnet.
+    pub subnet: Option<Ipv4Net>,
+    /// The etcd lease that keeps our key alive. `None` for a reservation.
+    pub lease: Option<LeaseId>,
+    /// When our lease ends unless it is renewed. `None` for a reservation.
+    pub lease_ends: Option<Moment>,
+}
+
+/// Counters since the start.
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
+pub struct Counters {
+    /// Writes of our key that failed because another host had written it first.
+    pub lost_races: u64,
+    /// Changes of leases that the store's watch did not report.
+    pub missed_events: u64,
+    /// Changes made to the kernel because the facts changed.
+    pub kernel_changes: u64,
+    /// Changes made to the kernel to repair what somebody else had done.
+    pub repairs: u64,
+    /// Full readings of the kernel's state.
+    pub full_reads: u64,
+    /// Losses of kernel reports.
+    pub overruns: u64,
+    /// Changes that the kernel refused.
+    pub kernel_failures: u64,
+    /// Firewall rules and chains repaired because somebody else had changed them.
+    pub rule_repairs: u64,
+}
+
+/// The reason of a condition, and what has been logged of it.
 #[derive(Debug, Clone, Default, PartialEq)]
 struct Raised {
     reason: String,
@@ -138,7 +122,7 @@ impl Status {
     pub fn line(&self) -> String {
         let (Tally { peers, pending, other_backend, refused, .. }, held) = (self.leases, self.held);
         let mut parts: Vec<String> = self.reasons();
-        if let Some(subnet) = self.subnet {
+        if let Some(subnet) = self.own.subnet {
             parts.push(format!("subnet {subnet}"));
             parts.push(format!("{peers} {}", if peers == 1 { "peer" } else { "peers" }));
         }
@@ -149,7 +133,7 @@ impl Status {
 
     /// All that the line and the health endpoints show, in a form that is cheap to compare.
     fn visible(&self) -> impl PartialEq + use<> {
-        (self.subnet, self.leases, self.held, self.started, self.raised_changes)
+        (self.own.subnet, self.leases, self.held, self.started, self.raised_changes)
     }
 
     fn report(&self) -> Report {
@@ -160,7 +144,7 @@ impl Status {
 }
 
 /// The one [`Status`] of a daemon, shared by its tasks. Tells the service manager when its line changes, and the log
-/// when a trouble begins, changes or ends.
+/// when a condition begins, changes or ends.
 #[derive(Clone)]
 pub struct StatusHandle {
     status: Rc<RefCell<Status>>,
@@ -221,8 +205,8 @@ impl StatusHandle {
         }
     }
 
-    /// Something stands in the way. Logged when it is new and when it has another reason than before; if the reason
-    /// changes often, less and less often.
+    /// A condition begins or lasts. Logged when it is new and when its reason has changed; if that changes often, less and
+    /// less often.
     pub fn raise(&self, topic: Condition, reason: impl Into<String>) {
         let (reason, now) = (shown(&reason.into(), LONGEST_REASON), self.runtime.now());
         self.update(|status| {
@@ -237,19 +221,20 @@ impl StatusHandle {
         });
     }
 
-    /// It no longer does.
+    /// The condition has ended. Logged with its duration.
     pub fn clear(&self, topic: Condition) {
         if self.read().raised.contains_key(&topic) {
+            let now = self.runtime.now();
             self.update(|status| {
                 if let Some(raised) = status.raised.remove(&topic) {
                     status.raised_changes += 1;
-                    tracing::info!("over: {}", raised.reason);
+                    tracing::info!("{}", topic.ended_after(now.saturating_sub(raised.since)));
                 }
             });
         }
     }
 
-    /// A trouble with this reason, or none.
+    /// Raises a condition with this reason, or clears it.
     pub fn set(&self, topic: Condition, reason: Option<String>) {
         match reason {
             Some(reason) => self.raise(topic, reason),
@@ -312,7 +297,7 @@ mod tests {
         let (status, _) = status();
         status.update(|status| {
             status.started = true;
-            status.subnet = "10.5.34.0/24".parse().ok();
+            status.own.subnet = "10.5.34.0/24".parse().ok();
             status.leases = Tally { peers: 12, refused: 1, ..Tally::default() };
         });
         assert_eq!(status.read().line(), "subnet 10.5.34.0/24, 12 peers, 1 refused");

@@ -95,11 +95,9 @@ fn from_config(config: &NetworkConfig) -> Result<Box<dyn Backend>, ConfigErrors>
     let problem = match backend.kind.as_str() {
         vxlan::KIND => return Ok(Box::new(vxlan::Vxlan::from_params(&backend.params)?)),
         "" => format!("Backend has no Type: set one of {}", KINDS.join(", ")),
-        other => format!(
-            "Backend Type \"{}\" is not one that this version has: {}",
-            shown(other, QUOTED),
-            KINDS.join(", ")
-        ),
+        other => {
+            format!("Backend Type \"{}\" is not one that this version has: {}", shown(other, QUOTED), KINDS.join(", "))
+        }
     };
     Err(ConfigErrors(vec![problem]))
 }

@@ -97,7 +97,7 @@ async fn daemon(options: Options, service_manager: Rc<ServiceManager>, log: Log)
         }
     }
     service_manager.notify(&NotifyState::Stopping);
-    let lease = status.read().lease;
+    let lease = status.read().own.lease;
     if let Some(id) = lease.filter(|_| releases) {
         release(&store, id).await;
     }

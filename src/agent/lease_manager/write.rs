@@ -53,7 +53,7 @@ impl<S: Leases> LeaseManager<S> {
         let asked = self.runtime.now();
         let ttl = self.store.keep_alive(id).await?;
         if let Some(ttl) = ttl {
-            self.status.update(|status| status.lease_ends = Some(asked + ttl));
+            self.status.update(|status| status.own.lease_ends = Some(asked + ttl));
         }
         Ok(ttl)
     }
@@ -83,13 +83,13 @@ impl<S: Leases> LeaseManager<S> {
                 }
                 if !matches!(expiry, Expiry::Keep(_)) {
                     let ends = lease.lease_id.map(|_| asked + self.ttl());
-                    self.status.update(|status| status.lease_ends = ends);
+                    self.status.update(|status| status.own.lease_ends = ends);
                 }
                 Ok(Attempt::Owned(self.own_lease(lease, mac, self.settings.times.until_write())))
             }
             WriteOutcome::Committed(_) => Ok(Attempt::Again),
             WriteOutcome::Conflict(_) => {
-                self.status.update(|status| status.lost_races += 1);
+                self.status.update(|status| status.counters.lost_races += 1);
                 Ok(Attempt::Again)
             }
         }
