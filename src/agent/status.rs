@@ -308,9 +308,9 @@ mod tests {
 
     #[test]
     fn one_peer_is_one_peer() {
-        let subnet = "10.5.34.0/24".parse().ok();
+        let own = OwnStatus { subnet: "10.5.34.0/24".parse().ok(), ..OwnStatus::default() };
         let leases = Tally { peers: 1, ..Tally::default() };
-        let status = Status { started: true, subnet, leases, ..Status::default() };
+        let status = Status { started: true, own, leases, ..Status::default() };
         assert_eq!(status.line(), "subnet 10.5.34.0/24, 1 peer");
     }
 
