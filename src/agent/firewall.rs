@@ -144,7 +144,7 @@ impl<F: Firewall> FirewallLoop<F> {
         let kind = if first { "" } else { "repaired: " };
         look.changes.iter().for_each(|change| tracing::info!("{kind}firewall: {change}"));
         let repairs = if first { 0 } else { look.changes.len() as u64 };
-        self.status.update(|status| status.rule_repairs += repairs);
+        self.status.update(|status| status.counters.rule_repairs += repairs);
         self.let_start();
         match look.obstacles.is_empty() {
             true => self.status.clear(Condition::Obstacle),

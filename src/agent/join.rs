@@ -6,7 +6,7 @@ use super::network::Network;
 use super::retry::retry;
 use super::status::Condition;
 use super::{Node, Parts, Settings};
-use crate::files::{EnvFiles, StateFile};
+use crate::files::{EnvFiles, FileIo, StateFile};
 use crate::kernel::Kernel;
 use crate::model::desired::{DesiredState, LocalNode};
 use crate::model::identity::{Identity, Surroundings};
@@ -27,9 +27,9 @@ impl<S: Leases> Node<S> {
         (nic, host): (ExternalInterface, HostView),
     ) -> Option<Self> {
         let network = Rc::new(network);
-        let files = env_files(&parts.settings);
+        let files = env_files(&parts.settings, parts.runtime.files());
         let have = left_in_kernel(parts, &network, nic.index).await;
-        let start = starting_point(parts, &network, (&nic, &host), &files, &have);
+        let start = starting_point(parts, &network, (&nic, &host), &files, &have).await;
         let (store, runtime, status) = (parts.store.clone(), parts.runtime.clone(), parts.status.clone());
         let leases = parts.settings.leases;
         let mut lease_manager = LeaseManager::new(store, runtime, status, leases, network.clone(), start);
@@ -40,9 +40,9 @@ impl<S: Leases> Node<S> {
     }
 }
 
-fn env_files(settings: &Settings) -> EnvFiles {
+fn env_files(settings: &Settings, io: FileIo) -> EnvFiles {
     let ip_masq = settings.firewall.masquerade.is_some();
-    EnvFiles::new(settings.files.subnet_env.clone(), settings.files.docker_opts.clone(), ip_masq)
+    EnvFiles::new(settings.files.subnet_env.clone(), settings.files.docker_opts.clone(), ip_masq, io)
 }
 
 /// Reads what an earlier run left in the kernel. That is part of the proof that a lease is ours, so a failure to read it
@@ -56,7 +56,7 @@ async fn left_in_kernel<S, K: Kernel, F>(parts: &mut Parts<S, K, F>, network: &N
 }
 
 /// Gathers what the state file, the kernel and `subnet.env` say of an earlier run.
-fn starting_point<S: Leases, K, F>(
+async fn starting_point<S: Leases, K, F>(
     parts: &Parts<S, K, F>,
     network: &Network,
     (nic, host): (&ExternalInterface, &HostView),
@@ -64,9 +64,9 @@ fn starting_point<S: Leases, K, F>(
     have: &Have,
 ) -> StartingPoint {
     let settings = &parts.settings;
-    let mut state_file =
-        StateFile::new(settings.files.state_dir.clone(), &settings.prefix, network.backend.network_id());
-    let state = state_file.load(nic.public_ip, nic.mac);
+    let (state_dir, network_id) = (settings.files.state_dir.clone(), network.backend.network_id());
+    let mut state_file = StateFile::new(state_dir, &settings.prefix, network_id, parts.runtime.files());
+    let state = state_file.load(nic.public_ip, nic.mac).await;
     StartingPoint {
         state_file,
         store_progress: state.as_ref().map(|state| state.store_progress).unwrap_or_default(),
@@ -76,7 +76,7 @@ fn starting_point<S: Leases, K, F>(
             remembered_mac: state.as_ref().map(|state| state.mac),
             remembered_lease: state.as_ref().and_then(|state| state.lease_id),
             remembered_subnet: state.as_ref().map(|state| state.subnet),
-            env_subnet: files.previous_subnet(),
+            env_subnet: files.previous_subnet().await,
             device_mac: have.device_mac(),
             rivals: state.map(|state| state.rivals).unwrap_or_default(),
             in_use: None,

@@ -17,9 +17,6 @@ const TICK_EVERY: Duration = Duration::from_secs(5);
 /// device.
 const BREATH: Duration = Duration::from_millis(10);
 
-/// How much time each tick asks the service manager for before the host is ready.
-pub(super) const PATIENCE: Duration = Duration::from_secs(30);
-
 /// What the main loop remembers from tick to tick.
 pub(super) struct LoopState {
     pub(super) have: Have,

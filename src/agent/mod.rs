@@ -12,7 +12,9 @@
 //! ```
 
 mod announce;
+mod condition;
 pub mod firewall;
+pub mod health;
 mod join;
 mod lease_manager;
 mod loop_state;
@@ -65,7 +67,16 @@ pub struct Parts<S, K, F> {
 
 /// Joins the overlay and keeps this host in it, forever. If the future is dropped, the daemon stops and leaves kernel,
 /// files and lease as they are.
-pub async fn run<S: Leases, K: Kernel, F: Firewall>(mut parts: Parts<S, K, F>) -> Infallible {
+pub async fn run<S: Leases, K: Kernel, F: Firewall>(parts: Parts<S, K, F>) -> Infallible {
+    let (runtime, status) = (parts.runtime.clone(), parts.status.clone());
+    tokio::select! {
+        biased;
+        never = health::beat(&runtime, &status) => never,
+        never = live(parts) => never,
+    }
+}
+
+async fn live<S: Leases, K: Kernel, F: Firewall>(mut parts: Parts<S, K, F>) -> Infallible {
     loop {
         let network = network::wait(&parts).await;
         let interfaces = nic::wait(&mut parts, &*network.backend).await;
@@ -101,13 +112,14 @@ impl<S: Leases> Node<S> {
             FirewallLoop::new(firewall, network.mode, sets, settings.firewall, surroundings.clone(), ends.firewall);
         let public_ip = settings.iface.public_ip;
         let reconciler = Reconciler::new(kernel, desired, files, public_ip, surroundings, ends.reconciler);
-        // Polled in this order, so that a simulation with the same seed is the same run.
+        // Polled in this order, so that a simulation with the same seed is the same run. The reconciler comes last: a storm of
+        // the kernel's reports uses up what tokio lets one task do at a time, and loops behind it would starve.
         tokio::select! {
             biased;
-            never = reconciler.run() => never,
             never = firewall_loop.run() => never,
             never = lease_manager.maintain(lease, ends.lease) => never,
             never = peers::follow(store, runtime, status, ends.peers, peers::Cadence::default(), listed) => never,
+            never = reconciler.run() => never,
         }
     }
 }

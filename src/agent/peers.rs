@@ -4,7 +4,7 @@
 use super::runtime::{Backoff, Runtime};
 use super::status::{Condition, StatusHandle};
 use crate::malloc;
-use crate::model::go_json::shorten;
+use crate::model::foreign::{QUOTED, shown};
 use crate::model::view::{Answer, View};
 use crate::store::{Change, Changes, Registry, Snapshot, StoreError, Watch};
 use std::convert::Infallible;
@@ -281,13 +281,13 @@ impl<S: Registry> Follower<S> {
     }
 
     fn report(&self, missed: &[Change], revision: i64) {
-        let mut names: Vec<String> = missed.iter().take(NAMED).map(|change| shorten(change.name())).collect();
+        let mut names: Vec<String> = missed.iter().take(NAMED).map(|change| shown(change.name(), QUOTED)).collect();
         names.extend((missed.len() > NAMED).then(|| format!("{} more", missed.len() - NAMED)));
         let (count, names) = (missed.len(), names.join(", "));
         tracing::warn!(
             "etcd's watch did not report {count} changes up to revision {revision}; a list showed them: {names}"
         );
-        self.status.update(|status| status.missed_events += count as u64);
+        self.status.update(|status| status.counters.missed_events += count as u64);
     }
 
     /// Reads a complete list that is a view of the store: answers from the past are asked for again.

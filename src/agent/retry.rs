@@ -8,7 +8,7 @@ const FIRST_PAUSE: Duration = Duration::from_millis(200);
 const LONGEST_PAUSE: Duration = Duration::from_secs(2);
 
 /// Repeats an attempt at start-up until it succeeds, with pauses that double. While it fails, `condition` is raised with
-/// the reason, and the service manager is asked for patience.
+/// the reason.
 pub(super) async fn retry<T>(
     runtime: &Runtime,
     status: &StatusHandle,
@@ -23,9 +23,8 @@ pub(super) async fn retry<T>(
                 return value;
             }
             Err(reason) => {
-                let pause = backoff.pause(runtime);
-                status.raise_starting(condition, reason, pause);
-                tokio::time::sleep(pause).await;
+                status.raise(condition, reason);
+                tokio::time::sleep(backoff.pause(runtime)).await;
             }
         }
     }

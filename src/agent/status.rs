@@ -1,7 +1,10 @@
 //! How the daemon is doing: one value that the health endpoints and the service manager's status line render.
 
+pub use super::condition::Condition;
+use super::health::{Health, Report};
 use super::rate_limit::{RateLimit, Slowdown};
 use super::runtime::{Notice, Runtime};
+use crate::model::foreign::shown;
 use crate::model::lease::LeaseId;
 use crate::model::lease_set::Moment;
 use crate::model::peer_policy::Tally;
@@ -9,79 +12,68 @@ use ipnet::Ipv4Net;
 use std::cell::{Ref, RefCell};
 use std::collections::BTreeMap;
 use std::rc::Rc;
+use std::sync::Arc;
 use std::time::Duration;
-
-/// Something that keeps the daemon from being ready, or that an administrator should know.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord)]
-pub enum Condition {
-    /// The network config in the store.
-    Config,
-    /// The external interface.
-    Interface,
-    /// The list of the host's interfaces.
-    Host,
-    /// Our own lease.
-    Lease,
-    /// Another host that claims our key.
-    Rival,
-    /// Another host that has registered with our public IP.
-    PublicIp,
-    /// The list of peers, and the watch for their changes.
-    Peers,
-    /// Device, routes, neighbours, FDB.
-    Kernel,
-    /// `subnet.env` and `docker_opts.env`.
-    Files,
-    /// Our rules in the firewall.
-    Firewall,
-    /// Rules of others that keep packets from our containers.
-    Obstacle,
-    /// Our subnet, which holds addresses that this host itself needs.
-    Subnet,
-    /// Docker, which has not taken what was written for it.
-    Docker,
-}
 
 /// How the daemon is doing.
 #[derive(Debug, Clone, Default, PartialEq)]
 pub struct Status {
-    /// Our subnet, once the lease is held.
-    pub subnet: Option<Ipv4Net>,
-    /// What keeps our key alive, once it is held; `None` for a reservation.
-    pub lease: Option<LeaseId>,
-    /// When our lease ends unless it is renewed; `None` for a reservation.
-    pub lease_ends: Option<Moment>,
-    /// What was made of the leases in the store.
+    /// Our own lease.
+    pub own: OwnStatus,
+    /// How many leases in the store are peers, refused, and so on.
     pub leases: Tally,
-    /// How often since the start somebody else was faster to write the key that we wanted to be ours.
-    pub lost_races: u64,
     /// Peers whose entries stay although their keys have gone.
     pub held: usize,
-    /// Changes of leases since the start that the store's watch should have told and did not.
-    pub missed_events: u64,
-    /// Changes made to the kernel since the start because the facts changed.
-    pub kernel_changes: u64,
-    /// Changes made since the start to make good what somebody else had done.
-    pub repairs: u64,
-    /// How often the kernel's state was read in full.
-    pub full_reads: u64,
-    /// How often reports of the kernel were lost.
-    pub overruns: u64,
-    /// Changes that the kernel refused since the start.
-    pub kernel_failures: u64,
-    /// Rules and chains put right since the start because somebody else had changed them.
-    pub rule_repairs: u64,
+    /// What happened since the start.
+    pub counters: Counters,
+    /// Lines of the log that were lost since the start because nobody read them.
+    pub log_lines_lost: u64,
     /// When the main loop last turned.
     pub last_tick: Option<Moment>,
     /// Whether everything has been in place once.
     pub started: bool,
     raised: BTreeMap<Condition, Raised>,
+    /// Grows with each change of what is raised.
+    raised_changes: u64,
 }
 
-/// What stands in the way, and what the log has heard of it.
+/// Our own lease, once it is acquired.
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
+pub struct OwnStatus {
+    /// Our subnet.
+    pub subnet: Option<Ipv4Net>,
+    /// The etcd lease that keeps our key alive. `None` for a reservation.
+    pub lease: Option<LeaseId>,
+    /// When our lease ends unless it is renewed. `None` for a reservation.
+    pub lease_ends: Option<Moment>,
+}
+
+/// Counters since the start.
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
+pub struct Counters {
+    /// Writes of our key that failed because another host had written it first.
+    pub lost_races: u64,
+    /// Changes of leases that the store's watch did not report.
+    pub missed_events: u64,
+    /// Changes made to the kernel because the facts changed.
+    pub kernel_changes: u64,
+    /// Changes made to the kernel to repair what somebody else had done.
+    pub repairs: u64,
+    /// Full readings of the kernel's state.
+    pub full_reads: u64,
+    /// Losses of kernel reports.
+    pub overruns: u64,
+    /// Changes that the kernel refused.
+    pub kernel_failures: u64,
+    /// Firewall rules and chains repaired because somebody else had changed them.
+    pub rule_repairs: u64,
+}
+
+/// The reason of a condition, and what has been logged of it.
 #[derive(Debug, Clone, Default, PartialEq)]
 struct Raised {
     reason: String,
+    since: Moment,
     /// The reasons that were logged, the last one at the end.
     logged: Vec<String>,
     /// The log lines about reasons that came back, or that were none of the first.
@@ -93,6 +85,7 @@ struct Raised {
 /// So many different reasons of one trouble are logged as they come; others, and those that come back, less and less
 /// often.
 const NEW_REASONS: usize = 10;
+/// The first and the longest pause between those.
 const OTHER_REASONS: Slowdown =
     Slowdown { at_once: 1, first_pause: Duration::from_secs(60), longest_pause: Duration::from_secs(3600) };
 
@@ -115,8 +108,8 @@ impl Raised {
     }
 }
 
-/// For how long the main loop may stand still before the daemon no longer counts as alive.
-const STUCK_AFTER: Duration = Duration::from_secs(30);
+/// The longest reason, in characters.
+const LONGEST_REASON: usize = 1500;
 
 impl Status {
     /// Why the host is not ready; empty when it is.
@@ -125,37 +118,53 @@ impl Status {
         self.raised.values().map(|raised| raised.reason.clone()).chain(starting).collect()
     }
 
-    /// Whether the main loop turns.
-    pub fn is_alive(&self, now: Moment) -> bool {
-        self.last_tick.is_none_or(|turn| now.saturating_sub(turn) < STUCK_AFTER)
-    }
-
     /// One line for `systemctl status`.
     pub fn line(&self) -> String {
         let (Tally { peers, pending, other_backend, refused, .. }, held) = (self.leases, self.held);
         let mut parts: Vec<String> = self.reasons();
-        if let Some(subnet) = self.subnet {
+        if let Some(subnet) = self.own.subnet {
             parts.push(format!("subnet {subnet}"));
-            parts.push(format!("{peers} peers"));
+            parts.push(format!("{peers} {}", if peers == 1 { "peer" } else { "peers" }));
         }
         let some = [(held, "held"), (pending, "pending"), (other_backend, "of other backends"), (refused, "refused")];
         parts.extend(some.iter().filter(|(count, _)| *count > 0).map(|(count, what)| format!("{count} {what}")));
         parts.join(", ")
     }
+
+    /// All that the line and the health endpoints show, in a form that is cheap to compare.
+    fn visible(&self) -> impl PartialEq + use<> {
+        (self.own.subnet, self.leases, self.held, self.started, self.raised_changes)
+    }
+
+    fn report(&self) -> Report {
+        let since = self.raised.values().map(|raised| (raised.reason.clone(), Some(raised.since)));
+        let starting = (!self.started && self.raised.is_empty()).then(|| ("starting".to_owned(), None));
+        Report { started: self.started, reasons: since.chain(starting).collect() }
+    }
 }
 
 /// The one [`Status`] of a daemon, shared by its tasks. Tells the service manager when its line changes, and the log
-/// when a trouble begins, changes or ends.
+/// when a condition begins, changes or ends.
 #[derive(Clone)]
 pub struct StatusHandle {
     status: Rc<RefCell<Status>>,
+    /// The line that the service manager has.
+    line: Rc<RefCell<String>>,
+    health: Arc<Health>,
     runtime: Rc<Runtime>,
 }
 
 impl StatusHandle {
     /// A status with nothing on it yet.
     pub fn new(runtime: Rc<Runtime>) -> Self {
-        StatusHandle { status: Rc::default(), runtime }
+        let status = Status::default();
+        let health = Arc::new(Health::new(runtime.now(), status.report()));
+        StatusHandle { status: Rc::new(RefCell::new(status)), line: Rc::default(), health, runtime }
+    }
+
+    /// What other threads may know of it.
+    pub fn health(&self) -> Arc<Health> {
+        self.health.clone()
     }
 
     /// The status as it is now.
@@ -165,55 +174,72 @@ impl StatusHandle {
 
     /// Whether the main loop turns.
     pub fn is_alive(&self) -> bool {
-        self.status.borrow().is_alive(self.runtime.now())
+        self.health.is_alive(self.runtime.now())
     }
 
-    /// Changes the status.
+    /// The thread of the daemon runs.
+    pub fn beat(&self) {
+        self.health.beat(self.runtime.now());
+    }
+
+    /// The main loop turns.
+    pub fn tick(&self) {
+        let now = self.runtime.now();
+        self.health.tick(now);
+        let mut status = self.status.borrow_mut();
+        (status.last_tick, status.log_lines_lost) = (Some(now), self.runtime.log_lines_lost());
+    }
+
+    /// Changes the status. Renders it only if anything changed that can be seen.
     pub fn update(&self, change: impl FnOnce(&mut Status)) {
-        let before = self.read().line();
+        let before = self.read().visible();
         change(&mut self.status.borrow_mut());
-        let after = self.read().line();
-        if before != after {
-            self.runtime.notify(Notice::Status(after));
+        if before == self.read().visible() {
+            return;
+        }
+        self.health.report(self.read().report());
+        let line = self.read().line();
+        if *self.line.borrow() != line {
+            self.line.replace(line.clone());
+            self.runtime.notify(Notice::Status(line));
         }
     }
 
-    /// Something stands in the way. Logged when it is new and when it has another reason than before; if the reason
-    /// changes often, less and less often.
+    /// A condition begins or lasts. Logged when it is new and when its reason has changed; if that changes often, less and
+    /// less often.
     pub fn raise(&self, topic: Condition, reason: impl Into<String>) {
-        let (reason, now) = (reason.into(), self.runtime.now());
+        let (reason, now) = (shown(&reason.into(), LONGEST_REASON), self.runtime.now());
         self.update(|status| {
-            let raised = status.raised.entry(topic).or_default();
-            raised.reason = reason;
+            let raised = status.raised.entry(topic).or_insert_with(|| Raised { since: now, ..Raised::default() });
+            if raised.reason != reason {
+                raised.reason = reason;
+                status.raised_changes += 1;
+            }
             if raised.is_worth_a_line(now) {
                 tracing::warn!("{}", raised.reason);
             }
         });
     }
 
-    /// It no longer does.
+    /// The condition has ended. Logged with its duration.
     pub fn clear(&self, topic: Condition) {
         if self.read().raised.contains_key(&topic) {
+            let now = self.runtime.now();
             self.update(|status| {
                 if let Some(raised) = status.raised.remove(&topic) {
-                    tracing::info!("over: {}", raised.reason);
+                    status.raised_changes += 1;
+                    tracing::info!("{}", topic.ended_after(now.saturating_sub(raised.since)));
                 }
             });
         }
     }
 
-    /// A trouble with this reason, or none.
+    /// Raises a condition with this reason, or clears it.
     pub fn set(&self, topic: Condition, reason: Option<String>) {
         match reason {
             Some(reason) => self.raise(topic, reason),
             None => self.clear(topic),
         }
-    }
-
-    /// The same as `trouble` while waiting at start-up: the service manager is asked for patience as well.
-    pub fn raise_starting(&self, topic: Condition, reason: impl Into<String>, pause: Duration) {
-        self.raise(topic, reason);
-        self.runtime.notify(Notice::StillStarting(pause + Duration::from_secs(30)));
     }
 }
 
@@ -271,7 +297,7 @@ mod tests {
         let (status, _) = status();
         status.update(|status| {
             status.started = true;
-            status.subnet = "10.5.34.0/24".parse().ok();
+            status.own.subnet = "10.5.34.0/24".parse().ok();
             status.leases = Tally { peers: 12, refused: 1, ..Tally::default() };
         });
         assert_eq!(status.read().line(), "subnet 10.5.34.0/24, 12 peers, 1 refused");
@@ -281,9 +307,19 @@ mod tests {
     }
 
     #[test]
-    fn a_loop_that_stands_still_is_not_alive() {
-        let status = Status { last_tick: Some(Duration::from_secs(100)), ..Status::default() };
-        assert!(status.is_alive(Duration::from_secs(129)));
-        assert!(!status.is_alive(Duration::from_secs(131)));
+    fn one_peer_is_one_peer() {
+        let own = OwnStatus { subnet: "10.5.34.0/24".parse().ok(), ..OwnStatus::default() };
+        let leases = Tally { peers: 1, ..Tally::default() };
+        let status = Status { started: true, own, leases, ..Status::default() };
+        assert_eq!(status.line(), "subnet 10.5.34.0/24, 1 peer");
+    }
+
+    #[test]
+    fn a_reason_of_others_words_is_one_line_and_not_endless() {
+        let (status, heard) = status();
+        status.raise(Condition::Config, format!("bad\nREADY=1\u{1b}[2J{}", "x".repeat(1 << 20)));
+        let reason = status.read().reasons().remove(0);
+        assert!(reason.starts_with("bad\\nREADY=1\\u{1b}[2Jxxx") && reason.len() < 2000, "{reason}");
+        assert_eq!(*heard.borrow(), [Notice::Status(reason)]);
     }
 }

@@ -3,6 +3,7 @@
 pub mod vxlan;
 
 use crate::model::config::{ConfigErrors, Draft, NetworkConfig};
+use crate::model::foreign::{QUOTED, shown};
 use crate::model::iface::ExternalInterface;
 use crate::model::kernel_state::{Device, Have, Route};
 use crate::model::lease::{Lease, LeaseAttrs, Record};
@@ -94,7 +95,9 @@ fn from_config(config: &NetworkConfig) -> Result<Box<dyn Backend>, ConfigErrors>
     let problem = match backend.kind.as_str() {
         vxlan::KIND => return Ok(Box::new(vxlan::Vxlan::from_params(&backend.params)?)),
         "" => format!("Backend has no Type: set one of {}", KINDS.join(", ")),
-        other => format!("Backend Type {other:?} is not one that this version has: {}", KINDS.join(", ")),
+        other => {
+            format!("Backend Type \"{}\" is not one that this version has: {}", shown(other, QUOTED), KINDS.join(", "))
+        }
     };
     Err(ConfigErrors(vec![problem]))
 }

@@ -23,6 +23,7 @@ use crate::agent::Settings;
 use crate::agent::firewall::FirewallSettings;
 use crate::agent::settings::{DeviceSettings, FileSettings, LeaseSettings, LeaseTimes};
 use crate::firewall::Masquerade;
+use crate::model::foreign::line;
 use crate::model::iface::IfaceRules;
 use clap::error::{ContextKind, ContextValue, ErrorKind};
 
@@ -35,7 +36,7 @@ const DEFAULT_RENEW_MARGIN: Duration = Duration::from_secs(60 * 60);
 /// The options of the daemon. Every value is checked.
 #[derive(Clone, Debug)]
 pub struct Options {
-    /// The endpoints of etcd, `http://host:port` or `https://host:port` without a path; never empty.
+    /// Where etcd answers, as `http://host:port` or `https://host:port` without a path; never empty.
     pub etcd_endpoints: Vec<String>,
     /// How etcd proves itself, and how flanneld proves itself to etcd. Nothing checks yet whether the files exist.
     pub etcd_access: Access,
@@ -50,10 +51,10 @@ pub struct Options {
     pub verbosity: u8,
 }
 
-/// The parsed command line.
+/// What a command line asks for.
 #[derive(Clone, Debug)]
 pub enum Invocation {
-    /// Run the daemon. The strings are warnings to log once logging works.
+    /// Run the daemon; the strings are warnings, to be logged once logging works.
     Run(Box<Options>, Vec<String>),
     /// Print this text and succeed.
     ShowHelp(String),
@@ -61,10 +62,10 @@ pub enum Invocation {
     ShowVersion(String),
 }
 
-/// All problems of a command line and its environment.
+/// Everything that is wrong with a command line and its environment.
 ///
-/// Displays one line for each problem. A line names the flag, the environment variable if the value
-/// came from there, the value, and a value that would be right. Values that may hold a password are never
+/// Displays as one line a problem. A line names the flag, the environment variable if the value
+/// came from there, the value and what would be right. Values that may hold a password are never
 /// shown.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct ArgsError {
@@ -84,7 +85,8 @@ impl ArgsError {
 
 impl fmt::Display for ArgsError {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        f.write_str(&self.problems.join("\n"))
+        let lines: Vec<_> = self.problems.iter().map(|problem| line(problem)).collect();
+        f.write_str(&lines.join("\n"))
     }
 }
 
@@ -118,12 +120,12 @@ pub fn parse(
     }
 }
 
-/// The part of the command line that `--help` shows, for manuals and completions.
+/// The definition of the command line, as far as `--help` shows it: for manuals and completions.
 pub fn command() -> clap::Command {
     flags::visible()
 }
 
-/// Turns clap's report into a text to print or an error.
+/// Turns what clap reports instead of matches into a text to print or an error.
 fn not_matched(error: &clap::Error) -> Result<Invocation, ArgsError> {
     let text = |kind| match error.get(kind) {
         Some(ContextValue::String(text)) => Some(text.as_str()),
@@ -239,7 +241,7 @@ fn lease_times(given: &mut Given) -> Option<LeaseTimes> {
     Some(LeaseTimes { ttl, renew_margin: margin? })
 }
 
-/// The rules that the firewall should hold.
+/// What the firewall is to hold.
 fn firewall(given: &mut Given) -> Option<FirewallSettings> {
     let masquerade = given.read("ip-masq", values::boolean);
     let plain_ports = given.read("ip-masq-fully-random-disable", values::boolean);
@@ -255,7 +257,7 @@ fn firewall(given: &mut Given) -> Option<FirewallSettings> {
     })
 }
 
-/// The address of the health endpoints, if they are served.
+/// Where health is served, if anywhere.
 fn healthz(given: &mut Given) -> Option<Option<SocketAddr>> {
     let ip = given.read("healthz-ip", values::ip);
     let port = given.read("healthz-port", values::port);

@@ -2,6 +2,7 @@
 
 use crate::files;
 use crate::model::env_files::{DockerLines, DockerOpts};
+use crate::model::foreign::line;
 use clap::{CommandFactory, Parser};
 use std::ffi::{OsStr, OsString};
 use std::io::Write;
@@ -64,7 +65,7 @@ pub fn main(words: impl Iterator<Item = OsString>) -> ExitCode {
     match done {
         Ok(()) => ExitCode::SUCCESS,
         Err(problem) => {
-            let _ = writeln!(std::io::stderr(), "flanneld docker-opts: {problem}");
+            let _ = writeln!(std::io::stderr(), "flanneld docker-opts: {}", line(&problem));
             ExitCode::FAILURE
         }
     }

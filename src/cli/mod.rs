@@ -6,6 +6,7 @@ pub mod run;
 pub mod service_manager;
 mod signals;
 
+use crate::files::background;
 use args::Invocation;
 use std::collections::BTreeMap;
 use std::ffi::OsString;
@@ -19,6 +20,9 @@ pub fn main() -> ExitCode {
     let program = words.next().unwrap_or_default();
     if docker_opts::is_named(&program) || words.next_if(|word| word == docker_opts::NAME).is_some() {
         return docker_opts::main(words);
+    }
+    if words.next_if(|word| word == background::WRITER).is_some() {
+        return background::main(words);
     }
     let env = match environment(std::env::vars_os()) {
         Ok(env) => env,

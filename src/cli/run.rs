@@ -3,9 +3,10 @@
 use super::args::Options;
 use super::service_manager::ServiceManager;
 use super::signals::Signals;
-use crate::agent::runtime::{Notice, Runtime};
+use crate::agent::runtime::{Notice, Runtime, boottime};
 use crate::agent::status::StatusHandle;
 use crate::agent::{self, Parts};
+use crate::files::FileIo;
 use crate::firewall::host::HostFirewall;
 use crate::http;
 use crate::kernel::netlink::NetlinkKernel;
@@ -13,20 +14,31 @@ use crate::kernel::sysctl;
 use crate::model::lease::LeaseId;
 use crate::store::etcd::EtcdStore;
 use crate::store::{Leases, Registry};
+use crate::telemetry::{self, Log};
 use sd_notify::NotifyState;
+use std::net::TcpListener;
 use std::process::ExitCode;
 use std::rc::Rc;
 use std::time::Duration;
-use tokio::net::TcpListener;
 use tokio::task::LocalSet;
 
 /// The time limit for returning the lease at exit.
 const RELEASE: Duration = Duration::from_millis(800);
 
+/// How long the end of the daemon may wait for a reader of its log.
+const FLUSH: Duration = Duration::from_millis(200);
+
 /// Runs the daemon until SIGTERM or SIGINT, then returns 0 and leaves kernel, files and lease as they are. With
 /// `--release-lease-on-exit` the lease is returned. Returns 1 only for a failure that no waiting can repair.
 pub fn run(options: Options, warnings: &[String]) -> ExitCode {
-    crate::telemetry::init(options.verbosity);
+    let log = telemetry::init(options.verbosity);
+    let code = run_logged(options, warnings, &log);
+    // Nobody who stops the daemon waits for a reader of its log.
+    log.flush(FLUSH);
+    code
+}
+
+fn run_logged(options: Options, warnings: &[String], log: &Log) -> ExitCode {
     tracing::info!("flanneld {} starts", env!("CARGO_PKG_VERSION"));
     warnings.iter().for_each(|warning| tracing::warn!("{warning}"));
     let runtime = match tokio::runtime::Builder::new_current_thread().enable_all().build() {
@@ -34,13 +46,13 @@ pub fn run(options: Options, warnings: &[String]) -> ExitCode {
         Err(error) => return fail(&format!("the runtime cannot be started: {error}")),
     };
     let service_manager = Rc::new(ServiceManager::from_env());
-    let outcome = LocalSet::new().block_on(&runtime, daemon(options, service_manager.clone()));
+    let outcome = LocalSet::new().block_on(&runtime, daemon(options, service_manager.clone(), log.clone()));
     // Does not wait for a lookup of a host name that is still running.
     runtime.shutdown_background();
     match outcome {
         Ok(()) => ExitCode::SUCCESS,
         Err(reason) => {
-            service_manager.tell(&NotifyState::Status(&reason));
+            service_manager.notify(&NotifyState::Status(&reason));
             fail(&reason)
         }
     }
@@ -51,23 +63,27 @@ fn fail(reason: &str) -> ExitCode {
     ExitCode::FAILURE
 }
 
-async fn daemon(options: Options, service_manager: Rc<ServiceManager>) -> Result<(), String> {
+async fn daemon(options: Options, service_manager: Rc<ServiceManager>, log: Log) -> Result<(), String> {
     let mut signals = Signals::receive()?;
-    let runtime = Rc::new(Runtime::of_host({
+    let runtime = Runtime::of_host({
         let service_manager = service_manager.clone();
-        move |notice| tell(&service_manager, notice)
-    }));
+        move |notice| notify(&service_manager, notice)
+    });
+    let runtime = Rc::new(runtime.with_log_lines_lost(move || log.lost()).with_files(FileIo::Aside));
     let status = StatusHandle::new(runtime.clone());
     if let Some(address) = options.healthz {
-        let listener = TcpListener::bind(address).await.map_err(|error| {
+        let listening =
+            TcpListener::bind(address).and_then(|listener| http::start(listener, status.health(), boottime));
+        listening.map_err(|error| {
             format!("cannot listen on {address}: {error}; choose another --healthz-ip or --healthz-port")
         })?;
-        tokio::task::spawn_local(http::serve(listener, status.clone()));
     }
     warn_about_the_host();
-    let store =
-        EtcdStore::with_access(options.etcd_endpoints.clone(), &options.settings.prefix, options.etcd_access.clone())
-            .map_err(|error| error.to_string())?;
+    let (endpoints, access) = (options.etcd_endpoints.clone(), options.etcd_access.clone());
+    let store = tokio::select! {
+        opened = EtcdStore::open(endpoints, &options.settings.prefix, access) => opened.map_err(|error| error.to_string())?,
+        _ = signals.end(|| {}) => return Ok(()),
+    };
     let store = Rc::new(store);
     let kernel = NetlinkKernel::new().map_err(|error| error.to_string())?;
     let releases = options.settings.leases.release_on_exit;
@@ -79,8 +95,8 @@ async fn daemon(options: Options, service_manager: Rc<ServiceManager>) -> Result
             tracing::info!("{name}: stopping; network and files are left as they are");
         }
     }
-    service_manager.tell(&NotifyState::Stopping);
-    let lease = status.read().lease;
+    service_manager.notify(&NotifyState::Stopping);
+    let lease = status.read().own.lease;
     if let Some(id) = lease.filter(|_| releases) {
         release(&store, id).await;
     }
@@ -105,14 +121,14 @@ fn warn_about_the_host() {
     }
 }
 
-fn tell(service_manager: &ServiceManager, notice: Notice) {
+fn notify(service_manager: &ServiceManager, notice: Notice) {
     match notice {
-        Notice::Ready => service_manager.tell(&NotifyState::Ready),
-        Notice::Status(line) => service_manager.tell(&NotifyState::Status(&line)),
+        Notice::Ready => service_manager.notify(&NotifyState::Ready),
+        Notice::Status(line) => service_manager.notify(&NotifyState::Status(&line)),
         Notice::StillStarting(time) => {
             let micros = u32::try_from(time.as_micros()).unwrap_or(u32::MAX);
-            service_manager.tell(&NotifyState::ExtendTimeoutUsec(micros));
+            service_manager.notify(&NotifyState::ExtendTimeoutUsec(micros));
         }
-        Notice::Alive => service_manager.tell(&NotifyState::Watchdog),
+        Notice::Alive => service_manager.notify(&NotifyState::Watchdog),
     }
 }

@@ -1,6 +1,7 @@
 //! What a backend publishes of a host: JSON of its own, which others keep as it is.
 
-use super::go_json::{GoObject, shorten};
+use super::foreign::{QUOTED, shown};
+use super::go_json::GoObject;
 use super::mac::VtepMac;
 use std::borrow::Cow;
 
@@ -61,7 +62,7 @@ impl VxlanData {
     /// Says which member is missing or wrong.
     pub fn from_json(text: &str) -> Result<Self, String> {
         let object = GoObject::parse(text.as_bytes())
-            .map_err(|_| format!("BackendData is {}, not an object with a VtepMAC", shorten(text)))?;
+            .map_err(|_| format!("BackendData is {}, not an object with a VtepMAC", shown(text, QUOTED)))?;
         let mac: String = object.get("VtepMAC", "a MAC address")?.ok_or("BackendData has no VtepMAC")?;
         let mac = mac.parse().map_err(|e| format!("VtepMAC {e}"))?;
         Ok(VxlanData { vni: object.get("VNI", "a VXLAN network identifier")?, mac })

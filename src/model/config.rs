@@ -1,6 +1,7 @@
 //! The network config: what an operator puts at `<prefix>/config`.
 
-use super::go_json::{GoObject, shorten};
+use super::foreign::{QUOTED, invisible, shown};
+use super::go_json::GoObject;
 use super::subnet::{SubnetRange, number};
 use ipnet::{IpNet, Ipv4Net, Ipv6Net};
 use std::fmt;
@@ -104,8 +105,10 @@ impl NetworkConfig {
     /// be right.
     pub fn draft(text: &[u8]) -> Result<Draft, ConfigErrors> {
         let object = GoObject::parse(text).map_err(|e| {
-            let shown = shorten(&String::from_utf8_lossy(text)).to_owned();
-            ConfigErrors(vec![format!("it is not a JSON object ({e}): {shown}")])
+            let hidden = invisible(&String::from_utf8_lossy(text));
+            let hidden = hidden.map(|what| format!("; it holds {what}, which editors do not show: remove it"));
+            let (shown, hidden) = (shown(text, QUOTED), hidden.unwrap_or_default());
+            ConfigErrors(vec![format!("it is not a JSON object ({e}): {shown}{hidden}")])
         })?;
         Ok(Problems(Vec::new()).draft(&object))
     }
@@ -163,7 +166,7 @@ impl Problems {
             return None;
         };
         let Some(network) = N::network(&text) else {
-            self.0.push(format!("{} is {:?}, not {form}", rules.network, shorten(&text)));
+            self.0.push(format!("{} is \"{}\", not {form}", rules.network, shown(&text, QUOTED)));
             return None;
         };
         if network.prefix_len() == 0 {
@@ -179,7 +182,7 @@ impl Problems {
         for name in [rules.min, rules.max] {
             let text: Option<String> = self.take(object.get(name, "an address"));
             if let Some(text) = text.filter(|text| N::address(text).is_none()) {
-                self.0.push(format!("{name} is {:?}, not an address", shorten(&text)));
+                self.0.push(format!("{name} is \"{}\", not an address", shown(&text, QUOTED)));
             }
         }
     }
@@ -233,7 +236,7 @@ impl Problems {
         }
         let address = address.filter(|address| network.contains(address));
         if address.is_none() {
-            self.0.push(format!("{name} is {:?}, not an address inside {network}", shorten(&text)));
+            self.0.push(format!("{name} is \"{}\", not an address inside {network}", shown(&text, QUOTED)));
         }
         address
     }

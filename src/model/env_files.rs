@@ -1,6 +1,6 @@
 //! The files that other programs read: `subnet.env` (Docker scripts, CNI plugins) and `docker_opts.env` (dockerd's unit).
 
-use super::go_json::shorten;
+use super::foreign::{QUOTED, shown};
 use ipnet::{IpNet, Ipv4Net, Ipv6Net};
 
 /// The contents of `subnet.env`.
@@ -38,7 +38,7 @@ pub fn previous_subnet(text: &str) -> Result<Option<Ipv4Net>, String> {
     let Some(value) = assigned(text, "FLANNEL_SUBNET") else { return Ok(None) };
     match value.parse::<Ipv4Net>() {
         Ok(net) => Ok(Some(net.trunc())),
-        Err(_) => Err(format!("FLANNEL_SUBNET is {:?}, not a subnet such as 10.5.72.1/24", shorten(value))),
+        Err(_) => Err(format!("FLANNEL_SUBNET is \"{}\", not a subnet such as 10.5.72.1/24", shown(value, QUOTED))),
     }
 }
 
@@ -116,7 +116,8 @@ impl DockerOpts {
     /// Names the variable that is missing or wrong, its value, and what would be right.
     pub fn parse(text: &str) -> Result<Self, String> {
         let value = |name| assigned(text, name).filter(|value| !value.is_empty());
-        let wrong = |name: &str, value: &str, right: &str| format!("{name} is {:?}, not {right}", shorten(value));
+        let wrong =
+            |name: &str, value: &str, right: &str| format!("{name} is \"{}\", not {right}", shown(value, QUOTED));
         let bridge = value("FLANNEL_SUBNET").ok_or("FLANNEL_SUBNET is missing, such as FLANNEL_SUBNET=10.5.72.1/24")?;
         let (mtu, ip_masq) = (value("FLANNEL_MTU"), value("FLANNEL_IPMASQ"));
         let ipv6 = value("FLANNEL_IPV6_SUBNET").map(|subnet| {

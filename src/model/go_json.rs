@@ -1,6 +1,7 @@
 //! JSON objects read the way Go's `encoding/json` reads them into a struct: keys match in any case, unknown keys
 //! are ignored, the last of several wins, `null` leaves the default.
 
+use super::foreign::{MESSAGE, QUOTED, shown};
 use serde::de::{Deserialize, DeserializeOwned, Deserializer, MapAccess, Visitor};
 use serde_json::value::RawValue;
 use std::fmt;
@@ -12,7 +13,7 @@ pub struct GoObject(Vec<(String, Box<RawValue>)>);
 impl GoObject {
     /// Reads an object. The error says where the text stops being JSON, or that it is no object.
     pub fn parse(text: &[u8]) -> Result<Self, String> {
-        serde_json::from_slice(text).map_err(|e| e.to_string())
+        serde_json::from_slice(text).map_err(|error| shown(&error.to_string(), MESSAGE))
     }
 
     /// The text of the last member whose name is `name` in any case, unless it is `null`.
@@ -33,21 +34,15 @@ impl GoObject {
     /// Names the key, its value (shortened) and what was expected.
     pub fn get<T: DeserializeOwned>(&self, name: &str, expected: &str) -> Result<Option<T>, String> {
         let Some(text) = self.raw(name) else { return Ok(None) };
-        serde_json::from_str(text).map(Some).map_err(|_| format!("{name} is {}, not {expected}", shorten(text)))
+        serde_json::from_str(text).map(Some).map_err(|_| format!("{name} is {}, not {expected}", shown(text, QUOTED)))
     }
 
     /// The member as an object; `None` where it is absent or `null`.
     pub fn object(&self, name: &str) -> Result<Option<GoObject>, String> {
         let Some(text) = self.raw(name) else { return Ok(None) };
-        GoObject::parse(text.as_bytes()).map(Some).map_err(|_| format!("{name} is {}, not an object", shorten(text)))
-    }
-}
-
-/// At most 60 characters of `text`, for a message.
-pub fn shorten(text: &str) -> String {
-    match text.char_indices().nth(60) {
-        Some((end, _)) => format!("{}...", &text[..end]),
-        None => text.to_owned(),
+        GoObject::parse(text.as_bytes())
+            .map(Some)
+            .map_err(|_| format!("{name} is {}, not an object", shown(text, QUOTED)))
     }
 }
 

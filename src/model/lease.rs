@@ -1,7 +1,8 @@
 //! A lease: one host's subnet and how to reach it, as it stands in etcd.
 
 use super::backend_data::BackendData;
-use super::go_json::{GoObject, shorten};
+use super::foreign::{QUOTED, shown};
+use super::go_json::GoObject;
 use super::mac::VtepMac;
 use super::subnet::{BadKey, SubnetKey};
 use ipnet::Ipv4Net;
@@ -198,7 +199,7 @@ impl LeaseAttrs {
 impl fmt::Display for LeaseAttrs {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         let data = self.backend_data.as_ref().map(BackendData::text).unwrap_or_default();
-        write!(f, "{} {} {}", self.public_ip, self.backend_type, shorten(&data))
+        write!(f, "{} {} {}", self.public_ip, shown(&*self.backend_type, QUOTED), shown(&*data, QUOTED))
     }
 }
 

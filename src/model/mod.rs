@@ -6,6 +6,7 @@ pub mod desired;
 pub mod docker;
 pub mod env_files;
 pub mod findings;
+pub mod foreign;
 pub mod go_json;
 mod holds;
 pub mod identity;

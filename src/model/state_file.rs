@@ -1,5 +1,6 @@
 //! The state of a host that survives restarts and reboots. If it is lost, the host finds its lease by its public IP alone.
 
+use super::foreign::{MESSAGE, QUOTED, shown};
 use super::lease::{LeaseId, Revision};
 use super::lease_set::Moment;
 use super::mac::VtepMac;
@@ -86,7 +87,7 @@ impl Remembered {
     /// # Errors
     /// Says what is wrong with it.
     pub fn parse(text: &str) -> Result<Self, String> {
-        let file: File = serde_json::from_str(text).map_err(|e| e.to_string())?;
+        let file: File = serde_json::from_str(text).map_err(|error| shown(&error.to_string(), MESSAGE))?;
         if file.version != VERSION {
             return Err(format!("version {} is not {VERSION}", file.version));
         }
@@ -94,7 +95,7 @@ impl Remembered {
         let id = |text: String| {
             // Written as the bits they are, so that no id, not even a negative one, is read back as another.
             let id = u64::from_str_radix(&text, 16).ok().and_then(|bits| LeaseId::new(bits.cast_signed()));
-            id.ok_or_else(|| format!("etcd_lease {text:?} is not a lease id such as \"694d81e7\""))
+            id.ok_or_else(|| format!("etcd_lease \"{}\" is not a lease id such as \"694d81e7\"", shown(&text, QUOTED)))
         };
         Ok(Remembered {
             mac: mac(&file.vtep_mac)?,

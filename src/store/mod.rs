@@ -6,6 +6,7 @@ pub mod etcd;
 pub use crate::model::lease_set::Change;
 pub use crate::model::view::History;
 
+use crate::model::foreign::{MESSAGE, shown};
 use crate::model::lease::{LeaseAttrs, LeaseId, Record, Revision};
 use crate::model::subnet::SubnetKey;
 use std::net::IpAddr;
@@ -16,11 +17,11 @@ use tokio::sync::watch;
 #[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
 pub enum StoreError {
     /// The store cannot be reached, does not answer in time, or has no leader. Another try may succeed.
-    #[error("{0}")]
+    #[error("{}", shown(.0, MESSAGE))]
     Unavailable(String),
     /// The store answered and refused: a permission is missing, or the request is wrong. Somebody has to change that
     /// before another try can succeed.
-    #[error("{0}")]
+    #[error("{}", shown(.0, MESSAGE))]
     Refused(String),
     /// The store no longer keeps the changes since that revision. List again.
     #[error("changes since revision {0} are compacted")]

@@ -67,7 +67,7 @@ impl Agent {
     }
 
     fn subnet(&self) -> Option<Ipv4Net> {
-        self.status.read().subnet
+        self.status.read().own.subnet
     }
 
     /// Whether it is ready and reaches this many others.
@@ -126,7 +126,7 @@ async fn settle(etcd: &Etcd, agents: &[Agent]) {
     until("all have subnets", || agents.iter().all(|agent| agent.subnet().is_some())).await;
     let served = began.elapsed();
     until("all reach all others", || agents.iter().all(|agent| agent.reaches(agents.len() - 1))).await;
-    let races = agents.iter().map(|agent| agent.status.read().lost_races);
+    let races = agents.iter().map(|agent| agent.status.read().counters.lost_races);
     let (lost, most) = (races.clone().sum::<u64>(), races.max().unwrap_or(0));
     println!(
         "{} hosts: all served after {served:.1?}, all connected after {:.1?}; {lost} races lost, at most {most} by one",
@@ -151,7 +151,7 @@ fn the_last_subnet_is_found_and_who_comes_too_late_waits_for_one_to_be_free() {
         r#"{"Network":"10.5.0.0/16","SubnetMin":"10.5.1.0","SubnetMax":"10.5.60.0","Backend":{"Type":"vxlan"}}"#;
     storm(config, COUNT, async |etcd, mut agents| {
         settle(etcd, &agents).await;
-        assert!(agents.iter().any(|agent| agent.status.read().lost_races > 0), "nobody raced");
+        assert!(agents.iter().any(|agent| agent.status.read().counters.lost_races > 0), "nobody raced");
 
         let late = Agent::start(etcd, COUNT + 1);
         let reasons = || late.status.read().reasons().join("; ");

@@ -130,12 +130,12 @@ async fn a_peer_that_fails_for_ever_keeps_nobody_from_getting_ready() {
     cluster.start_all();
     assert!(cluster.until_ready().await < secs(1));
     cluster.settle().await;
-    let tried = cluster[1].status().read().kernel_failures;
+    let tried = cluster[1].status().read().counters.kernel_failures;
     cluster.pass(mins(30)).await;
     cluster.assert_settled();
     assert!(cluster[1].reasons().contains("10.5.205.0"));
     assert!(cluster[1].status_lines() < 10, "{:?}", cluster[1].heard());
-    let tried = cluster[1].status().read().kernel_failures - tried;
+    let tried = cluster[1].status().read().counters.kernel_failures - tried;
     assert!((30..2000).contains(&tried), "tried {tried} times in half an hour");
 }
 
@@ -170,7 +170,7 @@ async fn a_kernel_that_cannot_be_read_is_read_again() {
 #[tokio::test(start_paused = true)]
 async fn a_lost_device_is_back_with_the_same_mac_and_all_peers() {
     let cluster = Cluster::joined(3).await;
-    let counts = || (cluster[1].status().read().kernel_changes, cluster[1].status().read().repairs);
+    let counts = || (cluster[1].status().read().counters.kernel_changes, cluster[1].status().read().counters.repairs);
     let (changes, repairs) = counts();
     assert_eq!(repairs, 0, "what the leases ask for is no repair");
     cluster[1].kernel.lose_device(DEVICE);
@@ -213,7 +213,7 @@ async fn what_is_lost_without_a_word_is_back_after_a_while() {
     });
     cluster.pass(secs(80)).await;
     cluster.assert_settled();
-    assert!(cluster[1].status().read().repairs > 0);
+    assert!(cluster[1].status().read().counters.repairs > 0);
 }
 
 #[tokio::test(start_paused = true)]

@@ -308,7 +308,7 @@ async fn the_end_of_the_lease_is_known_from_the_write_that_granted_it() {
     cluster.start(1);
     cluster.until_ready().await;
     let status = cluster[1].status();
-    let end = status.read().lease_ends.expect("it has a lease");
+    let end = status.read().own.lease_ends.expect("it has a lease");
     assert!((TTL - secs(1)..=TTL + secs(1)).contains(&end), "{end:?}");
     assert_eq!(cluster[1].store.calls().keep_alive, 0, "only the write can have set it");
     // The same when the lease was revoked and a new one is granted.
@@ -316,7 +316,7 @@ async fn the_end_of_the_lease_is_known_from_the_write_that_granted_it() {
     cluster.store.revoke(lease_id(&cluster, 1).expect("it has a lease"));
     cluster.until(secs(10), "the key is back", |cluster| cluster.lease(1).is_some()).await;
     cluster.pass(secs(1)).await;
-    let later = status.read().lease_ends.expect("it has a lease");
+    let later = status.read().own.lease_ends.expect("it has a lease");
     assert!(later >= end + mins(5) - secs(1), "{end:?}, then {later:?}");
 }
 

@@ -221,7 +221,7 @@ async fn a_peer_that_is_held_gives_way_to_its_host_under_another_key() {
     cluster.settle().await;
     cluster.store.delete_prefix("");
     cluster.pass(secs(20)).await;
-    assert!(cluster[1].status_line().contains("1 peers, 1 held"), "{}", cluster[1].status_line());
+    assert!(cluster[1].status_line().contains("1 peer, 1 held"), "{}", cluster[1].status_line());
     let moved = Peer { first: "10.5.202.0".into(), address: "192.168.1.99".into(), ..guest.clone() };
     cluster.store.put_for(&moved.key(), moved.json(), TTL * 9);
     cluster.pass(secs(1)).await;

@@ -16,7 +16,7 @@ async fn about_to_watch() -> Cluster {
     cluster.store.put_for(&guest.key(), guest.json(), TTL);
     cluster[1].store.set_latency(millis(10));
     cluster.start(1);
-    while cluster[1].status().read().subnet.is_none() {
+    while cluster[1].status().read().own.subnet.is_none() {
         cluster.pass(millis(1)).await;
     }
     cluster
@@ -71,7 +71,7 @@ async fn before_the_first_list_nothing_is_removed() {
     cluster[1].kernel.take_log();
     cluster[1].store.set_latency(millis(10));
     cluster.start(1);
-    while cluster[1].status().read().subnet.is_none() {
+    while cluster[1].status().read().own.subnet.is_none() {
         cluster.pass(millis(1)).await;
     }
     cluster[1].store.fail_with(StoreError::Unavailable("no leader".into()));

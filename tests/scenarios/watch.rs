@@ -26,7 +26,7 @@ async fn assert_made_good(cluster: &Cluster, ops: usize, missed: u64) {
     cluster.until(AUDITED, "host 1 is in line", |cluster| cluster.differences().is_empty()).await;
     let log = cluster[1].kernel.take_log();
     assert_eq!(log.len(), ops, "{log:?}");
-    let counted: Vec<u64> = cluster.running().map(|host| host.status().read().missed_events).collect();
+    let counted: Vec<u64> = cluster.running().map(|host| host.status().read().counters.missed_events).collect();
     assert_eq!(counted, [missed, 0, 0]);
     assert_eq!(cluster[1].reasons(), "");
 }
@@ -72,7 +72,7 @@ async fn audits_of_what_is_right_do_and_say_nothing() {
     assert!(cluster[1].store.calls().list > lists + 90);
     for (host, before) in cluster.running().zip(before) {
         assert_eq!((host.kernel.take_log(), host.status_lines()), (vec![], before));
-        assert_eq!(host.status().read().missed_events, 0);
+        assert_eq!(host.status().read().counters.missed_events, 0);
     }
 }
 
@@ -97,7 +97,7 @@ async fn a_list_from_the_past_is_asked_for_again() {
         store.list_as_of(None);
         cluster.pass(mins(5)).await;
         assert_eq!(cluster[1].kernel.take_log(), []);
-        assert_eq!(cluster[1].status().read().missed_events, 0);
+        assert_eq!(cluster[1].status().read().counters.missed_events, 0);
         assert!(cluster[1].status_line().ends_with(", 4 peers"), "{}", cluster[1].status_line());
     }
 }

@@ -84,7 +84,7 @@ impl Follower {
 
     /// How many changes the watch had missed.
     pub fn missed(&self) -> u64 {
-        self.status.read().missed_events
+        self.status.read().counters.missed_events
     }
 
     /// How often everything was listed anew.

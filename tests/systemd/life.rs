@@ -81,7 +81,7 @@ impl Site {
     /// Nothing of the network goes when it is killed, stopped and restarted.
     fn traffic_never_depends_on_it(&self) {
         self.etcd.put_lease(&Lease::guest(207));
-        self.says("1 peers");
+        self.says("1 peer");
         let (before, lease, pid) =
             (self.footprint(), self.etcd.lease_of_host(&self.host), pid_of(&self.machine, "flanneld"));
         let monitor = self.host.monitor();

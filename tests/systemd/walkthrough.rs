@@ -76,7 +76,7 @@ fn the_walkthrough_of_the_readme_gives_two_hosts_whose_containers_reach_each_oth
         let fetch = format!("docker exec files sh -c 'wget -q -O- http://{address}/blob | sha256sum'");
         assert_eq!(machine.sh(&fetch)[..64], *checksum);
         assert!(
-            machine.show("flanneld", "StatusText").ends_with("1 peers"),
+            machine.show("flanneld", "StatusText").ends_with("1 peer"),
             "{}",
             machine.show("flanneld", "StatusText")
         );

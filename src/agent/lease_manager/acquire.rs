@@ -4,6 +4,7 @@
 use super::{Acquired, Attempt, LeaseManager, OwnLease};
 use crate::agent::runtime::Backoff;
 use crate::agent::status::Condition;
+use crate::model::foreign::{QUOTED, shown};
 use crate::model::identity::Decision;
 use crate::model::lease::Record;
 use crate::model::lease_set::Moment;
@@ -32,7 +33,7 @@ impl<S: Leases> LeaseManager<S> {
             };
             let pause = backoff.pause(&self.runtime);
             if let Some(reason) = reason {
-                self.status.raise_starting(Condition::Lease, reason, pause);
+                self.status.raise(Condition::Lease, reason);
             }
             tokio::time::sleep(pause).await;
             if self.network.has_changed(&*self.store).await {
@@ -124,8 +125,9 @@ impl<S: Leases> LeaseManager<S> {
         let kinds = leases.filter(|lease| lease.lease_id.is_some()).map(|lease| &*lease.attrs.backend_type);
         let other = kinds.filter(|kind| !kind.is_empty()).find(|kind| !kind.eq_ignore_ascii_case(ours))?;
         Some(format!(
-            "the network config names no Backend, which means {ours}, but there are leases of type {other:?}: set Backend \
-             explicitly, such as \"Backend\":{{\"Type\":\"{ours}\"}}"
+            "the network config names no Backend, which means {ours}, but there are leases of type \"{}\": set Backend \
+             explicitly, such as \"Backend\":{{\"Type\":\"{ours}\"}}",
+            shown(other, QUOTED)
         ))
     }
 

@@ -132,9 +132,7 @@ impl<S: Leases> LeaseManager<S> {
             tokio::time::sleep(PROBE_WINDOW).await;
             match self.store.list().await {
                 Ok(snapshot) => break snapshot,
-                Err(error) => {
-                    self.status.raise_starting(Condition::Lease, format!("no lease yet: {error}"), PROBE_WINDOW)
-                }
+                Err(error) => self.status.raise(Condition::Lease, format!("no lease yet: {error}")),
             }
         };
         let content = snapshot.records.iter().find(|record| *record.name == name).map(|record| record.content.clone());

@@ -170,13 +170,13 @@ impl<S: Leases> LeaseManager<S> {
         self.probe.end_probe();
         self.remember(own.subnet, own.mac, own.lease_id);
         if self.identity.in_use.map(|in_use| in_use.subnet) != Some(own.subnet) {
-            let lost_races = self.status.read().lost_races;
+            let lost_races = self.status.read().counters.lost_races;
             tracing::info!(
                 subnet = %own.subnet, public_ip = %self.address.public_ip, mac = %own.mac, lost_races, "lease acquired"
             );
         }
         self.identity.in_use = Some(InUse { subnet: own.subnet, created: own.created });
-        self.status.update(|status| (status.subnet, status.lease) = (Some(own.subnet), own.lease_id));
+        self.status.update(|status| (status.own.subnet, status.own.lease) = (Some(own.subnet), own.lease_id));
         self.status.clear(Condition::Lease);
     }
 

@@ -55,7 +55,7 @@ impl<S: Leases> LeaseManager<S> {
         let asked = self.runtime.now();
         let ttl = self.store.keep_alive(id).await?;
         if let Some(ttl) = ttl {
-            self.status.update(|status| status.lease_ends = Some(asked + ttl));
+            self.status.update(|status| status.own.lease_ends = Some(asked + ttl));
         }
         Ok(ttl)
     }
@@ -75,6 +75,7 @@ impl<S: Leases> LeaseManager<S> {
             Expiry::Grant(_) | Expiry::Forever => None,
         };
         self.remember(subnet, mac, lease_id);
+        self.state_file.settled().await;
         let attrs = self.network.backend.attrs(self.address.public_ip, mac);
         let asked = self.runtime.now();
         match self.store.write(SubnetKey::v4(subnet), &attrs, precondition, expiry).await? {
@@ -84,13 +85,13 @@ impl<S: Leases> LeaseManager<S> {
                 }
                 if !matches!(expiry, Expiry::Keep(_)) {
                     let ends = lease.lease_id.map(|_| asked + self.ttl());
-                    self.status.update(|status| status.lease_ends = ends);
+                    self.status.update(|status| status.own.lease_ends = ends);
                 }
                 Ok(Attempt::Owned(self.own_lease(lease, mac, self.settings.times.until_write())))
             }
             WriteOutcome::Committed(_) => Ok(Attempt::Again),
             WriteOutcome::Conflict(_) => {
-                self.status.update(|status| status.lost_races += 1);
+                self.status.update(|status| status.counters.lost_races += 1);
                 Ok(Attempt::Again)
             }
         }

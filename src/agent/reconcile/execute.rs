@@ -171,9 +171,9 @@ impl<K: Kernel> Reconciler<K> {
         let now = self.runtime.now();
         let (changes, repairs) = (outcome.done(false), outcome.done(true));
         self.status.update(|status| {
-            status.kernel_changes += changes.len() as u64;
-            status.repairs += repairs.len() as u64;
-            status.kernel_failures += outcome.refusals.len() as u64;
+            status.counters.kernel_changes += changes.len() as u64;
+            status.counters.repairs += repairs.len() as u64;
+            status.counters.kernel_failures += outcome.refusals.len() as u64;
         });
         report::log("", &changes, now.saturating_sub(outcome.begun));
         report::log("repaired: ", &repairs, now.saturating_sub(state.damaged_at));

@@ -49,7 +49,7 @@ impl<K: Kernel> Reconciler<K> {
             Event::Unclear => state.reads.read_soon(now),
             Event::Overrun => {
                 tracing::info!("reports of the kernel were lost because they came too fast: reading its state in full");
-                self.status.update(|status| status.overruns += 1);
+                self.status.update(|status| status.counters.overruns += 1);
                 state.reads.read_soon(now);
             }
         }
@@ -70,7 +70,7 @@ impl<K: Kernel> Reconciler<K> {
             Ok(have) => {
                 state.was_read(have, started, now, &self.runtime);
                 self.log_offload(state);
-                self.status.update(|status| status.full_reads += 1);
+                self.status.update(|status| status.counters.full_reads += 1);
                 true
             }
             Err(error) => {

@@ -65,6 +65,7 @@ impl<K: Kernel> Reconciler<K> {
                 }
                 () = self.kernel.changed() => {}
                 Ok(()) = self.ends.rules_in_place.changed() => {}
+                () = self.files.finished() => {}
                 Ok(()) = self.ends.endpoints.changed() => {
                     let endpoints = self.ends.endpoints.borrow_and_update().clone();
                     state.news.merge(self.desired.set_endpoints(endpoints));
@@ -86,7 +87,7 @@ impl<K: Kernel> Reconciler<K> {
         }
         self.write_files(state, now);
         self.publish_store_progress();
-        self.report_status(now);
+        self.report_status();
         self.report_readiness(state);
         state.trim_heap();
     }
@@ -106,14 +107,12 @@ impl<K: Kernel> Reconciler<K> {
         true
     }
 
-    fn report_status(&self, now: Moment) {
+    fn report_status(&self) {
         self.status.set(Condition::PublicIp, self.desired.duplicate_ip());
         self.status.set(Condition::Subnet, self.desired.subnet_complaint());
         let (tally, held) = (self.desired.tally(), self.desired.leases().held_count());
-        self.status.update(|status| {
-            (status.leases, status.held) = (tally, held);
-            status.last_tick = Some(now);
-        });
+        self.status.update(|status| (status.leases, status.held) = (tally, held));
+        self.status.tick();
         self.runtime.notify(Notice::Alive);
     }
 }

@@ -1,7 +1,7 @@
 //! Writes the files that others read, and reports readiness once everything is in place.
 
 use super::Reconciler;
-use crate::agent::loop_state::{LoopState, PATIENCE};
+use crate::agent::loop_state::LoopState;
 use crate::agent::runtime::Notice;
 use crate::agent::status::Condition;
 use crate::kernel::Kernel;
@@ -27,7 +27,7 @@ impl<K: Kernel> Reconciler<K> {
         }
     }
 
-    /// Reports once that everything is in place, and asks the service manager for patience until then.
+    /// Reports once that everything is in place.
     pub(super) fn report_readiness(&self, state: &LoopState) {
         if self.status.read().started {
             return;
@@ -42,8 +42,6 @@ impl<K: Kernel> Reconciler<K> {
             tracing::info!(%subnet, peers, mtu = self.desired.mtu(), "ready");
             self.status.update(|status| status.started = true);
             self.runtime.notify(Notice::Ready);
-        } else {
-            self.runtime.notify(Notice::StillStarting(PATIENCE));
         }
     }
 }

@@ -32,7 +32,7 @@ impl<K: Kernel> Reconciler<K> {
 
     fn take_changes(&mut self, changes: Changes, state: &mut LoopState) {
         let (own, now) = (self.own_key(), self.runtime.now());
-        if self.status.read().lease_ends.is_some_and(|end| now >= end) {
+        if self.status.read().own.lease_ends.is_some_and(|end| now >= end) {
             self.desired.expect_loss_of_own(now);
         }
         for change in &changes.changes {

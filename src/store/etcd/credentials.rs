@@ -1,10 +1,11 @@
 //! Whom we take for etcd, and who we are to it: the files and the user that flags name.
 //!
 //! Certificates are read anew for every call, the password whenever one authenticates, so that what is renewed on disk
-//! is in use from the next connection on. What cannot be used then changes nothing: the last good one stays.
+//! is in use from the next connection on. What cannot be used then changes nothing: the last good one stays, also where
+//! the disk does not answer.
 
 use super::plain;
-use crate::files;
+use crate::files::{self, FileIo, Task};
 use etcd_client::{Certificate, ConnectOptions, Error, Identity, TlsOptions};
 use rustls::RootCertStore;
 use rustls::crypto::ring::default_provider;
@@ -19,7 +20,12 @@ use std::os::unix::fs::MetadataExt;
 use std::path::{Path, PathBuf};
 use std::str;
 use std::time::Duration;
+use tokio::sync::Mutex;
+use tokio::time::timeout;
 use tonic::transport::Endpoint;
+
+/// How long the first call waits for a disk.
+const SLOW: Duration = Duration::from_secs(1);
 
 /// What the flags say about access to etcd.
 #[derive(Debug, Clone, Default, PartialEq, Eq)]
@@ -82,6 +88,8 @@ pub(super) struct Credentials {
     pem: RefCell<Pem>,
     generation: Cell<u64>,
     password: RefCell<Option<Secret>>,
+    pem_reading: Reading<Pem>,
+    password_reading: Reading<Secret>,
     /// What is wrong with the files now, so that it is said once.
     pem_trouble: Trouble,
     password_trouble: Trouble,
@@ -108,6 +116,8 @@ impl Credentials {
             pem: RefCell::new(pem),
             generation: Cell::new(0),
             password: RefCell::new(password),
+            pem_reading: Reading::default(),
+            password_reading: Reading::default(),
             pem_trouble: Trouble::default(),
             password_trouble: Trouble::default(),
         })
@@ -124,8 +134,12 @@ impl Credentials {
     }
 
     /// Takes up certificates that were renewed. The number that comes back is another one whenever they were.
-    pub(super) fn refresh(&self) -> u64 {
-        match Pem::read(&self.access) {
+    pub(super) async fn refresh(&self) -> u64 {
+        if self.access.ca_file.is_none() && self.access.identity.is_none() {
+            return self.generation.get();
+        }
+        let access = self.access.clone();
+        match self.pem_reading.result(move || Pem::read(&access)).await {
             Ok(pem) if pem == *self.pem.borrow() => self.pem_trouble.over(),
             read => match read.and_then(|pem| pem.check(&self.access).map(|()| pem)) {
                 Ok(pem) => {
@@ -158,9 +172,10 @@ impl Credentials {
     }
 
     /// Adds user and password, if there are any.
-    pub(super) fn authenticate(&self, options: ConnectOptions) -> ConnectOptions {
+    pub(super) async fn authenticate(&self, options: ConnectOptions) -> ConnectOptions {
         let Some(user) = &self.access.user else { return options };
-        match user.password.read() {
+        let password = user.password.clone();
+        match self.password_reading.result(move || password.read()).await {
             Ok(password) => {
                 self.password.replace(Some(password));
                 self.password_trouble.over();
@@ -170,6 +185,31 @@ impl Credentials {
         match &*self.password.borrow() {
             Some(Secret(password)) => options.with_user(&user.name, password),
             None => options,
+        }
+    }
+}
+
+/// A reading of files that nobody waits for if their disk does not answer.
+struct Reading<T>(Mutex<Option<Task<Result<T, String>>>>);
+
+impl<T> Default for Reading<T> {
+    fn default() -> Self {
+        Reading(Mutex::default())
+    }
+}
+
+impl<T: Send + 'static> Reading<T> {
+    /// What `read` gives; an error where it takes too long. Then it goes on, and its result is that of a later call.
+    async fn result(&self, read: impl FnOnce() -> Result<T, String> + Send + 'static) -> Result<T, String> {
+        let mut reading = self.0.lock().await;
+        let task = reading.get_or_insert_with(|| FileIo::Aside.start(read));
+        let _ = timeout(SLOW.saturating_sub(task.age()), task.finished()).await;
+        match task.take() {
+            Some(result) => {
+                *reading = None;
+                result
+            }
+            None => Err("files for access to etcd cannot be read: their disk does not answer".to_owned()),
         }
     }
 }

@@ -19,6 +19,7 @@ pub use credentials::{Access, IdentityFiles, Password, Secret, User};
 pub use watch::EtcdWatch;
 
 use super::{Expiry, Leases, Precondition, Registry, Snapshot, StoreError, WriteOutcome};
+use crate::files::FileIo;
 use crate::model::lease::{LeaseAttrs, LeaseId, Record, Revision};
 use crate::model::subnet::SubnetKey;
 use credentials::Credentials;
@@ -52,6 +53,12 @@ pub struct EtcdStore {
     nearby: Rc<Nearby>,
 }
 
+/// What of `access` these endpoints need: the files for TLS only if one of them uses TLS. Files without effect may be missing.
+fn needed(endpoints: &[String], access: Access) -> Access {
+    let is_encrypted = endpoints.iter().any(|endpoint| endpoint.starts_with("https://"));
+    if is_encrypted { access } else { Access { user: access.user, ..Access::default() } }
+}
+
 impl EtcdStore {
     /// A store at these members of one cluster, which ask for no user, with all keys under `prefix`. Dials nothing.
     ///
@@ -68,9 +75,21 @@ impl EtcdStore {
     /// When there is no endpoint, one is not of that form, or a file that `access` names cannot be used. Files for TLS
     /// are read only if an endpoint uses TLS.
     pub fn with_access(endpoints: Vec<String>, prefix: &str, access: Access) -> Result<Self, StoreError> {
-        let is_encrypted = endpoints.iter().any(|endpoint| endpoint.starts_with("https://"));
-        let access = if is_encrypted { access } else { Access { user: access.user, ..Access::default() } };
-        let credentials = Credentials::load(access).map_err(StoreError::Refused)?;
+        let credentials = Credentials::load(needed(&endpoints, access)).map_err(StoreError::Refused)?;
+        EtcdStore::new_with(endpoints, prefix, credentials)
+    }
+
+    /// The same as [`EtcdStore::with_access`], without waiting on this thread for the disk with the files.
+    ///
+    /// # Errors
+    /// As there.
+    pub async fn open(endpoints: Vec<String>, prefix: &str, access: Access) -> Result<Self, StoreError> {
+        let access = needed(&endpoints, access);
+        let credentials = FileIo::Aside.run(move || Credentials::load(access)).await.map_err(StoreError::Refused)?;
+        EtcdStore::new_with(endpoints, prefix, credentials)
+    }
+
+    fn new_with(endpoints: Vec<String>, prefix: &str, credentials: Credentials) -> Result<Self, StoreError> {
         let keys = Keys::new(prefix);
         Ok(EtcdStore {
             pool: Rc::new(Pool::new(endpoints, keys.config(), credentials)?),

@@ -149,7 +149,7 @@ impl Pool {
         ask: &impl AsyncFn(Session) -> Result<T, Error>,
     ) -> Result<Result<T, Error>, Failure> {
         let member = &self.members[index];
-        let generation = self.credentials.refresh();
+        let generation = self.credentials.refresh().await;
         if let Some(session) = member.session(generation) {
             let (number, received) = (session.number, session.received.clone());
             match in_time(CALL, || received.by_calls(), Box::pin(ask(session))).await? {
@@ -237,7 +237,7 @@ impl Pool {
         }
         self.surveyed_at.set(Some(Instant::now()));
         for index in self.clusters.unknown() {
-            let generation = self.credentials.refresh();
+            let generation = self.credentials.refresh().await;
             let _ = timeout(CONNECT, self.session(index, generation)).await;
             if self.pinned.get() != index {
                 self.members[index].session.take();
@@ -255,7 +255,7 @@ impl Pool {
         let received = Received::default();
         let channel = counted(self.endpoint(&self.members[index])?.connect_lazy(), received.clone());
         let options = ConnectOptions::new().with_require_leader(true);
-        let with_user = self.credentials.authenticate(options.clone());
+        let with_user = self.credentials.authenticate(options.clone()).await;
         let client = match Client::from_channel(channel.clone(), Some(with_user)).await {
             // Then nobody needs to.
             Err(error) if error::is_auth_disabled(&error) => Client::from_channel(channel, Some(options)).await?,

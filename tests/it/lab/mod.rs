@@ -15,6 +15,7 @@
 mod cluster;
 mod container;
 mod cost;
+mod disk;
 pub mod docker;
 mod etcd;
 mod forwarder;
@@ -34,6 +35,7 @@ pub mod wait;
 pub use cluster::Cluster;
 pub use container::Container;
 pub use cost::Calls;
+pub use disk::Disk;
 pub use docker::Docker;
 pub use etcd::Etcd;
 pub use forwarder::Forwarder;
@@ -188,7 +190,7 @@ pub fn containers_on(hosts: &mut [Host]) -> Vec<Container> {
     hosts.iter_mut().map(|host| host.attach_container("c1")).collect()
 }
 
-const TOOLS: [&str; 15] = [
+const TOOLS: [&str; 17] = [
     "ip",
     "bridge",
     "ethtool",
@@ -201,6 +203,8 @@ const TOOLS: [&str; 15] = [
     "strace",
     "iptables",
     "busybox",
+    "mkfs.ext4",
+    "fsfreeze",
     "dockerd",
     "systemd-nspawn",
     docker::DOCKER,

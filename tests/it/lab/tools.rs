@@ -51,6 +51,13 @@ impl Tools {
         fs::rename(dir.join(format!("{name}.new")), dir.join(name)).expect("its name");
     }
 
+    /// A shell script of the test's own in place of a program.
+    pub fn replace(host: &Host, name: &str, text: &str) -> Tools {
+        let tools = Tools::create(host);
+        tools.script(name, text);
+        tools
+    }
+
     fn script(&self, name: &str, text: &str) {
         let path = self.dir.join(name);
         program::write(&path, format!("#!/bin/sh\n{text}\n").as_bytes());

@@ -170,7 +170,7 @@ impl Laws {
         let mut ready: BTreeMap<Ipv4Net, u8> = BTreeMap::new();
         for host in cluster.running() {
             let (number, status) = (host.number, host.status());
-            let Some(subnet) = status.read().subnet else { continue };
+            let Some(subnet) = status.read().own.subnet else { continue };
             let before = *self.subnets.entry(number).or_insert(subnet);
             if before != subnet {
                 self.violation(format!("host {number} changed its subnet from {before} to {subnet}"));
