@@ -157,7 +157,8 @@ fn priority(level: Level) -> u8 {
 #[cfg(test)]
 pub fn captured(work: impl FnOnce()) -> String {
     let sink = Arc::new(Sink { queue: Arc::default(), budget: Mutex::default(), with_priority: false });
-    let subscriber = tracing_subscriber::fmt().with_writer(Writer(sink.clone())).with_ansi(false).finish();
+    let subscriber =
+        tracing_subscriber::fmt().with_writer(Writer(sink.clone())).with_ansi(false).with_target(false).finish();
     tracing::subscriber::with_default(subscriber, work);
     sink.queue.text()
 }
@@ -208,15 +209,6 @@ impl Write for EventWriter<'_> {
 #[cfg(test)]
 mod tests {
     use super::*;
-
-    #[test]
-    fn no_verbosity_makes_libraries_log_each_packet() {
-        for verbosity in 0..=u8::MAX {
-            let filter = filter(verbosity).to_string();
-            let others: Vec<&str> = filter.split(',').filter(|level| !level.starts_with("flanneld=")).collect();
-            assert_eq!(others, ["info"]);
-        }
-    }
     use proptest::prelude::*;
 
     proptest! {
@@ -242,6 +234,15 @@ mod tests {
         });
         assert!(logged.lines().count() <= 100, "{} lines", logged.lines().count());
         assert!(logged.contains("WARN our lease has expired") && logged.contains("ERROR the end"), "{logged}");
+    }
+
+    #[test]
+    fn no_verbosity_makes_libraries_log_each_packet() {
+        for verbosity in 0..=u8::MAX {
+            let filter = filter(verbosity).to_string();
+            let others: Vec<&str> = filter.split(',').filter(|level| !level.starts_with("flanneld=")).collect();
+            assert_eq!(others, ["info"]);
+        }
     }
 
     #[test]
