@@ -106,7 +106,7 @@ impl Data {
         self.revision += Revision::from(!names.is_empty());
         for name in &names {
             self.keys.remove(name);
-            let change = Change::delete(&name, self.revision);
+            let change = Change::delete(name, self.revision);
             self.history.push((self.revision, change));
         }
         names.len()

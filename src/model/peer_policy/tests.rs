@@ -136,7 +136,7 @@ fn an_older_key_of_an_unusual_size_outweighs_no_hosts_subnet() {
         ("10.5.2.128-30", "a /30 gives way"),
     ] {
         let stray = record(stray, "192.168.0.3", "0e:00:00:00:00:03", 1);
-        let mut peers = judge(&[stray.clone()]);
+        let mut peers = judge(std::slice::from_ref(&stray));
         assert!(matches!(peers.verdict(&stray.name), Some(Verdict::Peer(_))), "alone it is a host of another config");
         assert!(peers.update(&good.name, Some(&good), read).contains(&stray.name));
         assert!(matches!(peers.verdict(&good.name), Some(Verdict::Peer(_))));
