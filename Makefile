@@ -1,7 +1,7 @@
 # `make` lists what there is.
 
 .DEFAULT_GOAL := help
-.PHONY: help setup setup-build build test check bench bench-repair bench-dataplane bench-allocate bench-hostile bench-routes bench-watchers simulate fuzz install uninstall deb cargo-deb static manual demo demo-down ci
+.PHONY: help setup setup-build build test test-kernels check bench bench-repair bench-dataplane bench-allocate bench-hostile bench-routes bench-watchers simulate fuzz install uninstall deb cargo-deb static manual demo demo-down ci
 
 profile := $(if $(RELEASE),release,debug)
 # Where cargo builds.
@@ -22,6 +22,11 @@ build: setup-build ## Build flanneld (RELEASE=1: optimised, takes minutes)
 
 test: setup cargo-deb ## Run every test (as root: hosts are network namespaces, etcd is real)
 	cargo test --workspace --no-fail-fast
+	@$(MAKE) --no-print-directory test-kernels
+
+# The first run fetches the kernels, 120 MB, into ~/.cache/flanneld-test.
+test-kernels: setup cargo-deb ## Run tests under the kernels 5.10, 6.1, 6.12 and 7 in qemu, as root (KERNELS="6.1 package": less of it)
+	cargo test --test kernels -- $(KERNELS)
 
 check: setup ## Check the format and the lints
 	cargo fmt --check

@@ -5,10 +5,7 @@ use std::time::{Duration, Instant};
 use flanneld::store::Registry;
 use flanneld::store::etcd::EtcdStore;
 
-use crate::lab::{Calls, DEVICE, Etcd, Host, Lab, Lease, wait_until};
-
-/// Hosts get their subnets from 10.224.0.0 upwards, numbered peers have those below.
-const WIDE: &str = r#"{"Network":"10.0.0.0/8","SubnetMin":"10.224.0.0","Backend":{"Type":"vxlan"}}"#;
+use crate::lab::{Calls, DEVICE, Etcd, Host, Lab, Lease, WIDE_CONFIG, wait_until};
 
 /// How long a debug build on a busy machine may take for thousands of peers.
 const LIMIT: Duration = Duration::from_secs(60);
@@ -23,7 +20,7 @@ fn peers(count: u32) -> Vec<Lease> {
 /// Joins a network of so many peers; gives what that cost.
 fn join(etcd: &Etcd, host: &mut Host, count: u32) -> Calls {
     let prefix = format!("/network-of-{count}");
-    etcd.put(&format!("{prefix}/config"), WIDE);
+    etcd.put(&format!("{prefix}/config"), WIDE_CONFIG);
     etcd.fill(&prefix, &peers(count));
     let calls = etcd.calls_during(|| {
         host.start(&[&format!("--etcd-prefix={prefix}")]);

@@ -1,11 +1,8 @@
 //! A field for damage: two hosts with a container each, a few guests as peers, and strangers who are not to be touched.
 
-use std::time::{Duration, Instant};
+use std::time::Instant;
 
-use crate::lab::{Container, Etcd, Host, Lab, Lease, State, containers_on, eventually, wait_until};
-
-/// How long a repair may take here. On an idle machine it takes some milliseconds.
-const SOON: Duration = Duration::from_secs(10);
+use crate::lab::{Container, Etcd, Host, Lab, Lease, State, containers_on, eventually, patience, wait_until};
 
 /// What other software has on the host: routes into the overlay's network too, for what is no peer's.
 const STRANGERS: &str = "
@@ -93,7 +90,7 @@ impl Field {
             let log = host.log_since(mark);
             log.lines().filter(|line| line.contains(" repaired: ")).map(str::to_owned).collect()
         };
-        wait_until(SOON, || repairs().len() >= count);
+        wait_until(patience() / 2, || repairs().len() >= count);
         let repairs = repairs();
         assert_eq!(repairs.len(), count, "{script}: {repairs:#?}");
         assert!(repairs.iter().any(|line| line.contains(repair)), "{script}: no {repair:?} in {repairs:#?}");

@@ -12,7 +12,7 @@ use nix::unistd::Pid;
 
 use super::netns::output;
 use super::process::{Process, print_log_if_panicking};
-use super::wait::{PATIENCE, wait_until};
+use super::wait::{patience, wait_until};
 use super::{Answer, Host, Underlay, names_in};
 
 /// Not whatever else the PATH has: its client must speak the daemon's API.
@@ -92,7 +92,7 @@ impl Docker {
         command.args(["--config-file", &path("daemon.json"), "-H", &self.socket()]);
         command.args(["--cgroup-parent", &format!("/{}", self.netns)]).args(self.options());
         self.process = Some(Process::spawn(&mut command, &self.log()));
-        let answers = wait_until(PATIENCE, || self.docker(&["version"]).is_ok());
+        let answers = wait_until(patience(), || self.docker(&["version"]).is_ok());
         assert!(answers, "dockerd does not answer: {}", fs::read_to_string(self.log()).unwrap_or_default());
     }
 
@@ -146,7 +146,7 @@ impl Docker {
         let address = self.docker(&["inspect", "-f", "{{.NetworkSettings.IPAddress}}", name]).expect("docker inspect");
         let address = address.trim().parse().expect("an address");
         let mut answer = Err(String::new());
-        let answers = wait_until(PATIENCE, || {
+        let answers = wait_until(patience(), || {
             answer = self.ask(name, "127.0.0.1");
             answer.is_ok()
         });

@@ -11,7 +11,7 @@ use tempfile::TempDir;
 use super::netns::{self, Netns, http_get};
 use super::overlay::Lease;
 use super::process::{Process, print_log_if_panicking};
-use super::wait::{PATIENCE, eventually, wait_until};
+use super::wait::{eventually, patience, wait_until};
 use super::{Host, PREFIX, Underlay};
 
 pub struct Etcd {
@@ -338,7 +338,7 @@ impl Etcd {
     /// Whether it comes to answer, as part of a quorum.
     pub(super) fn becomes_healthy(&mut self) -> bool {
         let mut alive = true;
-        wait_until(PATIENCE, || {
+        wait_until(patience(), || {
             alive = self.process.as_mut().is_some_and(Process::running);
             !alive || self.healthy()
         });

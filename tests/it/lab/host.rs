@@ -19,7 +19,7 @@ use super::notify::{Notification, Notify};
 use super::process::{Exit, Process, print_log_if_panicking};
 use super::state::State;
 use super::tables::{Device, FdbEntry, Neighbor, Route, Tables};
-use super::wait::{PATIENCE, eventually_eq, wait_until};
+use super::wait::{eventually_eq, patience, wait_until};
 use super::{Answer, Container, DEVICE, Docker, Etcd, PREFIX, Tools, Underlay};
 
 /// The daemon under test.
@@ -139,7 +139,13 @@ impl Host {
     #[track_caller]
     pub fn wait_ready(&self) {
         let status = || self.status().unwrap_or_default();
-        assert!(self.ready_within(PATIENCE), "host {} not ready within {PATIENCE:?}, STATUS={}", self.index, status());
+        assert!(
+            self.ready_within(patience()),
+            "host {} not ready within {:?}, STATUS={}",
+            self.index,
+            patience(),
+            status()
+        );
     }
 
     /// Whether READY=1 comes within `timeout`.
@@ -210,7 +216,7 @@ impl Host {
     pub fn stop_heard(&mut self, text: &str) -> bool {
         let Daemon { process, notify } = self.daemon.take().expect("a daemon");
         process.stop();
-        wait_until(PATIENCE, || notify.notifications().iter().any(|notification| notification.text == text))
+        wait_until(patience(), || notify.notifications().iter().any(|notification| notification.text == text))
     }
 
     pub fn kill9(&mut self) {
@@ -330,8 +336,8 @@ impl Host {
     #[track_caller]
     pub fn returns_to(&self, before: &State) {
         let mut now = None;
-        let same = wait_until(PATIENCE, || now.insert(self.state()).same_but_index(before));
-        assert!(same, "host {} not as before within {PATIENCE:?}: {}", self.index, now.unwrap().unlike(before));
+        let same = wait_until(patience(), || now.insert(self.state()).same_but_index(before));
+        assert!(same, "host {} not as before within {:?}: {}", self.index, patience(), now.unwrap().unlike(before));
     }
 
     /// Hears of all changes from now on.

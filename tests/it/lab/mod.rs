@@ -40,12 +40,12 @@ pub use docker::Docker;
 pub use etcd::Etcd;
 pub use forwarder::Forwarder;
 pub use host::{FLANNELD, Host};
-pub use overlay::{CONFIG, DEVICE, Lease, NETWORK, PREFIX};
+pub use overlay::{CONFIG, DEVICE, Lease, NETWORK, PREFIX, WIDE_CONFIG};
 pub use server::{Answer, Server};
 pub use state::State;
 pub use tables::{Device, Tables, Vxlan};
 pub use tools::Tools;
-pub use wait::{eventually, eventually_eq, wait_until};
+pub use wait::{eventually, eventually_eq, patience, wait_until};
 
 use std::collections::BTreeSet;
 use std::os::unix::fs::MetadataExt;
@@ -103,6 +103,18 @@ impl Lab {
     /// One with more options.
     pub fn etcd_with(&self, options: &[String]) -> Etcd {
         Etcd::on_underlay(self.underlay.clone(), options.to_vec())
+    }
+
+    /// `ip ARGS` on the underlay, whose bridge is br0. The port of host N is pN.
+    #[allow(dead_code, reason = "the tests of other kernels use it")]
+    pub fn underlay_ip(&self, args: &str) {
+        self.underlay.netns.ip(args);
+    }
+
+    /// A command that will run on the underlay.
+    #[allow(dead_code, reason = "the tests of other kernels use it")]
+    pub fn underlay_command(&self, program: &str) -> std_process::Command {
+        self.underlay.netns.command(program)
     }
 
     /// Something that passes connections to 172.31.0.`last`, port 2379, on to [`Lab::etcd`].

@@ -12,6 +12,8 @@ pub const NETWORK: &str = "172.30.0.0/16";
 /// The upper half of the network is left to guests ([`Lease::guest`]), so that no host is ever given a guest's subnet.
 pub const CONFIG: &str =
     r#"{ "Network": "172.30.0.0/16", "SubnetLen": 24, "SubnetMax": "172.30.127.0", "Backend": { "Type": "vxlan" } }"#;
+/// For many peers: hosts get their subnets from 10.224.0.0 upwards, numbered peers ([`Lease::numbered`]) have those below.
+pub const WIDE_CONFIG: &str = r#"{"Network":"10.0.0.0/8","SubnetMin":"10.224.0.0","Backend":{"Type":"vxlan"}}"#;
 
 /// One host's registration.
 #[derive(Debug, Clone, PartialEq, Eq, PartialOrd, Ord)]

@@ -9,7 +9,7 @@ use std::time::{Duration, Instant};
 use nix::sys::signal::{Signal, kill};
 use nix::unistd::Pid;
 
-use super::wait::PATIENCE;
+use super::wait::patience;
 
 pub struct Process {
     child: Child,
@@ -64,7 +64,7 @@ impl Process {
 
     /// Waits for the end.
     pub fn wait(self) -> Exit {
-        self.wait_for(PATIENCE)
+        self.wait_for(patience())
     }
 
     /// Waits for the end, which must come within this time.
