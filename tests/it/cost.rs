@@ -82,12 +82,13 @@ fn a_hundred_thousand_leases_are_listed_completely_in_few_calls() {
     let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build().expect("a runtime");
     let began = Instant::now();
     let mut listed = None;
-    let calls = etcd.calls_during(|| listed = Some(runtime.block_on(store.list()).expect("all leases")));
+    let mut calls = etcd.calls_during(|| listed = Some(runtime.block_on(store.list()).expect("all leases")));
     println!("{COUNT} leases listed in {:.1?}: {calls:?}", began.elapsed());
 
     let mut names: Vec<_> = listed.expect("a list").records.into_iter().map(|record| record.name).collect();
     assert!(names.is_sorted());
     names.dedup();
     assert_eq!(names.len(), COUNT as usize);
-    assert_eq!(calls, Calls::from([("Range".to_owned(), u64::from(COUNT / 10_000))]));
+    let pages = calls.remove("Range").expect("pages");
+    assert!(pages <= u64::from(COUNT / 5_000) && calls.is_empty(), "{pages} pages, {calls:?}");
 }
