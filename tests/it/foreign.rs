@@ -103,6 +103,7 @@ fn keys_values_and_names_of_interfaces_speak_for_nobody() {
     std::fs::write(host.path("subnet.env"), "FLANNEL_SUBNET=\"\u{1b}[2J\"\n").expect("a file");
     host.start(&[HEALTHZ]);
     host.wait_ready();
+    let own = etcd.lease_of_host(&host);
     put_hostile_keys(&etcd);
     etcd.put_lease(&Lease::guest(250));
     eventually("all are refused", || host.status().is_some_and(|status| status.contains("8 refused")));
@@ -114,7 +115,6 @@ fn keys_values_and_names_of_interfaces_speak_for_nobody() {
     assert_eq!(ready, 1);
 
     // Somebody else has our own key now.
-    let own = etcd.lease_of_host(&host);
     etcd.put(&own.key(), &of_type("172.31.0.99", "vxlan\nWATCHDOG=trigger\nMAINPID=1"));
     says(&host, "vxlan\\nWATCHDOG=trigger\\nMAINPID=1");
     nothing_is_forged(&host, &forged);

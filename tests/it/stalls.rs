@@ -106,11 +106,22 @@ fn a_disk_that_is_frozen_under_a_daemon_that_runs() {
     ends(&mut host);
 
     disk.thaw();
+    eventually("the writer that was held up ends", || !is_written(&host.path("state")));
     host.start(&[HEALTHZ]);
     host.wait_ready();
     assert_eq!(etcd.lease_of_host(&host).subnet, own.subnet);
     let names = crate::lab::names_in(&host.path("state"));
     assert!(!names.iter().any(|name| name.starts_with(".flanneld-")), "{names:?}");
+}
+
+/// Whether a process of the daemon's works on a file below this directory.
+fn is_written(dir: &Path) -> bool {
+    let dir = dir.display().to_string();
+    crate::lab::names_in(Path::new("/proc")).iter().any(|pid| {
+        let words = fs::read(format!("/proc/{pid}/cmdline")).unwrap_or_default();
+        let words = String::from_utf8_lossy(&words).into_owned();
+        words.contains("write-file") && words.contains(&dir)
+    })
 }
 
 #[test]

@@ -235,7 +235,7 @@ async fn a_lease_that_holds_etcd_is_refused_as_soon_as_the_address_of_etcd_is_kn
     let guest = Peer::guest(230);
     cluster.store.put_for(&guest.key(), guest.json(), TTL);
     cluster.settle().await;
-    assert!(cluster[1].status_line().contains("1 peers"), "{}", cluster[1].status_line());
+    assert!(cluster[1].status_line().contains("1 peer"), "{}", cluster[1].status_line());
 
     cluster[1].store.set_endpoints(vec!["192.0.2.1".parse().unwrap(), "10.5.230.9".parse().unwrap()]);
     cluster.hostile.insert(guest.key());
@@ -245,7 +245,7 @@ async fn a_lease_that_holds_etcd_is_refused_as_soon_as_the_address_of_etcd_is_kn
     cluster[1].store.set_endpoints(vec!["192.0.2.1".parse().unwrap()]);
     cluster.hostile.remove(&guest.key());
     cluster.settle().await;
-    assert!(cluster[1].status_line().contains("1 peers"), "{}", cluster[1].status_line());
+    assert!(cluster[1].status_line().contains("1 peer"), "{}", cluster[1].status_line());
     cluster[1].kernel.take_log();
     cluster[1].store.set_endpoints(vec!["192.0.2.2".parse().unwrap()]);
     cluster.pass(secs(1)).await;
