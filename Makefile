@@ -24,7 +24,7 @@ test: setup cargo-deb ## Run every test (as root: hosts are network namespaces, 
 	cargo test --workspace --no-fail-fast
 	@$(MAKE) --no-print-directory test-kernels
 
-# The first run fetches the kernels, 120 MB, into ~/.cache/flanneld-test.
+# The first run fetches the kernels, 360 MB, into ~/.cache/flanneld-test.
 test-kernels: setup cargo-deb ## Run tests under the kernels 5.10, 6.1, 6.12 and 7 in qemu, as root (KERNELS="6.1 package": less of it)
 	cargo test --test kernels -- $(KERNELS)
 

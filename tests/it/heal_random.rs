@@ -9,8 +9,8 @@ use std::time::{Duration, Instant};
 use rand::rngs::StdRng;
 use rand::{RngExt, SeedableRng};
 
+use crate::damage::{ADDRESSES, DEVICES, Damage, FDB, NEIGHBORS, PARAMETERS, ROUTES};
 use crate::field::Field;
-use crate::heal::{ADDRESSES, DEVICES, Damage, FDB, NEIGHBORS, PARAMETERS, ROUTES};
 use crate::lab::Lease;
 
 const SECONDS: u64 = 12;

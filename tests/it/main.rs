@@ -2,6 +2,7 @@
 //!
 //! Everything here needs root and a few tools (`make setup`); what is missing is named, nothing is skipped.
 
+mod damage;
 mod field;
 mod lab;
 #[path = "lab/tests.rs"]
