@@ -78,6 +78,7 @@ impl<K: Kernel> Reconciler<K> {
             return None;
         }
         let mut plan = self.differences(state, due);
+        self.status.update(|status| status.counters.compared += plan.compared as u64);
         let is_missing = !matches!(state.have.device, Some(ExistingDevice::Known(..)));
         let needs_device = !plan.is_empty() && is_missing && self.desired.want().device.get().is_some();
         // All steps on one entry wait together: a stray must be deleted before ours can be added.
