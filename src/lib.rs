@@ -24,7 +24,9 @@
 //! | a peer's lease is followed, refused, held | [`agent::peers`], [`model::peer_policy`], [`model::lease_set`] |
 //! | a lease becomes a route, an ARP and an FDB entry | [`model::desired`], which asks [`backend`] for the entries |
 //! | a packet walks through route, ARP and FDB | [`backend::vxlan`] |
-//! | a deleted route is noticed | [`kernel::listener`], [`model::mirror`], `agent/reconcile/kernel_reports.rs` |
+//! | a kind of entry is compared, made and removed | [`model::entry`], listed in [`model::kernel_state`] |
+//! | a device is compared, made and changed | [`model::device`], `kernel/link/` |
+//! | a deleted route is noticed | [`kernel::listener`], [`model::entry`], `agent/reconcile/kernel_reports.rs` |
 //! | a difference is planned, applied, retried | [`model::plan`], `agent/reconcile/execute.rs`, [`agent::retry_queue`] |
 //! | a WARN and the readiness are decided | [`agent::status`]; `agent/announce.rs` for refused leases |
 //! | the firewall's rules are kept | [`firewall`] for the rules, [`agent::firewall`] for the loop |

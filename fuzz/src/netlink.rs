@@ -1,20 +1,30 @@
 //! What the kernel sends.
 
+use flanneld::backend::Backend;
+use flanneld::backend::vxlan::Vxlan;
 use flanneld::kernel::wire::{Kind, frames};
 use flanneld::kernel::{Event, decode, listener};
-use flanneld::model::kernel_state::{Device, ExistingDevice, Have, Scope, Vxlan, Want};
+use flanneld::model::device::{DeviceWant, ExistingDevice};
+use flanneld::model::entry::RouteReport;
+use flanneld::model::family::PerFamily;
+use flanneld::model::iface::{ExternalInterface, HostView};
+use flanneld::model::kernel_state::{Have, Observed, Scope, Want};
 use flanneld::model::mac::VtepMac;
-use flanneld::model::mirror::{Noticed, Observed};
 use flanneld::model::plan::Plan;
+use flanneld::model::table::Noticed;
 use netlink_packet_core::{NetlinkMessage, NetlinkPayload};
 use netlink_packet_route::{AddressFamily, RouteNetlinkMessage as Message};
+use std::net::Ipv4Addr;
 
 /// The index of our device in one byte, then a datagram.
 pub fn netlink(input: &[u8]) {
     let Some((index, datagram)) = input.split_first() else { return };
     let index = u32::from(*index);
-    let scope =
-        Scope { device: "flannel.1".to_owned(), networks: vec!["10.5.0.0/16".parse().expect("a network")], nic: 2 };
+    let scope = Scope {
+        device: "flannel.1".to_owned(),
+        networks: PerFamily { v4: "10.5.0.0/16".parse().ok(), v6: None },
+        nic: 2,
+    };
     as_answers(datagram, &scope, index);
     as_reports(datagram, &scope, index);
 }
@@ -77,9 +87,12 @@ fn as_reports(datagram: &[u8], scope: &Scope, index: u32) {
     listener::read(datagram, scope, Some(index), &mut events);
     for event in events {
         if let Event::Entry(report) = event {
-            have.notice(&report);
-            let again = have.notice(&report);
-            assert!(again == Noticed::Nothing || matches!(report, Observed::RouteReplaced(_)), "{report:?}: {again:?}");
+            have.notice(report);
+            let again = have.notice(report);
+            assert!(
+                again == Noticed::Nothing || matches!(report, Observed::Route(RouteReport::Replaced(_))),
+                "{report:?}: {again:?}"
+            );
         }
     }
     what_is_ours_can_be_cleared(have, scope, index);
@@ -87,18 +100,17 @@ fn as_reports(datagram: &[u8], scope: &Scope, index: u32) {
 
 /// A plan for a device without peers leads there in one step, whatever the kernel was said to hold.
 fn what_is_ours_can_be_cleared(mut have: Have, scope: &Scope, index: u32) {
-    let vxlan =
-        Vxlan { vni: 1, local: None, lower: 2, port: 0, learning: false, gbp: false, group: None, ttl: 0, ageing: 300 };
-    let device = Device {
-        name: scope.device.clone(),
-        mac: VtepMac([0x0e; 6]),
-        mtu: 1450,
-        up: true,
-        tx_checksum_off: false,
-        vxlan,
-    };
-    have.device = Some(ExistingDevice::Vxlan(index, device.clone()));
-    let want = Want { device: Some(device), peers_complete: true, ..Want::default() };
+    let address = Ipv4Addr::new(192, 168, 0, 1);
+    let nic = ExternalInterface { index: 2, name: "eth0".into(), mtu: 1500, mac: None, address, public_ip: address };
+    let own = Vxlan::default().own_entries(
+        &nic,
+        &HostView::default(),
+        "10.5.1.0/24".parse().expect("a subnet"),
+        VtepMac([0x0e; 6]),
+    );
+    let device = own.device.get().expect("a device").clone();
+    have.device = Some(ExistingDevice::Known(index, device.clone()));
+    let want = Want { device: DeviceWant::Is(device), peers_complete: true, ..Want::default() };
     for step in Plan::between(&have, &want, scope).steps {
         have.apply(&step.op, index);
     }

@@ -2,9 +2,11 @@
 //! on demand.
 
 use flanneld::kernel::{Event, Kernel, KernelError};
+use flanneld::model::device::ExistingDevice;
+use flanneld::model::entry::{FdbEntry, FdbReport, Oif, RouteReport};
 use flanneld::model::iface::{HostView, Interface, InterfaceAddress, WayOut};
-use flanneld::model::kernel_state::{ExistingDevice, Have, Oif, Scope};
-use flanneld::model::mirror::Observed;
+use flanneld::model::kernel_state::{Entry, Have, Observed, Scope};
+use flanneld::model::mac::VtepMac;
 use flanneld::model::plan::Op;
 use ipnet::IpNet;
 use nix::libc::{EEXIST, ENODEV};
@@ -15,8 +17,6 @@ use std::rc::Rc;
 use std::time::Duration;
 use tokio::sync::Notify;
 
-/// The port that the kernel gives to a VXLAN device if none was requested.
-const DEFAULT_PORT: u16 = 8472;
 /// The lowest index of devices that are created here, above the indexes of the host's own interfaces.
 const FIRST_INDEX: u32 = 100;
 
@@ -211,7 +211,7 @@ impl Inner {
             return Err(KernelError::from_errno(op.to_string(), errno, ""));
         }
         if !is_about_another_device(have, op) {
-            have.apply(&as_made(op), next_index);
+            have.apply(op, next_index);
         }
         self.devices_made += u32::from(matches!(op, Op::CreateDevice(_)));
         if let Some(answer) = &self.answer {
@@ -242,26 +242,19 @@ fn demanded(faults: &mut Vec<Fault>, op: &Op, have: &mut Have) -> Option<i32> {
 
 /// The errno with which the kernel would refuse `op`.
 fn refusal(have: &Have, op: &Op) -> Option<i32> {
-    let missing = !matches!(have.device, Some(ExistingDevice::Vxlan(..)));
+    let missing = !matches!(have.device, Some(ExistingDevice::Known(..)));
     match op {
         Op::CreateDevice(_) => have.device.is_some().then_some(EEXIST),
         Op::ChangeDevice(index, _) => {
-            let there = matches!(have.device, Some(ExistingDevice::Vxlan(now, _)) if now == *index);
+            let there = matches!(have.device, Some(ExistingDevice::Known(now, _)) if now == *index);
             (!there).then_some(ENODEV)
         }
-        Op::AddAddress(_) | Op::SetNeighbor(..) | Op::SetFdb(..) => missing.then_some(ENODEV),
-        Op::AddRoute(route) | Op::ReplaceRoute(route) if route.oif == Oif::Ours && missing => Some(ENODEV),
-        Op::AddRoute(route) => {
+        Op::Set(entry) | Op::Add(entry) if entry.is_on_device() && missing => Some(ENODEV),
+        Op::Add(Entry::Route(route)) => {
             let rivals = have.routes.get(&route.dest).map_or(&[][..], |routes| routes);
             rivals.iter().any(|rival| rival.metric == route.metric).then_some(EEXIST)
         }
-        Op::DeleteDevice(_)
-        | Op::DeleteAddress(_)
-        | Op::DeleteNeighbor(_)
-        | Op::DeleteFdb(..)
-        | Op::ClearFdb(_)
-        | Op::ReplaceRoute(_)
-        | Op::DeleteRoute(_) => None,
+        Op::DeleteDevice(_) | Op::Set(_) | Op::Add(_) | Op::Delete(_) | Op::ClearFdb(_) => None,
     }
 }
 
@@ -270,52 +263,41 @@ fn differences(before: &Have, after: &Have) -> Vec<Observed> {
     let mut found = Vec::new();
     let neighbors: BTreeSet<_> = before.neighbors.keys().chain(after.neighbors.keys()).copied().collect();
     for ip in neighbors.into_iter().filter(|ip| before.neighbors.get(ip) != after.neighbors.get(ip)) {
-        found.push(Observed::Neighbor(ip, after.neighbors.get(&ip).copied()));
+        found.push(Observed::Neighbor((ip, after.neighbors.get(&ip).copied())));
     }
     let fdb = |have: &Have| -> BTreeSet<_> {
         have.fdb.iter().flat_map(|(mac, all)| all.iter().map(|dst| (*mac, *dst))).collect()
     };
-    found.extend(fdb(before).difference(&fdb(after)).map(|(mac, dst)| Observed::FdbGone(*mac, *dst)));
-    found.extend(fdb(after).difference(&fdb(before)).map(|(mac, dst)| Observed::FdbSet(*mac, *dst)));
+    let entry = |(mac, dst): &(VtepMac, IpAddr)| FdbEntry { mac: *mac, dst: *dst };
+    let (old, new) = (fdb(before), fdb(after));
+    found.extend(old.difference(&new).map(|pair| Observed::FdbEntry(FdbReport::Gone(entry(pair)))));
+    found.extend(new.difference(&old).map(|pair| Observed::FdbEntry(FdbReport::Set(entry(pair)))));
     let routes = |have: &Have| have.routes.values().flatten().copied().collect::<BTreeSet<_>>();
-    found.extend(routes(before).difference(&routes(after)).copied().map(Observed::RouteGone));
-    found.extend(routes(after).difference(&routes(before)).copied().map(Observed::RouteAdded));
+    let (old, new) = (routes(before), routes(after));
+    found.extend(old.difference(&new).map(|route| Observed::Route(RouteReport::Gone(*route))));
+    found.extend(new.difference(&old).map(|route| Observed::Route(RouteReport::Added(*route))));
     found
 }
 
 fn is_about_another_device(have: &Have, op: &Op) -> bool {
     match (op, &have.device) {
-        (Op::DeleteDevice(index), Some(ExistingDevice::Vxlan(ours, _) | ExistingDevice::Other(ours, _))) => {
-            index != ours
-        }
+        (Op::DeleteDevice(index), Some(device)) => *index != device.index(),
         _ => false,
     }
 }
 
-/// The operation with the defaults that the kernel fills in.
-fn as_made(op: &Op) -> Op {
-    match op {
-        Op::CreateDevice(device) if device.vxlan.port == 0 => {
-            let mut device = device.clone();
-            device.vxlan.port = DEFAULT_PORT;
-            Op::CreateDevice(device)
-        }
-        op => op.clone(),
-    }
-}
-
 fn our_interface(have: &Have) -> Option<Interface> {
-    let Some(ExistingDevice::Vxlan(index, device)) = &have.device else { return None };
+    let Some(ExistingDevice::Known(index, device)) = &have.device else { return None };
     let address =
         |net: &IpNet| InterfaceAddress { net: *net, scope: 0, permanent: true, deprecated: false, temporary: false };
     Some(Interface {
         index: *index,
         name: device.name.clone(),
         mtu: device.mtu,
-        mac: Some(device.mac),
+        mac: device.mac,
         up: device.up,
         controller: None,
-        addresses: have.addresses.iter().map(address).collect(),
+        addresses: have.addresses.keys().map(address).collect(),
     })
 }
 
@@ -384,27 +366,27 @@ impl Kernel for FakeKernel {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use flanneld::model::kernel_state::{Device, Few, Route, Vxlan};
-    use flanneld::model::mac::VtepMac;
+    use flanneld::backend::Backend;
+    use flanneld::backend::vxlan::Vxlan;
+    use flanneld::model::device::{Device, Link};
+    use flanneld::model::entry::{Address, Neighbor, Route};
+    use flanneld::model::family::PerFamily;
+    use flanneld::model::iface::ExternalInterface;
+    use flanneld::model::table::Few;
 
     fn scope() -> Scope {
-        Scope { device: "flannel.1".to_owned(), networks: vec!["10.5.0.0/16".parse().unwrap()], nic: 2 }
+        let networks = PerFamily { v4: "10.5.0.0/16".parse().ok(), v6: None };
+        Scope { device: "flannel.1".to_owned(), networks, nic: 2 }
     }
 
+    /// The device as production code makes it by default.
     fn device() -> Device {
-        let vxlan = Vxlan {
-            vni: 1,
-            local: Some("172.31.0.1".parse().unwrap()),
-            lower: 2,
-            port: 0,
-            learning: false,
-            gbp: false,
-            group: None,
-            ttl: 0,
-            ageing: 300,
-        };
+        let address = "172.31.0.1".parse().unwrap();
+        let nic =
+            ExternalInterface { index: 2, name: "eth0".into(), mtu: 1500, mac: None, address, public_ip: address };
         let mac = VtepMac([2, 0, 0, 0, 0, 1]);
-        Device { name: "flannel.1".to_owned(), mac, mtu: 1450, up: true, tx_checksum_off: false, vxlan }
+        let own = Vxlan::default().own_entries(&nic, &HostView::default(), "10.5.1.0/24".parse().unwrap(), mac);
+        own.device.get().unwrap().clone()
     }
 
     fn route() -> Route {
@@ -421,33 +403,35 @@ mod tests {
         let mut fake = FakeKernel::default();
         let stray = Route { gateway: None, oif: Oif::Other(7), onlink: false, ..route() };
         let ops = [
-            Op::AddRoute(route()),
-            Op::DeleteNeighbor("10.5.2.0".parse().unwrap()),
+            Op::add(route()),
+            Op::delete(Neighbor { ip: "10.5.2.0".parse().unwrap(), mac: VtepMac([2, 0, 0, 0, 0, 2]) }),
             Op::ChangeDevice(FIRST_INDEX, device().into()),
             Op::CreateDevice(device().into()),
             Op::CreateDevice(device().into()),
             Op::ChangeDevice(FIRST_INDEX, device().into()),
-            Op::AddRoute(stray),
-            Op::AddRoute(route()),
-            Op::DeleteRoute(stray),
-            Op::DeleteRoute(stray),
-            Op::AddRoute(route()),
+            Op::add(stray),
+            Op::add(route()),
+            Op::delete(stray),
+            Op::delete(stray),
+            Op::add(route()),
         ];
         let errnos = errnos(fake.apply(&scope(), &ops).await);
         assert_eq!(errnos, [ENODEV, 0, ENODEV, 0, EEXIST, 0, 0, EEXIST, 0, 0, 0]);
         assert_eq!(fake.applied(), 7);
         let have = fake.observe(&scope()).await.unwrap();
         assert_eq!(have.routes.into_values().collect::<Vec<_>>(), [Few::from([route()])]);
-        assert!(matches!(have.device, Some(ExistingDevice::Vxlan(_, device)) if device.vxlan.port == DEFAULT_PORT));
+        assert!(
+            matches!(have.device, Some(ExistingDevice::Known(_, Device { link: Link::Vxlan(vxlan), .. })) if vxlan.port == 8472)
+        );
     }
 
     #[tokio::test]
     async fn fails_on_demand() {
         let mut fake = FakeKernel::default();
         let handle = fake.clone();
-        handle.fail_next(|op| matches!(op, Op::AddRoute(_)), 12, 1);
+        handle.fail_next(|op| matches!(op, Op::Add(Entry::Route(_))), 12, 1);
         handle.fail_next_reads(105, 1);
-        let ops = [Op::CreateDevice(device().into()), Op::AddRoute(route()), Op::AddRoute(route())];
+        let ops = [Op::CreateDevice(device().into()), Op::add(route()), Op::add(route())];
         assert_eq!(errnos(fake.apply(&scope(), &ops).await), [0, 12, 0]);
         assert_eq!(fake.observe(&scope()).await.unwrap_err().errno, 105);
         handle.lose_device("flannel.1");
@@ -458,7 +442,7 @@ mod tests {
     #[tokio::test]
     async fn our_device_is_an_interface_of_the_host() {
         let mut fake = FakeKernel::default();
-        let ops = [Op::CreateDevice(device().into()), Op::AddAddress("10.5.2.0/32".parse().unwrap())];
+        let ops = [Op::CreateDevice(device().into()), Op::set(Address("10.5.2.0/32".parse().unwrap()))];
         assert_eq!(errnos(fake.apply(&scope(), &ops).await), [0, 0]);
         assert_eq!(fake.host().await.unwrap().interfaces.len(), 1);
         assert_eq!(

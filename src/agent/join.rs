@@ -48,7 +48,8 @@ fn env_files(settings: &Settings, io: FileIo) -> EnvFiles {
 /// Reads what an earlier run left in the kernel. That is part of the proof that a lease is ours, so a failure to read it
 /// is waited for.
 async fn left_in_kernel<S, K: Kernel, F>(parts: &mut Parts<S, K, F>, network: &Network, nic: u32) -> Have {
-    let scope = Scope { device: network.backend.device_name(), networks: vec![network.net.into()], nic };
+    let scope =
+        Scope { device: network.backend.device_name(), networks: [network.net.into()].into_iter().collect(), nic };
     let Parts { kernel, runtime, status, .. } = parts;
     let observe =
         async || kernel.observe(&scope).await.map_err(|error| format!("the kernel's state cannot be read: {error}"));

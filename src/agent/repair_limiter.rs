@@ -3,8 +3,9 @@
 //! repaired often in a short time, and then later and later.
 
 use super::rate_limit::{RateLimit, Slowdown};
+use crate::model::kernel_state::Key;
 use crate::model::lease_set::Moment;
-use crate::model::plan::{Key, Op};
+use crate::model::plan::Op;
 use std::collections::{BTreeMap, BTreeSet};
 use std::time::Duration;
 
@@ -126,11 +127,15 @@ impl RepairLimiter {
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::model::entry::Neighbor;
+    use crate::model::mac::VtepMac;
 
     const START: Moment = Duration::from_secs(7);
 
+    const MAC: VtepMac = VtepMac([2, 0, 0, 0, 0, 1]);
+
     fn op(last: u8) -> Op {
-        Op::DeleteNeighbor([10, 5, 0, last].into())
+        Op::delete(Neighbor { ip: [10, 5, 0, last].into(), mac: MAC })
     }
 
     fn waits(limiter: &mut RepairLimiter, key: Key, now: Moment) -> bool {
@@ -185,7 +190,8 @@ mod tests {
     fn repairs_of_ever_other_objects_slow_down_too() {
         let mut limiter = RepairLimiter::default();
         let end = START + Duration::from_secs(3600);
-        let each = |n: u32| Op::DeleteNeighbor(std::net::Ipv4Addr::from_bits(0x0a05_0000 + n).into());
+        let each =
+            |n: u32| Op::delete(Neighbor { ip: std::net::Ipv4Addr::from_bits(0x0a05_0000 + n).into(), mac: MAC });
         let repairs = fight(&mut limiter, each, START, end);
         assert!((900..1000).contains(&repairs), "{repairs}");
         assert!(waits(&mut limiter, Key::Device, end));

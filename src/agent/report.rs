@@ -1,6 +1,6 @@
 //! What the log tells of changes made to the kernel: a line each while they are few, else one line for all of them.
 
-use crate::model::plan::{Key, Step};
+use crate::model::plan::Step;
 use std::collections::BTreeMap;
 use std::time::Duration;
 
@@ -27,18 +27,10 @@ pub fn log(kind: &str, steps: &[&Step], took: Duration) {
 
 /// `1 device, 1 address, 300 neighbours`
 fn objects(steps: &[&Step]) -> String {
-    let mut counts: BTreeMap<usize, (usize, &str, &str)> = BTreeMap::new();
-    for step in steps {
-        let (place, one, many) = match step.op.key() {
-            Key::Device => (0, "device", "changes of the device"),
-            Key::Address(_) => (1, "address", "addresses"),
-            Key::Neighbor(_) => (2, "neighbour", "neighbours"),
-            Key::Fdb(_) => (3, "FDB entry", "FDB entries"),
-            Key::Route(_) => (4, "route", "routes"),
-        };
-        counts.entry(place).or_insert((0, one, many)).0 += 1;
-    }
-    let words = counts.values().map(|(count, one, many)| format!("{count} {}", if *count == 1 { one } else { many }));
+    let mut counts: BTreeMap<_, usize> = BTreeMap::new();
+    steps.iter().for_each(|step| *counts.entry(step.op.key().kind()).or_default() += 1);
+    let words =
+        counts.iter().map(|((_, one, many), count)| format!("{count} {}", if *count == 1 { one } else { many }));
     words.collect::<Vec<_>>().join(", ")
 }
 
@@ -57,6 +49,7 @@ fn reasons(steps: &[&Step]) -> String {
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::model::entry::{Address, FdbEntry, Neighbor};
     use crate::model::plan::Op;
     use std::net::IpAddr;
 
@@ -68,10 +61,14 @@ mod tests {
     fn many_changes_are_counted_by_object_and_by_reason() {
         let ip = |last| IpAddr::from([10, 5, 0, last]);
         let mac = |last: u8| format!("0e:00:00:00:00:{last:02x}").parse().unwrap();
-        let mut steps = vec![step(Op::DeleteDevice(7), "VNI 77, not 1"), step(Op::AddAddress(ip(0).into()), "missing")];
-        steps.extend((1..20).map(|n| step(Op::SetNeighbor(ip(n), mac(n)), "missing")));
-        steps.extend((1..3).map(|n| step(Op::DeleteFdb(mac(n), ip(n)), "no accepted lease has it")));
-        steps.extend((1..3).map(|n| step(Op::SetFdb(mac(n), ip(n)), &format!("pointed to {}", ip(n)))));
+        let mut steps =
+            vec![step(Op::DeleteDevice(7), "VNI 77, not 1"), step(Op::set(Address(ip(0).into())), "missing")];
+        steps.extend((1..20).map(|n| step(Op::set(Neighbor { ip: ip(n), mac: mac(n) }), "missing")));
+        steps
+            .extend((1..3).map(|n| step(Op::delete(FdbEntry { mac: mac(n), dst: ip(n) }), "no accepted lease has it")));
+        steps.extend(
+            (1..3).map(|n| step(Op::set(FdbEntry { mac: mac(n), dst: ip(n) }), &format!("pointed to {}", ip(n)))),
+        );
         let steps: Vec<&Step> = steps.iter().collect();
         assert_eq!(objects(&steps), "1 device, 1 address, 19 neighbours, 4 FDB entries");
         assert_eq!(reasons(&steps), "20 missing; 2 no accepted lease has it; 1 VNI 77, not 1; 2 for other reasons");

@@ -2,8 +2,9 @@
 //! other entry.
 
 use super::runtime::{Backoff, Runtime};
+use crate::model::kernel_state::Key;
 use crate::model::lease_set::Moment;
-use crate::model::plan::{Key, Op};
+use crate::model::plan::Op;
 use std::collections::{BTreeMap, BTreeSet};
 use std::time::Duration;
 
@@ -147,12 +148,13 @@ fn by_key<'o>(ops: impl Iterator<Item = &'o Op>) -> Vec<(Key, Vec<&'o Op>)> {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::model::kernel_state::{Oif, Route};
+    use crate::model::entry::{Neighbor, Oif, Route};
+    use crate::model::mac::VtepMac;
     use std::cell::Cell;
     use std::rc::Rc;
 
     fn op(last: u8) -> Op {
-        Op::DeleteNeighbor([10, 5, 0, last].into())
+        Op::delete(Neighbor { ip: [10, 5, 0, last].into(), mac: VtepMac([2, 0, 0, 0, 0, last]) })
     }
 
     fn refused(op: &Op) -> Tried<'_> {
@@ -198,7 +200,7 @@ mod tests {
         let (runtime, clock) = runtime();
         let dest = "10.5.1.0/24".parse().unwrap();
         let ours = Route { dest, gateway: None, oif: Oif::Ours, onlink: true, metric: 0, protocol: 100 };
-        let (add, delete) = (Op::AddRoute(ours), Op::DeleteRoute(Route { oif: Oif::Other(2), ..ours }));
+        let (add, delete) = (Op::add(ours), Op::delete(Route { oif: Oif::Other(2), ..ours }));
         let mut retries = RetryQueue::default();
         for _ in 0..5 {
             retries.tried(&[refused(&delete), refused(&add)], &runtime);

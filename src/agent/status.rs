@@ -59,6 +59,8 @@ pub struct Counters {
     pub kernel_changes: u64,
     /// Changes made to the kernel to repair what somebody else had done.
     pub repairs: u64,
+    /// Entries that were compared with what the kernel holds.
+    pub compared: u64,
     /// Full readings of the kernel's state.
     pub full_reads: u64,
     /// Losses of kernel reports.

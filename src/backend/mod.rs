@@ -3,36 +3,30 @@
 pub mod vxlan;
 
 use crate::model::config::{ConfigErrors, Draft, NetworkConfig};
+use crate::model::device::DeviceWant;
 use crate::model::foreign::{QUOTED, shown};
-use crate::model::iface::ExternalInterface;
-use crate::model::kernel_state::{Device, Have, Route};
+use crate::model::iface::{ExternalInterface, HostView};
+use crate::model::kernel_state::{Entry, Have};
 use crate::model::lease::{Lease, LeaseAttrs, Record};
 use crate::model::mac::VtepMac;
 use crate::model::peer_policy::{Endpoint, Reading};
-use ipnet::{IpNet, Ipv4Net};
-use std::net::{IpAddr, Ipv4Addr};
+use ipnet::Ipv4Net;
+use smallvec::SmallVec;
+use std::net::Ipv4Addr;
 
 /// The backends that this version has, as the config names them.
 pub const KINDS: &[&str] = &[vxlan::KIND];
 
-/// What one peer needs in the kernel.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub struct PeerEntries {
-    /// Inner address of the peer's tunnel endpoint and its MAC.
-    pub neighbor: Option<(IpAddr, VtepMac)>,
-    /// That MAC and the peer's underlay address.
-    pub fdb: Option<(VtepMac, IpAddr)>,
-    /// The way to the peer's subnet.
-    pub route: Route,
-}
+/// The kernel entries for one host. Most backends need at most four for a peer.
+pub type Entries = SmallVec<[Entry; 4]>;
 
 /// What this host itself needs in the kernel.
-#[derive(Debug, Clone, PartialEq, Eq)]
+#[derive(Debug, Clone, PartialEq)]
 pub struct OwnEntries {
     /// The device of the overlay.
-    pub device: Device,
-    /// Its address.
-    pub address: IpNet,
+    pub device: DeviceWant,
+    /// What stands on the device without any peer.
+    pub entries: Entries,
 }
 
 /// A way to carry packets between hosts.
@@ -64,12 +58,12 @@ pub trait Backend {
     /// What makes this interface useless as the external one, in words.
     fn interface_complaint(&self, nic: &ExternalInterface) -> Option<String>;
 
-    /// What this host needs.
-    fn own_entries(&self, nic: &ExternalInterface, subnet: Ipv4Net, mac: VtepMac) -> OwnEntries;
+    /// What this host needs. `nic` is one of the interfaces of `host`.
+    fn own_entries(&self, nic: &ExternalInterface, host: &HostView, subnet: Ipv4Net, mac: VtepMac) -> OwnEntries;
 
     /// What a peer with this subnet and endpoint needs. `link` is the index of the external interface if the peer is on its
-    /// link.
-    fn peer_entries(&self, subnet: Ipv4Net, endpoint: Endpoint, link: Option<u32>) -> PeerEntries;
+    /// link. Several peers may need the same entry.
+    fn entries(&self, subnet: Ipv4Net, endpoint: Endpoint, link: Option<u32>) -> Entries;
 }
 
 /// Reads the network config and makes the backend that it asks for.

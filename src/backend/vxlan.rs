@@ -1,18 +1,37 @@
-//! VXLAN: every host is a tunnel endpoint with a MAC of its own; for each peer there is an ARP entry (its inner
-//! address to its MAC), an FDB entry (its MAC to its underlay address) and a route to its subnet.
+//! VXLAN: each host is a tunnel endpoint with its own MAC. For each peer the kernel holds a route, an ARP entry and an FDB
+//! entry.
+//!
+//! One packet from a container on this host (10.5.1.7) to a container on a peer (10.5.2.9) takes these steps:
+//!
+//! 1. **Route.** The container sends the packet to its bridge, and the host forwards it. The route `10.5.2.0/24 via 10.5.2.0
+//!    dev flannel.1 onlink` matches the destination. The gateway is the first address of the peer's subnet, which is the
+//!    inner address of the peer's tunnel endpoint.
+//! 2. **ARP.** The device needs a destination MAC. The permanent neighbour `10.5.2.0 lladdr 0e:00:00:00:00:02` is the MAC of
+//!    the peer's tunnel endpoint, so no ARP request is sent. The packet becomes an Ethernet frame to that MAC.
+//! 3. **FDB.** The device needs to know which host has that MAC. The FDB entry `0e:00:00:00:00:02 dst 192.168.0.2` is the
+//!    peer's address in the underlay. The frame is sent as UDP payload to 192.168.0.2, with the VNI in the VXLAN header.
+//! 4. **Peer.** The peer's kernel receives the UDP packet at the port of its device, finds the device by the VNI, and
+//!    removes the outer headers. The MAC is that of its own device, so the peer routes the packet to its bridge and the
+//!    container.
+//!
+//! With DirectRouting and a peer on the same link, the route is `10.5.2.0/24 via 192.168.0.2 dev eth0` instead, and the packet
+//! is sent without a tunnel.
 
-use super::{Backend, OwnEntries, PeerEntries};
+use super::{Backend, Entries, OwnEntries};
 use crate::model::backend_data::VxlanData;
 use crate::model::config::ConfigErrors;
+use crate::model::device::{self, Device, DeviceWant, Link};
+use crate::model::entry::{Address, FdbEntry, Neighbor, Oif, Route};
 use crate::model::go_json::GoObject;
-use crate::model::iface::ExternalInterface;
-use crate::model::kernel_state::{Device, Have, Oif, Route, Vxlan as VxlanParams};
+use crate::model::iface::{ExternalInterface, HostView};
+use crate::model::kernel_state::Have;
 use crate::model::lease::{Lease, LeaseAttrs, Record, Revision};
 use crate::model::mac::VtepMac;
 use crate::model::peer_policy::{Endpoint, Reading};
 use crate::model::subnet::SubnetKey;
 use ipnet::{IpNet, Ipv4Net};
 use serde::de::DeserializeOwned;
+use smallvec::smallvec;
 use std::net::{IpAddr, Ipv4Addr};
 
 /// The name of the backend in configs and leases.
@@ -20,6 +39,9 @@ pub const KIND: &str = "vxlan";
 
 /// What tunnelling adds to a packet over IPv4, in bytes: outer IP 20, UDP 8, VXLAN 8, inner Ethernet 14.
 pub const OVERHEAD: u32 = 50;
+
+/// The UDP port that the kernel's module `vxlan` uses by default. It is older than the port that IANA assigned, 4789.
+const DEFAULT_PORT: u16 = 8472;
 
 /// The smallest MTU with which IPv4 works (RFC 791).
 const SMALLEST_MTU: u32 = 68;
@@ -34,7 +56,7 @@ const VNI_RANGE: &str = "a number from 0 to 9999999";
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Vxlan {
     vni: u32,
-    /// 0: the kernel's default, 8472.
+    /// 0: the kernel's default, usually 8472.
     port: u16,
     /// 0: that of the external interface.
     mtu: u32,
@@ -179,45 +201,40 @@ impl Backend for Vxlan {
         })
     }
 
-    fn own_entries(&self, nic: &ExternalInterface, subnet: Ipv4Net, mac: VtepMac) -> OwnEntries {
-        let vxlan = VxlanParams {
+    fn own_entries(&self, nic: &ExternalInterface, host: &HostView, subnet: Ipv4Net, mac: VtepMac) -> OwnEntries {
+        let link = Link::Vxlan(device::Vxlan {
             vni: self.vni,
             local: Some(nic.address.into()),
             lower: nic.index,
-            port: self.port,
+            port: if self.port == 0 { host.vxlan_port.unwrap_or(DEFAULT_PORT) } else { self.port },
             learning: self.learning,
             gbp: self.gbp,
             group: None,
             ttl: 0,
             ageing: 300,
-        };
-        OwnEntries {
-            device: Device {
-                name: self.device_name(),
-                mac,
-                mtu: self.mtu(nic),
-                up: true,
-                tx_checksum_off: false,
-                vxlan,
-            },
-            address: IpNet::V4(Ipv4Net::from(subnet.network())),
-        }
+        });
+        let (name, mtu) = (self.device_name(), self.mtu(nic));
+        let device = Device { name, mac: Some(mac), mtu, up: true, tx_checksum_off: false, link };
+        let address = Address(IpNet::V4(Ipv4Net::from(subnet.network())));
+        OwnEntries { device: DeviceWant::Is(device), entries: smallvec![address.into()] }
     }
 
-    /// A peer on the same link keeps its ARP and FDB entries, which no packet uses then: so the change from one way to the
-    /// other is a single message, and what is found in the kernel tells of each route whose it is.
-    fn peer_entries(&self, subnet: Ipv4Net, endpoint: Endpoint, link: Option<u32>) -> PeerEntries {
-        let inner = IpAddr::V4(subnet.network());
+    /// A peer on the same link keeps its ARP and FDB entries, although no packet uses them. So the change from one path to
+    /// the other is a single message, and each route that is found in the kernel can be matched to its peer.
+    fn entries(&self, subnet: Ipv4Net, endpoint: Endpoint, link: Option<u32>) -> Entries {
+        let (ip, dst) = (IpAddr::V4(subnet.network()), IpAddr::V4(endpoint.address));
         let (gateway, oif, onlink) = match link.filter(|_| self.direct_routing) {
-            Some(index) => (endpoint.address.into(), Oif::Other(index), false),
-            None => (inner, Oif::Ours, true),
+            Some(index) => (dst, Oif::Other(index), false),
+            None => (ip, Oif::Ours, true),
         };
         let (gateway, protocol) = (Some(gateway), Route::protocol_for(subnet));
-        PeerEntries {
-            neighbor: endpoint.mac.map(|mac| (inner, mac)),
-            fdb: endpoint.mac.map(|mac| (mac, endpoint.address.into())),
-            route: Route { dest: subnet.into(), gateway, oif, onlink, metric: 0, protocol },
+        let mut entries = Entries::new();
+        if let Some(mac) = endpoint.mac {
+            entries.push(Neighbor { ip, mac }.into());
+            entries.push(FdbEntry { mac, dst }.into());
         }
+        entries.push(Route { dest: subnet.into(), gateway, oif, onlink, metric: 0, protocol }.into());
+        entries
     }
 }
 
@@ -225,7 +242,8 @@ impl Backend for Vxlan {
 mod tests {
     use super::*;
     use crate::backend::read_config;
-    use crate::model::kernel_state::Neighbor;
+    use crate::model::entry::NeighborState;
+    use crate::model::kernel_state::Entry;
     use crate::model::lease::Record;
 
     fn backend(text: &str) -> Result<Vxlan, ConfigErrors> {
@@ -351,30 +369,38 @@ mod tests {
             let (dest, gateway) = (dest.parse::<IpNet>().unwrap(), gateway.parse().ok());
             let route = Route { dest, gateway, oif, onlink, metric: 0, protocol: 100 };
             have.routes.insert(dest, [route].into());
-            have.neighbors.insert(dest.network(), Neighbor { mac: Some(mac), permanent: true });
+            have.neighbors.insert(dest.network(), NeighborState { mac: Some(mac), permanent: true });
         }
         let names: Vec<String> = Vxlan::default().recover(&have).iter().map(|peer| peer.name.to_string()).collect();
         assert_eq!(names, ["10.5.2.0-24", "10.5.3.0-24"]);
     }
 
+    fn lines(entries: Entries) -> Vec<String> {
+        entries.iter().map(|entry| entry.to_string()).collect()
+    }
+
     #[test]
     fn a_peer_needs_three_entries() {
         let endpoint = Endpoint { address: "192.168.0.2".parse().unwrap(), mac: "0e:00:00:00:00:02".parse().ok() };
-        let entries = Vxlan::default().peer_entries("10.5.2.0/24".parse().unwrap(), endpoint, Some(2));
-        assert_eq!(entries.neighbor, Some(("10.5.2.0".parse().unwrap(), "0e:00:00:00:00:02".parse().unwrap())));
-        assert_eq!(entries.fdb, Some(("0e:00:00:00:00:02".parse().unwrap(), "192.168.0.2".parse().unwrap())));
-        assert_eq!(entries.route.to_string(), "10.5.2.0/24 via 10.5.2.0 onlink");
-        assert!(entries.route.has_flannel_shape());
+        let entries = Vxlan::default().entries("10.5.2.0/24".parse().unwrap(), endpoint, Some(2));
+        let Some(Entry::Route(route)) = entries.last() else { panic!("{entries:?}") };
+        assert!(route.has_flannel_shape());
+        let expected = [
+            "neighbour 10.5.2.0 0e:00:00:00:00:02",
+            "FDB entry 0e:00:00:00:00:02 dst 192.168.0.2",
+            "route 10.5.2.0/24 via 10.5.2.0 onlink",
+        ];
+        assert_eq!(lines(entries), expected);
     }
 
     #[test]
     fn a_peer_on_the_same_link_is_routed_to_directly_if_the_config_says_so() {
         let endpoint = Endpoint { address: "192.168.0.2".parse().unwrap(), mac: "0e:00:00:00:00:02".parse().ok() };
         let backend = Vxlan { direct_routing: true, ..Vxlan::default() };
-        let entries = |link| backend.peer_entries("10.5.2.0/24".parse().unwrap(), endpoint, link);
-        assert_eq!(entries(Some(2)).route.to_string(), "10.5.2.0/24 via 192.168.0.2 dev #2");
-        assert_eq!(entries(None).route.to_string(), "10.5.2.0/24 via 10.5.2.0 onlink");
-        assert_eq!((entries(Some(2)).neighbor, entries(Some(2)).fdb), (entries(None).neighbor, entries(None).fdb));
+        let entries = |link| lines(backend.entries("10.5.2.0/24".parse().unwrap(), endpoint, link));
+        assert_eq!(entries(Some(2))[2], "route 10.5.2.0/24 via 192.168.0.2 dev #2");
+        assert_eq!(entries(None)[2], "route 10.5.2.0/24 via 10.5.2.0 onlink");
+        assert_eq!(entries(Some(2))[..2], entries(None)[..2]);
     }
 
     #[test]

@@ -3,15 +3,17 @@
 //! Old kernels ignore the filters of a dump, and a family that is switched off is answered with all families, so
 //! everything that was asked for is checked again here.
 
+use crate::model::device::{Device, ExistingDevice, Link};
+use crate::model::entry::{NeighborState, Oif, Route};
 use crate::model::iface::{DefaultRoute, Interface, InterfaceAddress, WayOut};
-use crate::model::kernel_state::{Device, ExistingDevice, Neighbor, Oif, Route, Scope, Vxlan};
+use crate::model::kernel_state::Scope;
 use crate::model::links::LinkRoute;
 use crate::model::mac::VtepMac;
 use ipnet::IpNet;
 use netlink_packet_core::Nla;
 use netlink_packet_route::AddressFamily;
 use netlink_packet_route::address::{AddressAttribute, AddressFlags, AddressMessage};
-use netlink_packet_route::link::{InfoData, InfoVxlan, LinkAttribute, LinkFlags, LinkInfo, LinkLayerType, LinkMessage};
+use netlink_packet_route::link::{LinkAttribute, LinkFlags, LinkInfo, LinkLayerType, LinkMessage};
 use netlink_packet_route::neighbour::{NeighbourAddress, NeighbourAttribute, NeighbourFlags, NeighbourMessage};
 use netlink_packet_route::route::{
     RouteAddress, RouteAttribute, RouteFlags, RouteHeader, RouteMessage, RouteNextHop, RouteScope, RouteType, RouteVia,
@@ -86,48 +88,27 @@ pub fn found(message: &LinkMessage) -> ExistingDevice {
         LinkAttribute::LinkInfo(info) => Some(info.as_slice()),
         _ => None,
     });
-    let (mut kind, mut vxlan) = ("physical".to_owned(), None);
+    let (mut kind, mut link) = ("physical".to_owned(), None);
     for part in info.unwrap_or_default() {
         match part {
             LinkInfo::Kind(name) => kind = name.to_string(),
-            LinkInfo::Data(InfoData::Vxlan(data)) => vxlan = Some(tunnel(data)),
+            LinkInfo::Data(data) => link = super::link::decode(data),
             _ => {}
         }
     }
-    match vxlan {
+    match link {
         None => ExistingDevice::Other(index, kind),
-        Some(vxlan) => {
-            let Interface { name, mtu, mac, up, .. } = interface(message);
-            let mac = mac.unwrap_or(VtepMac([0; 6]));
-            ExistingDevice::Vxlan(index, Device { name, mac, mtu, up, tx_checksum_off: false, vxlan })
-        }
+        Some(link) => ExistingDevice::Known(index, device(message, link)),
     }
 }
 
-fn tunnel(data: &[InfoVxlan]) -> Vxlan {
-    let mut vxlan =
-        Vxlan { vni: 0, local: None, lower: 0, port: 0, learning: false, gbp: false, group: None, ttl: 0, ageing: 0 };
-    for part in data {
-        match part {
-            InfoVxlan::Id(vni) => vxlan.vni = *vni,
-            InfoVxlan::Local(ip) => vxlan.local = Some(IpAddr::V4(*ip)),
-            InfoVxlan::Local6(ip) => vxlan.local = Some(IpAddr::V6(*ip)),
-            InfoVxlan::Link(index) => vxlan.lower = *index,
-            InfoVxlan::Port(port) => vxlan.port = *port,
-            InfoVxlan::Learning(on) => vxlan.learning = *on,
-            InfoVxlan::Gbp => vxlan.gbp = true,
-            InfoVxlan::Group(ip) => vxlan.group = Some(IpAddr::V4(*ip)),
-            InfoVxlan::Group6(ip) => vxlan.group = Some(IpAddr::V6(*ip)),
-            InfoVxlan::Ttl(ttl) => vxlan.ttl = *ttl,
-            InfoVxlan::Ageing(seconds) => vxlan.ageing = *seconds,
-            _ => {}
-        }
-    }
-    vxlan
+fn device(message: &LinkMessage, link: Link) -> Device {
+    let Interface { name, mtu, mac, up, .. } = interface(message);
+    Device { name, mac, mtu, up, tx_checksum_off: false, link }
 }
 
 /// A neighbour on the device with this index; as none when it is one that needs no resolution (multicast, say).
-pub fn neighbor(message: &NeighbourMessage, index: u32) -> Option<(IpAddr, Option<Neighbor>)> {
+pub fn neighbor(message: &NeighbourMessage, index: u32) -> Option<(IpAddr, Option<NeighborState>)> {
     let state = u16::from(message.header.state);
     if message.header.ifindex != index {
         return None;
@@ -141,7 +122,7 @@ pub fn neighbor(message: &NeighbourMessage, index: u32) -> Option<(IpAddr, Optio
             _ => {}
         }
     }
-    let neighbor = Neighbor { mac, permanent: state & NUD_PERMANENT != 0 };
+    let neighbor = NeighborState { mac, permanent: state & NUD_PERMANENT != 0 };
     Some((ip?, (state & NUD_NOARP == 0).then_some(neighbor)))
 }
 

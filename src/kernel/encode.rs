@@ -1,15 +1,17 @@
 //! From the model to rtnetlink messages.
 
 use super::socket::Request;
-use crate::model::kernel_state::{Device, Oif, Route, Vxlan};
+use crate::model::device::{Device, Link};
+use crate::model::entry::{Address, Neighbor, Oif, Route};
+use crate::model::family::Family;
+use crate::model::kernel_state::Entry;
 use crate::model::mac::VtepMac;
 use crate::model::plan::Op;
 use ipnet::IpNet;
 use netlink_packet_core::{NLM_F_CREATE, NLM_F_EXCL, NLM_F_REPLACE};
 use netlink_packet_route::address::{AddressAttribute, AddressHeaderFlags, AddressMessage, AddressScope};
 use netlink_packet_route::link::{
-    AfSpecInet6, AfSpecUnspec, In6AddrGenMode, InfoData, InfoKind, InfoVxlan, LinkAttribute, LinkExtentMask, LinkFlags,
-    LinkInfo, LinkMessage,
+    AfSpecInet6, AfSpecUnspec, In6AddrGenMode, LinkAttribute, LinkExtentMask, LinkFlags, LinkMessage,
 };
 use netlink_packet_route::neighbour::{NeighbourAttribute, NeighbourFlags, NeighbourMessage, NeighbourState};
 use netlink_packet_route::route::{
@@ -26,22 +28,42 @@ const SET: u16 = NLM_F_CREATE | NLM_F_REPLACE;
 pub fn change(op: &Op, index: u32) -> Option<Request> {
     let (flags, message) = match op {
         Op::DeleteDevice(_) | Op::CreateDevice(_) | Op::ChangeDevice(..) => return None,
-        Op::AddAddress(net) => (SET, Message::NewAddress(address(*net, index))),
-        Op::DeleteAddress(net) => (0, Message::DelAddress(address(*net, index))),
-        Op::SetNeighbor(ip, mac) => (SET, Message::NewNeighbour(neighbor(*ip, Some(*mac), index))),
-        Op::DeleteNeighbor(ip) => (0, Message::DelNeighbour(neighbor(*ip, None, index))),
-        Op::SetFdb(mac, dst) => (SET, Message::NewNeighbour(fdb(*mac, Some(*dst), index))),
-        Op::DeleteFdb(mac, dst) => (0, Message::DelNeighbour(fdb(*mac, Some(*dst), index))),
+        Op::Set(entry) => (SET, new_entry(entry, index)),
+        Op::Add(entry) => (MAKE, new_entry(entry, index)),
+        Op::Delete(entry) => (0, old_entry(entry, index)),
         Op::ClearFdb(mac) => (0, Message::DelNeighbour(fdb(*mac, None, index))),
-        Op::AddRoute(new) => (MAKE, Message::NewRoute(route(new, index))),
-        Op::ReplaceRoute(new) => (SET, Message::NewRoute(route(new, index))),
-        Op::DeleteRoute(old) => (0, Message::DelRoute(old_route(old, index))),
     };
     Some(Request { message, flags })
 }
 
+fn new_entry(entry: &Entry, index: u32) -> Message {
+    match entry {
+        Entry::Address(Address(net)) => Message::NewAddress(address(*net, index)),
+        Entry::Neighbor(Neighbor { ip, mac }) => Message::NewNeighbour(neighbor(*ip, Some(*mac), index)),
+        Entry::FdbEntry(entry) => Message::NewNeighbour(fdb(entry.mac, Some(entry.dst), index)),
+        Entry::Route(new) => Message::NewRoute(route(new, index)),
+    }
+}
+
+fn old_entry(entry: &Entry, index: u32) -> Message {
+    match entry {
+        Entry::Address(Address(net)) => Message::DelAddress(address(*net, index)),
+        Entry::Neighbor(Neighbor { ip, .. }) => Message::DelNeighbour(neighbor(*ip, None, index)),
+        Entry::FdbEntry(entry) => Message::DelNeighbour(fdb(entry.mac, Some(entry.dst), index)),
+        Entry::Route(old) => Message::DelRoute(old_route(old, index)),
+    }
+}
+
+/// The family as netlink names it.
+pub fn address_family(family: Family) -> AddressFamily {
+    match family {
+        Family::V4 => AddressFamily::Inet,
+        Family::V6 => AddressFamily::Inet6,
+    }
+}
+
 fn family(ip: IpAddr) -> AddressFamily {
-    if ip.is_ipv4() { AddressFamily::Inet } else { AddressFamily::Inet6 }
+    address_family(Family::of(ip))
 }
 
 fn address(net: IpNet, index: u32) -> AddressMessage {
@@ -125,55 +147,18 @@ fn old_route(old: &Route, index: u32) -> RouteMessage {
 
 /// Makes a device, which is left down so that it can be prepared.
 pub fn create_device(device: &Device) -> Request {
-    let mut data = changeable(&device.vxlan);
-    data.insert(0, InfoVxlan::Id(device.vxlan.vni));
-    if device.vxlan.lower != 0 {
-        data.push(InfoVxlan::Link(device.vxlan.lower));
-    }
-    if device.vxlan.port != 0 {
-        data.push(InfoVxlan::Port(device.vxlan.port));
-    }
-    data.extend(device.vxlan.group.map(|group| match group {
-        IpAddr::V4(ip) => InfoVxlan::Group(ip),
-        IpAddr::V6(ip) => InfoVxlan::Group6(ip),
-    }));
-    if device.vxlan.gbp {
-        data.push(InfoVxlan::Gbp);
-    }
-    if device.vxlan.ttl != 0 {
-        data.push(InfoVxlan::Ttl(device.vxlan.ttl));
-    }
     let mut message = LinkMessage::default();
-    message.attributes = vec![
-        LinkAttribute::IfName(device.name.clone()),
-        LinkAttribute::Address(device.mac.0.to_vec()),
-        LinkAttribute::Mtu(device.mtu),
-        LinkAttribute::TxQueueLen(0),
-        vxlan_info(data),
-    ];
+    message.attributes.push(LinkAttribute::IfName(device.name.clone()));
+    message.attributes.extend(device.mac.map(|mac| LinkAttribute::Address(mac.0.to_vec())));
+    message.attributes.push(LinkAttribute::Mtu(device.mtu));
+    message.attributes.push(LinkAttribute::TxQueueLen(0));
+    message.attributes.push(super::link::create(&device.link));
     Request { message: Message::NewLink(message), flags: MAKE }
 }
 
-/// Changes the tunnel parameters that can change in a living device. An MTU in the same message would be refused.
-pub fn change_vxlan(index: u32, vxlan: &Vxlan) -> Request {
-    let mut data = changeable(vxlan);
-    data.insert(0, InfoVxlan::Id(vxlan.vni));
-    data.push(InfoVxlan::Ttl(vxlan.ttl));
-    Request { message: Message::NewLink(link(index, vec![vxlan_info(data)])), flags: 0 }
-}
-
-fn changeable(vxlan: &Vxlan) -> Vec<InfoVxlan> {
-    let local = vxlan.local.map(|local| match local {
-        IpAddr::V4(ip) => InfoVxlan::Local(ip),
-        IpAddr::V6(ip) => InfoVxlan::Local6(ip),
-    });
-    let mut data = vec![InfoVxlan::Learning(vxlan.learning), InfoVxlan::Ageing(vxlan.ageing)];
-    data.extend(local);
-    data
-}
-
-fn vxlan_info(data: Vec<InfoVxlan>) -> LinkAttribute {
-    LinkAttribute::LinkInfo(vec![LinkInfo::Kind(InfoKind::Vxlan), LinkInfo::Data(InfoData::Vxlan(data))])
+/// Changes the link parameters that can change in a living device. An MTU in the same message would be refused.
+pub fn change_link(index: u32, kind: &Link) -> Request {
+    Request { message: Message::NewLink(link(index, vec![super::link::change(kind)])), flags: 0 }
 }
 
 fn link(index: u32, attributes: Vec<LinkAttribute>) -> LinkMessage {
@@ -250,9 +235,9 @@ pub fn dump_fdb(index: u32) -> Message {
 }
 
 /// Asks for the routes of table main of one family.
-pub fn dump_routes(family: AddressFamily) -> Message {
+pub fn dump_routes(family: Family) -> Message {
     let mut message = RouteMessage::default();
-    message.header.address_family = family;
+    message.header.address_family = address_family(family);
     message.header.table = RouteHeader::RT_TABLE_MAIN;
     Message::GetRoute(message)
 }

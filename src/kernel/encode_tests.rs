@@ -2,7 +2,8 @@
 //! as `ip` and `bridge` send them.
 
 use super::encode;
-use crate::model::kernel_state::{Device, Oif, Route, Vxlan};
+use crate::model::device::{Device, Link, Vxlan};
+use crate::model::entry::{Address, FdbEntry, Neighbor, Oif, Route};
 use crate::model::mac::VtepMac;
 use crate::model::plan::Op;
 use netlink_packet_core::NetlinkMessage;
@@ -51,9 +52,9 @@ fn a_route() {
         let header = [2, 24, 0, 0, 254, protocol, scope, 1];
         [&header[..], &word(onlink), &dst, &gateway, &attribute(4, &word(INDEX))].concat()
     };
-    assert_eq!(change(Op::AddRoute(route())), (24, EXCL, body(123, 0, 4)));
-    assert_eq!(change(Op::ReplaceRoute(route())), (24, REPLACE, body(123, 0, 4)));
-    assert_eq!(change(Op::DeleteRoute(route())), (25, 0, body(0, 255, 0)));
+    assert_eq!(change(Op::add(route())), (24, EXCL, body(123, 0, 4)));
+    assert_eq!(change(Op::set(route())), (24, REPLACE, body(123, 0, 4)));
+    assert_eq!(change(Op::delete(route())), (25, 0, body(0, 255, 0)));
 }
 
 #[test]
@@ -70,13 +71,13 @@ fn a_route_of_ipv6_by_another_device_with_a_metric() {
         &attribute(4, &word(7)),
         &attribute(6, &word(1024)),
     ];
-    assert_eq!(change(Op::AddRoute(route)), (24, EXCL, body.concat()));
+    assert_eq!(change(Op::add(route)), (24, EXCL, body.concat()));
 }
 
 #[test]
 fn an_ipv4_route_by_an_ipv6_gateway() {
     let gateway: std::net::Ipv6Addr = "fe80::1".parse().unwrap();
-    let (_, _, bytes) = change(Op::DeleteRoute(Route { gateway: Some(gateway.into()), ..route() }));
+    let (_, _, bytes) = change(Op::delete(Route { gateway: Some(gateway.into()), ..route() }));
     let via = attribute(18, &[&10u16.to_ne_bytes()[..], &gateway.octets()].concat());
     assert_eq!(bytes[20..20 + via.len()], via);
 }
@@ -86,8 +87,8 @@ fn a_neighbour() {
     let header = [&[2, 0, 0, 0][..], &word(INDEX), &[0x80, 0, 0, 0]].concat();
     let (dst, lladdr) = (attribute(1, &[10, 5, 1, 0]), attribute(2, &MAC.0));
     let ip = "10.5.1.0".parse().unwrap();
-    assert_eq!(change(Op::SetNeighbor(ip, MAC)), (28, REPLACE, [&header[..], &dst, &lladdr].concat()));
-    assert_eq!(change(Op::DeleteNeighbor(ip)), (29, 0, [&header[..], &dst].concat()));
+    assert_eq!(change(Op::set(Neighbor { ip, mac: MAC })), (28, REPLACE, [&header[..], &dst, &lladdr].concat()));
+    assert_eq!(change(Op::delete(Neighbor { ip, mac: MAC })), (29, 0, [&header[..], &dst].concat()));
 }
 
 #[test]
@@ -95,8 +96,8 @@ fn an_fdb_entry() {
     let header = [&[7, 0, 0, 0][..], &word(INDEX), &[0x80, 0, 2, 0]].concat();
     let body = [&header[..], &attribute(2, &MAC.0), &attribute(1, &[172, 31, 0, 2])].concat();
     let dst = "172.31.0.2".parse().unwrap();
-    assert_eq!(change(Op::SetFdb(MAC, dst)), (28, REPLACE, body.clone()));
-    assert_eq!(change(Op::DeleteFdb(MAC, dst)), (29, 0, body));
+    assert_eq!(change(Op::set(FdbEntry { mac: MAC, dst })), (28, REPLACE, body.clone()));
+    assert_eq!(change(Op::delete(FdbEntry { mac: MAC, dst })), (29, 0, body));
     assert_eq!(change(Op::ClearFdb(MAC)), (29, 0, [&header[..], &attribute(2, &MAC.0)].concat()));
 }
 
@@ -105,11 +106,11 @@ fn an_address() {
     let both = |bytes: &[u8]| [attribute(2, bytes), attribute(1, bytes)].concat();
     let v4 = [&[2, 32, 0, 0][..], &word(INDEX), &both(&[10, 5, 34, 0])].concat();
     let net = "10.5.34.0/32".parse().unwrap();
-    assert_eq!(change(Op::AddAddress(net)), (20, REPLACE, v4.clone()));
-    assert_eq!(change(Op::DeleteAddress(net)), (21, 0, v4));
+    assert_eq!(change(Op::set(Address(net))), (20, REPLACE, v4.clone()));
+    assert_eq!(change(Op::delete(Address(net))), (21, 0, v4));
     let octets = [0xfd, 5, 0, 0, 0, 0, 0, 0x22, 0, 0, 0, 0, 0, 0, 0, 0];
     let v6 = [&[10, 128, 2, 0][..], &word(INDEX), &both(&octets)].concat();
-    assert_eq!(change(Op::AddAddress("fd05:0:0:22::/128".parse().unwrap())), (20, REPLACE, v6));
+    assert_eq!(change(Op::set(Address("fd05:0:0:22::/128".parse().unwrap()))), (20, REPLACE, v6));
 }
 
 fn device() -> Device {
@@ -124,7 +125,8 @@ fn device() -> Device {
         ttl: 0,
         ageing: 300,
     };
-    Device { name: "flannel.1".to_owned(), mac: MAC, mtu: 1450, up: true, tx_checksum_off: false, vxlan }
+    let (name, link) = ("flannel.1".to_owned(), Link::Vxlan(vxlan));
+    Device { name, mac: Some(MAC), mtu: 1450, up: true, tx_checksum_off: false, link }
 }
 
 /// `IFLA_LINKINFO` with what is common to a new and a changed VXLAN device, and `more`.
@@ -156,7 +158,7 @@ fn changes_of_a_device() {
     let header = [&word(0)[..], &word(INDEX), &word(0), &word(0)].concat();
     let with = |attribute: Vec<u8>| [header.clone(), attribute].concat();
     let changed = vxlan_info(&[attribute(5, &[0])]);
-    assert_eq!(sent(encode::change_vxlan(INDEX, &device().vxlan)), (16, 0, with(changed)));
+    assert_eq!(sent(encode::change_link(INDEX, &device().link)), (16, 0, with(changed)));
     assert_eq!(sent(encode::set_mtu(INDEX, 1400)), (19, 0, with(attribute(4, &word(1400)))));
     assert_eq!(sent(encode::set_mac(INDEX, MAC)), (19, 0, with(attribute(1, &MAC.0))));
     let none = attribute(26, &attribute(10, &attribute(8, &[1])));

@@ -3,8 +3,8 @@
 use super::socket::enlarge_receive_buffer;
 use super::wire::{Kind, frames};
 use super::{Event, KernelError, decode};
-use crate::model::kernel_state::Scope;
-use crate::model::mirror::Observed;
+use crate::model::entry::{FdbEntry, FdbReport, RouteReport};
+use crate::model::kernel_state::{Observed, Scope};
 use netlink_packet_core::{NLM_F_REPLACE, NetlinkMessage, NetlinkPayload};
 use netlink_packet_route::AddressFamily;
 use netlink_packet_route::RouteNetlinkMessage as Message;
@@ -147,14 +147,14 @@ fn neighbor_event(message: &NeighbourMessage, there: bool, index: u32) -> Option
         let mac = decode::fdb_mac(message, index).filter(|_| decode::is_whole_fdb_report(message))?;
         // One that is learned, or has more than an address, is none of ours, but may stand where ours stood.
         let plain = decode::fdb_entry(message, index).and_then(|(_, dst)| dst);
-        return Some(Event::Entry(match plain {
-            Some(dst) if there => Observed::FdbSet(mac, dst),
-            Some(dst) => Observed::FdbGone(mac, dst),
-            None => Observed::FdbForeign(mac),
-        }));
+        return Some(Event::Entry(Observed::FdbEntry(match plain {
+            Some(dst) if there => FdbReport::Set(FdbEntry { mac, dst }),
+            Some(dst) => FdbReport::Gone(FdbEntry { mac, dst }),
+            None => FdbReport::Foreign(mac),
+        })));
     }
     let (ip, neighbor) = decode::neighbor(message, index)?;
-    Some(Event::Entry(Observed::Neighbor(ip, neighbor.filter(|_| there))))
+    Some(Event::Entry(Observed::Neighbor((ip, neighbor.filter(|_| there)))))
 }
 
 fn route_event(
@@ -171,9 +171,9 @@ fn route_event(
     let Some(route) = decode::route(message, family, index, scope) else {
         return decode::link_route(message).map(|_| Event::Underlay);
     };
-    Some(Event::Entry(match (there, replaced) {
-        (false, _) => Observed::RouteGone(route),
-        (true, true) => Observed::RouteReplaced(route),
-        (true, false) => Observed::RouteAdded(route),
-    }))
+    Some(Event::Entry(Observed::Route(match (there, replaced) {
+        (false, _) => RouteReport::Gone(route),
+        (true, true) => RouteReport::Replaced(route),
+        (true, false) => RouteReport::Added(route),
+    })))
 }

@@ -2,8 +2,9 @@
 
 use super::Event;
 use super::listener::read;
-use crate::model::kernel_state::Scope;
-use crate::model::mirror::Observed;
+use crate::model::entry::{FdbEntry, FdbReport};
+use crate::model::family::PerFamily;
+use crate::model::kernel_state::{Observed, Scope};
 
 const CASES: &str = include_str!("reports/cases.txt");
 const RECORDS: [(&str, &str); 4] = [
@@ -18,7 +19,11 @@ fn bytes(hex: &str) -> Vec<u8> {
 }
 
 fn events(datagram: &[u8], index: u32) -> Vec<Event> {
-    let scope = Scope { device: "flannel.1".to_owned(), networks: vec!["10.5.0.0/16".parse().unwrap()], nic: 2 };
+    let scope = Scope {
+        device: "flannel.1".to_owned(),
+        networks: PerFamily { v4: "10.5.0.0/16".parse().ok(), v6: None },
+        nic: 2,
+    };
     let mut events = Vec::new();
     read(datagram, &scope, Some(index), &mut events);
     events
@@ -27,9 +32,9 @@ fn events(datagram: &[u8], index: u32) -> Vec<Event> {
 /// What one report means, as `cases.txt` writes it; nothing for what is not about the FDB.
 fn meaning(hex: &str, index: u32) -> Vec<String> {
     let words = |event| match event {
-        Event::Entry(Observed::FdbSet(mac, dst)) => Some(format!("= set {mac} {dst}")),
-        Event::Entry(Observed::FdbGone(mac, dst)) => Some(format!("= gone {mac} {dst}")),
-        Event::Entry(Observed::FdbForeign(mac)) => Some(format!("= foreign {mac}")),
+        Event::Entry(Observed::FdbEntry(FdbReport::Set(FdbEntry { mac, dst }))) => Some(format!("= set {mac} {dst}")),
+        Event::Entry(Observed::FdbEntry(FdbReport::Gone(FdbEntry { mac, dst }))) => Some(format!("= gone {mac} {dst}")),
+        Event::Entry(Observed::FdbEntry(FdbReport::Foreign(mac))) => Some(format!("= foreign {mac}")),
         Event::Entry(Observed::Neighbor(..)) => None,
         other => Some(format!("{other:?}")),
     };

@@ -5,6 +5,7 @@ mod encode;
 #[cfg(test)]
 mod encode_tests;
 mod ethtool;
+mod link;
 pub mod listener;
 #[cfg(test)]
 mod listener_tests;
@@ -14,8 +15,7 @@ pub mod sysctl;
 pub mod wire;
 
 use crate::model::iface::{HostView, WayOut};
-use crate::model::kernel_state::{Have, Scope};
-use crate::model::mirror::Observed;
+use crate::model::kernel_state::{Have, Observed, Scope};
 use crate::model::plan::Op;
 use nix::libc::{ENETDOWN, ENODEV};
 use std::io;

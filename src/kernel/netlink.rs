@@ -4,11 +4,13 @@ use super::listener::Listener;
 use super::socket::{NetlinkSocket, object};
 use super::wire::{Frame, Refusal};
 use super::{Event, Kernel, KernelError, decode, encode, ethtool, sysctl};
+use crate::model::device::{Comparison, Device, ExistingDevice};
+use crate::model::family::Family;
 use crate::model::iface::{HostView, InterfaceAddress, WayOut};
-use crate::model::kernel_state::{Device, ExistingDevice, Have, Oif, Scope};
+use crate::model::kernel_state::{Have, Scope};
 use crate::model::links::Links;
 use crate::model::plan::Op;
-use netlink_packet_route::{AddressFamily, RouteNetlinkMessage as Message};
+use netlink_packet_route::RouteNetlinkMessage as Message;
 use nix::libc::{EACCES, EADDRNOTAVAIL, EHOSTUNREACH, EINVAL, ENETUNREACH, ENODEV, ENOENT, ESRCH};
 use std::collections::BTreeMap;
 use std::net::IpAddr;
@@ -44,11 +46,7 @@ impl NetlinkKernel {
     }
 
     /// What `pick` makes of table main of one family; nothing while there is no such table.
-    async fn routes<T>(
-        &mut self,
-        family: AddressFamily,
-        pick: impl Fn(Frame) -> Option<T>,
-    ) -> Result<Vec<T>, KernelError> {
+    async fn routes<T>(&mut self, family: Family, pick: impl Fn(Frame) -> Option<T>) -> Result<Vec<T>, KernelError> {
         match self.socket.dump("dump routes", encode::dump_routes(family), pick).await {
             Err(error) if error.errno == ENOENT => Ok(Vec::new()),
             result => result,
@@ -70,7 +68,7 @@ impl NetlinkKernel {
             _ => None,
         };
         let addresses = self.socket.dump("dump addresses", encode::dump_addresses(index), address).await?;
-        have.addresses.extend(addresses);
+        have.addresses = addresses.into_iter().map(|net| (net, ())).collect();
         let neighbors = self.socket.dump("dump neighbours", encode::dump_neighbors(index), neighbor).await?;
         have.neighbors = neighbors.into_iter().filter_map(|(ip, neighbor)| Some((ip, neighbor?))).collect();
         for (mac, dst) in self.socket.dump("dump FDB", encode::dump_fdb(index), entry).await? {
@@ -82,13 +80,13 @@ impl NetlinkKernel {
     /// Reads everything once, around `device`.
     async fn read(&mut self, scope: &Scope, device: Option<ExistingDevice>) -> Result<Have, KernelError> {
         let mut have = Have { device, ..Have::default() };
-        let index = index_of(have.device.as_ref());
+        let index = have.device.as_ref().map(ExistingDevice::index);
         if let Some(index) = index {
             self.read_device(index, &mut have).await?;
         }
-        for family in [AddressFamily::Inet, AddressFamily::Inet6] {
+        for family in Family::ALL {
             let pick = |frame: Frame| match object(frame)? {
-                Message::NewRoute(message) => decode::route(&message, family, index, scope),
+                Message::NewRoute(message) => decode::route(&message, encode::address_family(family), index, scope),
                 _ => None,
             };
             for route in self.routes(family, pick).await? {
@@ -105,7 +103,7 @@ impl NetlinkKernel {
             Op::DeleteDevice(index) => self.socket.change(encode::delete_device(*index)).await,
             Op::CreateDevice(device) => match self.socket.change(encode::create_device(device)).await {
                 Ok(()) => match self.device(&device.name).await? {
-                    Some(ExistingDevice::Vxlan(index, have)) => {
+                    Some(ExistingDevice::Known(index, have)) => {
                         let offloads = set_offloads(&have, device);
                         self.bring_up(index, device).await.and(offloads)
                     }
@@ -114,7 +112,7 @@ impl NetlinkKernel {
                 refused => refused,
             },
             Op::ChangeDevice(index, device) => match self.device(&device.name).await? {
-                Some(ExistingDevice::Vxlan(now, have)) if now == *index => self.change_device(now, &have, device).await,
+                Some(ExistingDevice::Known(now, have)) if now == *index => self.change_device(now, &have, device).await,
                 _ => Err(Refusal::new(ENODEV)),
             },
             _ => Ok(()),
@@ -125,14 +123,14 @@ impl NetlinkKernel {
     /// Changes what differs, each thing by itself, so that one refusal does not hide behind another.
     async fn change_device(&mut self, index: u32, have: &Device, want: &Device) -> Result<(), Refusal> {
         let mut first_refusal = Ok(());
-        if have.vxlan != want.vxlan {
-            first_refusal = first_refusal.and(self.socket.change(encode::change_vxlan(index, &want.vxlan)).await);
+        if want.link.compare(&have.link) != Comparison::Same {
+            first_refusal = first_refusal.and(self.socket.change(encode::change_link(index, &want.link)).await);
         }
         if have.mtu != want.mtu {
             first_refusal = first_refusal.and(self.socket.change(encode::set_mtu(index, want.mtu)).await);
         }
-        if have.mac != want.mac {
-            first_refusal = first_refusal.and(self.socket.change(encode::set_mac(index, want.mac)).await);
+        if let Some(mac) = want.mac.filter(|mac| have.mac != Some(*mac)) {
+            first_refusal = first_refusal.and(self.socket.change(encode::set_mac(index, mac)).await);
         }
         first_refusal = first_refusal.and(set_offloads(have, want));
         if !have.up {
@@ -159,13 +157,13 @@ impl NetlinkKernel {
         ops.iter().zip(results).map(|(op, result)| judge(op, result)).collect()
     }
 
-    /// Does what is possible while there is no VXLAN device with our name: routes that leave elsewhere. On the device
+    /// Does what is possible while there is no device of ours: routes that leave elsewhere. On the device
     /// nothing can be made, and there is nothing to delete.
     async fn apply_without_device(&mut self, ops: &[&Op]) -> Vec<Result<(), KernelError>> {
         let mut results = Vec::with_capacity(ops.len());
         for op in ops {
             let result = match op {
-                Op::AddRoute(route) | Op::ReplaceRoute(route) | Op::DeleteRoute(route) if route.oif != Oif::Ours => {
+                Op::Set(entry) | Op::Add(entry) | Op::Delete(entry) if !entry.is_on_device() => {
                     self.apply_entries(&[op], 0).await.pop().unwrap_or(Ok(()))
                 }
                 op => judge(op, Err(Refusal::new(ENODEV))),
@@ -196,9 +194,12 @@ impl Kernel for NetlinkKernel {
             interface.addresses = addresses.remove(&interface.index).unwrap_or_default();
         }
         let mut link_routes = Vec::new();
-        for family in [AddressFamily::Inet, AddressFamily::Inet6] {
+        for family in Family::ALL {
             let looked_at = |frame: Frame| match object(frame)? {
-                Message::NewRoute(route) => Some((decode::default_routes(&route, family), decode::link_route(&route))),
+                Message::NewRoute(route) => {
+                    let default_routes = decode::default_routes(&route, encode::address_family(family));
+                    Some((default_routes, decode::link_route(&route)))
+                }
                 _ => None,
             };
             for (default_routes, link_route) in self.routes(family, looked_at).await? {
@@ -208,6 +209,7 @@ impl Kernel for NetlinkKernel {
         }
         host.default_routes.sort_by_key(|route| route.metric);
         host.links = Links::from_routes(&link_routes);
+        host.vxlan_port = sysctl::vxlan_port();
         Ok(host)
     }
 
@@ -229,7 +231,7 @@ impl Kernel for NetlinkKernel {
                 result => {
                     let unchanged = self.device(&scope.device).await? == before;
                     if let (Ok(have), true) = (result, unchanged) {
-                        self.index = index_of(have.device.as_ref());
+                        self.index = have.device.as_ref().map(ExistingDevice::index);
                         return Ok(have);
                     }
                 }
@@ -250,7 +252,7 @@ impl Kernel for NetlinkKernel {
         }
         let refs: Vec<&Op> = entries.iter().map(|at| &ops[*at]).collect();
         let outcomes = match self.device(&scope.device).await {
-            Ok(Some(ExistingDevice::Vxlan(index, _))) => self.apply_entries(&refs, index).await,
+            Ok(Some(ExistingDevice::Known(index, _))) => self.apply_entries(&refs, index).await,
             Ok(_) => self.apply_without_device(&refs).await,
             Err(error) => refs.iter().map(|_| Err(error.clone())).collect(),
         };
@@ -270,9 +272,9 @@ impl Kernel for NetlinkKernel {
 /// The device with what only ethtool tells of it.
 fn with_offloads(found: ExistingDevice) -> ExistingDevice {
     match found {
-        ExistingDevice::Vxlan(index, mut device) => {
+        ExistingDevice::Known(index, mut device) => {
             device.tx_checksum_off = ethtool::tx_checksum(&device.name) == Ok(false);
-            ExistingDevice::Vxlan(index, device)
+            ExistingDevice::Known(index, device)
         }
         other => other,
     }
@@ -289,13 +291,6 @@ fn is_about_device(op: &Op) -> bool {
     matches!(op, Op::DeleteDevice(_) | Op::CreateDevice(_) | Op::ChangeDevice(..))
 }
 
-fn index_of(found: Option<&ExistingDevice>) -> Option<u32> {
-    match found {
-        Some(ExistingDevice::Vxlan(index, _) | ExistingDevice::Other(index, _)) => Some(*index),
-        None => None,
-    }
-}
-
 /// What the kernel's answer to `op` means. Here it is decided that deleting what is not there is success.
 fn judge(op: &Op, result: Result<(), Refusal>) -> Result<(), KernelError> {
     match result {
@@ -307,13 +302,5 @@ fn judge(op: &Op, result: Result<(), Refusal>) -> Result<(), KernelError> {
 }
 
 fn is_delete(op: &Op) -> bool {
-    matches!(
-        op,
-        Op::DeleteDevice(_)
-            | Op::DeleteAddress(_)
-            | Op::DeleteNeighbor(_)
-            | Op::DeleteFdb(..)
-            | Op::ClearFdb(_)
-            | Op::DeleteRoute(_)
-    )
+    matches!(op, Op::DeleteDevice(_) | Op::Delete(_) | Op::ClearFdb(_))
 }

@@ -1,4 +1,4 @@
-//! Kernel settings under `/proc/sys/net`, in the network namespace of the calling thread.
+//! The few kernel settings that matter. Those under `/proc/sys/net` belong to the network namespace of the calling thread.
 
 use std::fs;
 use std::io;
@@ -12,6 +12,12 @@ pub fn ip_forward() -> Option<bool> {
 /// Whether bridged packets pass through iptables (`br_netfilter` is loaded).
 pub fn bridge_netfilter_loaded() -> bool {
     fs::exists("/proc/sys/net/bridge/bridge-nf-call-iptables").unwrap_or(false)
+}
+
+/// The UDP port of VXLAN devices for which none is requested; `None` while the kernel's module `vxlan` is not loaded. The value
+/// cannot change while the module is loaded.
+pub fn vxlan_port() -> Option<u16> {
+    fs::read_to_string("/sys/module/vxlan/parameters/udp_port").ok()?.trim().parse().ok()
 }
 
 /// Makes a device ignore IPv6 router advertisements.

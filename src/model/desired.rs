@@ -2,17 +2,18 @@
 //! entries may differ now and what is worth a line of log.
 
 use super::docker;
+use super::entry::Route;
 use super::findings::{Finding, Findings};
 use super::iface::{ExternalInterface, HostView};
-use super::kernel_state::{Device, Route, Scope, Want};
+use super::kernel_state::{Key, Scope, Want};
 use super::lease::{Name, Record, Revision};
 use super::lease_set::{Change, LeaseSet, Moment};
 use super::links::Links;
 use super::mac::VtepMac;
 use super::peer_policy::{self, Endpoint, Facts, Peers, Tally, Verdict};
-use super::plan::Key;
 use super::subnet::SubnetKey;
-use crate::backend::{Backend, PeerEntries};
+use super::table;
+use crate::backend::Backend;
 use ipnet::Ipv4Net;
 use std::collections::{BTreeMap, BTreeSet};
 use std::net::IpAddr;
@@ -33,43 +34,8 @@ pub struct LocalNode {
     pub mac: VtepMac,
 }
 
-/// Which objects may differ from what is wanted.
-#[derive(Debug, Clone, PartialEq, Eq)]
-pub enum Dirty {
-    /// Only these.
-    Keys(BTreeSet<Key>),
-    /// Any.
-    All,
-}
-
-impl Default for Dirty {
-    fn default() -> Self {
-        Dirty::Keys(BTreeSet::new())
-    }
-}
-
-impl Dirty {
-    /// Both together.
-    pub fn merge(&mut self, other: Dirty) {
-        match (&mut *self, other) {
-            (Dirty::Keys(keys), Dirty::Keys(more)) => keys.extend(more),
-            _ => *self = Dirty::All,
-        }
-    }
-
-    /// Whether this object may differ.
-    pub fn covers(&self, key: &Key) -> bool {
-        match self {
-            Dirty::Keys(keys) => keys.contains(key),
-            Dirty::All => true,
-        }
-    }
-
-    /// Whether nothing differs.
-    pub fn is_clean(&self) -> bool {
-        matches!(self, Dirty::Keys(keys) if keys.is_empty())
-    }
-}
+/// The entries that may differ from what is wanted.
+pub type Dirty = table::Dirty<Key>;
 
 /// How a peer is reached.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -92,8 +58,6 @@ pub struct DesiredState {
     peers: Peers,
     /// The peers for which entries are wanted.
     wanted: BTreeMap<SubnetKey, PeerPath>,
-    /// How many peers have a tunnel endpoint with this MAC: a host with two subnets has one endpoint for both.
-    fdb_users: BTreeMap<VtepMac, usize>,
     findings: Findings,
     want: Want,
     hold: Duration,
@@ -122,7 +86,6 @@ impl DesiredState {
             leases: LeaseSet::default(),
             peers: Peers::default(),
             wanted: BTreeMap::new(),
-            fdb_users: BTreeMap::new(),
             findings: Findings::default(),
             want: Want::default(),
             hold,
@@ -153,7 +116,11 @@ impl DesiredState {
 
     /// What is ours in the kernel.
     pub fn scope(&self) -> Scope {
-        Scope { device: self.backend.device_name(), networks: vec![self.network.into()], nic: self.own.nic.index }
+        Scope {
+            device: self.backend.device_name(),
+            networks: [self.network.into()].into_iter().collect(),
+            nic: self.own.nic.index,
+        }
     }
 
     /// Whether the host's other routes decide how peers are reached.
@@ -226,7 +193,9 @@ impl DesiredState {
     /// The host's interfaces, or what it knows of itself, may have changed.
     pub fn set_host(&mut self, own: LocalNode, mut host: HostView) -> Dirty {
         let links = std::mem::take(&mut host.links).outside(self.network);
-        let same_self = own == self.own && (links == self.links || !self.routes_directly());
+        let same_self = own == self.own
+            && host.vxlan_port == self.host.vxlan_port
+            && (links == self.links || !self.routes_directly());
         (self.own, self.host, self.links) = (own, host, links);
         if same_self && self.facts() == *self.peers.facts() {
             return Dirty::default();
@@ -297,28 +266,26 @@ impl DesiredState {
     /// Judges everything anew and builds what is wanted from nothing.
     fn rebuild(&mut self) {
         let backend = self.backend.clone();
-        let own = backend.own_entries(&self.own.nic, self.own.subnet, self.own.mac);
+        let own = backend.own_entries(&self.own.nic, &self.host, self.own.subnet, self.own.mac);
         self.peers.revalidate(self.facts(), self.leases.records(), |lease| backend.read(lease));
         self.review_wider_networks();
         self.review_all();
         self.wanted = self.peers.peers().map(|(key, endpoint)| (key, self.path_to(endpoint))).collect();
-        let entries: Vec<PeerEntries> =
-            self.wanted.iter().map(|(key, way)| backend.peer_entries(key.v4, way.endpoint, way.link)).collect();
-        self.fdb_users.clear();
-        for (mac, _) in entries.iter().filter_map(|entries| entries.fdb) {
-            *self.fdb_users.entry(mac).or_default() += 1;
+        let mut device = own.device;
+        if let Some(device) = device.get_mut() {
+            device.tx_checksum_off = self.tx_checksum_off;
         }
-        let dest = self.own.subnet.into();
-        let blackhole = self.blackhole.then(|| Route::blackhole(dest, BLACKHOLE_PROTOCOL));
-        let routes = entries.iter().map(|entries| entries.route).chain(blackhole);
-        self.want = Want {
-            device: Some(Device { tx_checksum_off: self.tx_checksum_off, ..own.device }),
-            addresses: [own.address].into(),
-            neighbors: entries.iter().filter_map(|entries| entries.neighbor).collect(),
-            fdb: entries.iter().filter_map(|entries| entries.fdb).collect(),
-            routes: routes.map(|route| (route.dest, route)).collect(),
-            peers_complete: self.leases.is_known(),
-        };
+        self.want = Want { device, peers_complete: self.leases.is_known(), ..Want::default() };
+        let blackhole = self.blackhole.then(|| Route::blackhole(self.own.subnet.into(), BLACKHOLE_PROTOCOL).into());
+        for entry in own.entries.into_iter().chain(blackhole) {
+            self.want.demand(entry);
+        }
+        for (key, path) in &self.wanted {
+            for entry in backend.entries(key.v4, path.endpoint, path.link) {
+                self.want.demand(entry);
+            }
+        }
+        self.want.compact();
     }
 
     /// Brings what is wanted for some keys in line with their verdicts; `keys` collects what that touches.
@@ -335,13 +302,15 @@ impl DesiredState {
                 continue;
             }
             if let Some(old) = self.wanted.remove(&key) {
-                self.remove_entries(self.backend.peer_entries(key.v4, old.endpoint, old.link), keys);
+                let entries = self.backend.entries(key.v4, old.endpoint, old.link);
+                keys.extend(entries.into_iter().map(|entry| self.want.withdraw(entry)));
             }
             demanded.extend(new.map(|new| (key, new)));
         }
         // Only now: what one key gives up another may take over.
         for (key, new) in demanded {
-            self.add_entries(self.backend.peer_entries(key.v4, new.endpoint, new.link), keys);
+            let entries = self.backend.entries(key.v4, new.endpoint, new.link);
+            keys.extend(entries.into_iter().map(|entry| self.want.demand(entry)));
             self.wanted.insert(key, new);
         }
     }
@@ -352,38 +321,6 @@ impl DesiredState {
             false => None,
         };
         PeerPath { endpoint, link }
-    }
-
-    fn add_entries(&mut self, entries: PeerEntries, keys: &mut BTreeSet<Key>) {
-        if let Some((ip, mac)) = entries.neighbor {
-            self.want.neighbors.insert(ip, mac);
-            keys.insert(Key::Neighbor(ip));
-        }
-        if let Some((mac, dst)) = entries.fdb {
-            *self.fdb_users.entry(mac).or_default() += 1;
-            self.want.fdb.insert(mac, dst);
-            keys.insert(Key::Fdb(mac));
-        }
-        self.want.routes.insert(entries.route.dest, entries.route);
-        keys.insert(Key::Route(entries.route.dest));
-    }
-
-    fn remove_entries(&mut self, entries: PeerEntries, keys: &mut BTreeSet<Key>) {
-        if let Some((ip, _)) = entries.neighbor {
-            self.want.neighbors.remove(&ip);
-            keys.insert(Key::Neighbor(ip));
-        }
-        if let Some((mac, _)) = entries.fdb {
-            let users = self.fdb_users.entry(mac).or_default();
-            *users = users.saturating_sub(1);
-            if *users == 0 {
-                self.fdb_users.remove(&mac);
-                self.want.fdb.remove(&mac);
-            }
-            keys.insert(Key::Fdb(mac));
-        }
-        self.want.routes.remove(&entries.route.dest);
-        keys.insert(Key::Route(entries.route.dest));
     }
 
     fn review_wider_networks(&mut self) {

@@ -72,6 +72,9 @@ pub struct HostView {
     pub default_routes: Vec<DefaultRoute>,
     /// Who is on their links.
     pub links: Links,
+    /// The UDP port that the kernel gives a VXLAN device for which none is asked (`udp_port` of the module `vxlan`); `None`
+    /// while the module is not loaded.
+    pub vxlan_port: Option<u16>,
 }
 
 impl HostView {
@@ -302,7 +305,7 @@ mod tests {
                 interface(5, "flannel.1", &["10.5.1.0/32"]),
             ],
             default_routes: vec![DefaultRoute { is_v6: true, ..route(3) }, route(4), route(2), route(3)],
-            links: Links::default(),
+            ..HostView::default()
         }
     }
 

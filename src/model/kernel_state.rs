@@ -1,224 +1,214 @@
-//! The part of a host's network state that flanneld looks after: what the kernel should hold ([`Want`]), what it
-//! does hold ([`Have`]), and which of that is ours to change ([`Scope`]).
+//! The part of a host's network state that flanneld looks after: what the kernel should hold ([`Want`]), what the kernel
+//! does hold ([`Have`]), and which of that flanneld may change ([`Scope`]).
+//!
+//! The kinds of entries are listed here once; everything that concerns all kinds follows from the list.
 
+use super::device::{Device, DeviceWant, ExistingDevice};
+use super::entry::{Address, FdbEntry, Neighbor, Oif, PROTOCOL_KERNEL, Route};
+use super::family::{Family, PerFamily};
 use super::mac::VtepMac;
-use ipnet::{IpNet, Ipv4Net};
-use smallvec::SmallVec;
-use std::borrow::Cow;
-use std::collections::{BTreeMap, BTreeSet};
+use super::plan::{Context, Op, Phase, Steps};
+use super::table::{EntryKind, Held, Noticed, Wanted, compact};
+use ipnet::IpNet;
 use std::fmt;
-use std::net::IpAddr;
 
-/// A VXLAN device as we make it.
-#[derive(Debug, Clone, PartialEq, Eq)]
-pub struct Device {
-    /// `flannel.<VNI>`, or `flannel-v6.<VNI>` for an IPv6 overlay.
-    pub name: String,
-    /// The MAC of this host's tunnel endpoint.
-    pub mac: VtepMac,
-    /// Largest inner packet, in bytes.
-    pub mtu: u32,
-    /// Whether it is administratively up.
-    pub up: bool,
-    /// Whether packets get their checksums before they reach it (`tx-checksum-ip-generic off`): slow, and needed where what is
-    /// below spoils them. If it is not wanted it is left as it is.
-    pub tx_checksum_off: bool,
-    /// Tunnel parameters.
-    pub vxlan: Vxlan,
-}
-
-/// Tunnel parameters of a VXLAN device.
-#[derive(Debug, Clone, PartialEq, Eq)]
-pub struct Vxlan {
-    /// VXLAN network identifier, 0 to 16777215.
-    pub vni: u32,
-    /// Source address of tunnel packets.
-    pub local: Option<IpAddr>,
-    /// Interface index of the device below.
-    pub lower: u32,
-    /// UDP destination port.
-    pub port: u16,
-    /// Whether the kernel learns FDB entries from received packets.
-    pub learning: bool,
-    /// Group based policy extension.
-    pub gbp: bool,
-    /// Multicast group or default remote; ours has none.
-    pub group: Option<IpAddr>,
-    /// TTL of tunnel packets; 0 lets the kernel choose.
-    pub ttl: u8,
-    /// Seconds after which learned FDB entries go; 300 is the kernel's default.
-    pub ageing: u32,
-}
-
-/// A device that was found under our name.
-#[derive(Debug, Clone, PartialEq, Eq)]
-pub enum ExistingDevice {
-    /// A VXLAN device, with its interface index.
-    Vxlan(u32, Device),
-    /// Some other kind of device, with its interface index and kind.
-    Other(u32, String),
-}
-
-/// An ARP or NDP entry on our device.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub struct Neighbor {
-    /// The inner MAC; `None` while unresolved.
-    pub mac: Option<VtepMac>,
-    /// Permanent entries are ours; others come from the kernel itself.
-    pub permanent: bool,
-}
-
-/// Where a route leaves the host.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash)]
-pub enum Oif {
-    /// Our VXLAN device, whatever index it has now.
-    Ours,
-    /// Another interface, by index.
-    Other(u32),
-    /// As the nexthop object with this id says.
-    Nexthop(u32),
-    /// Not at all: a route of this type (`RTN_*`) other than unicast, such as blackhole.
-    Special(u8),
-}
-
-/// A route in table main.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash)]
-pub struct Route {
-    /// Destination, without host bits.
-    pub dest: IpNet,
-    /// Next hop.
-    pub gateway: Option<IpAddr>,
-    /// Outgoing interface.
-    pub oif: Oif,
-    /// Next hop is taken to be on the link, whatever the addresses say.
-    pub onlink: bool,
-    /// Priority; 0 is tried first (for IPv6 the kernel turns 0 into 1024).
-    pub metric: u32,
-    /// Who installed it (`RTPROT_*`): 2 is the kernel itself, 3 `boot`.
-    pub protocol: u8,
-}
-
-/// The routes of ours are spread over these protocol numbers, which nobody has been assigned
-/// (`/etc/iproute2/rt_protos`): the kernel's hash of routes mixes the protocol but not the gateway, so without this each
-/// further route would cost a walk over all that are there.
-const PROTOCOLS: std::ops::Range<u32> = 100..186;
-
-/// The kernel's number for routes that swallow packets (`RTN_BLACKHOLE`).
-pub const BLACKHOLE: u8 = 6;
-
-/// The metric of our blackhole route: the last to be tried, so that the bridge's connected network goes before it.
-pub const BLACKHOLE_METRIC: u32 = u32::MAX;
-
-/// `RTPROT_KERNEL`: connected networks; never touched.
-pub const PROTOCOL_KERNEL: u8 = 2;
-
-impl Route {
-    /// Equal in all that decides where packets go: everything but who installed it.
-    pub fn same_path(&self, other: &Route) -> bool {
-        Route { protocol: 0, ..*self } == Route { protocol: 0, ..*other }
-    }
-
-    /// What is sent to these addresses goes nowhere, unless another route leads there.
-    pub fn blackhole(dest: IpNet, protocol: u8) -> Self {
-        let oif = Oif::Special(BLACKHOLE);
-        Route { dest, gateway: None, oif, onlink: false, metric: BLACKHOLE_METRIC, protocol }
-    }
-
-    /// The protocol number of our route to a subnet: neighbouring subnets have different ones.
-    pub fn protocol_for(subnet: Ipv4Net) -> u8 {
-        let index = u32::from(subnet.network()) >> (32 - subnet.prefix_len().max(1));
-        (PROTOCOLS.start + index % (PROTOCOLS.end - PROTOCOLS.start)) as u8
-    }
-
-    /// Whether it leads through a gateway on the link of this interface and has the protocol number that ours would have.
-    fn is_direct_of_ours(&self, nic: u32) -> bool {
-        let direct = self.oif == Oif::Other(nic) && self.gateway.is_some() && !self.onlink && self.metric == 0;
-        direct && matches!(self.dest, IpNet::V4(dest) if self.protocol == Route::protocol_for(dest))
-    }
-
-    /// The shape of flannel's overlay routes: onlink over our device, via the destination's own first address.
-    pub fn has_flannel_shape(&self) -> bool {
-        self.oif == Oif::Ours && self.onlink && self.gateway == Some(self.dest.network())
-    }
-}
-
-impl fmt::Display for Route {
-    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        if let Oif::Special(kind) = self.oif {
-            write!(f, "{} ", type_name(kind))?;
+/// From the list of kinds: the sums [`Entry`], [`Key`] and [`Observed`], the tables of [`Want`] and [`Have`], and what is
+/// done with each table alike.
+macro_rules! tables {
+    ($( $(#[$doc:meta])* $table:ident: $kind:ident, )+) => {
+        /// One kernel entry of any kind.
+        #[derive(Debug, Clone, Copy, PartialEq, Eq)]
+        pub enum Entry {
+            $( $(#[$doc])* $kind($kind), )+
         }
-        write!(f, "{}", self.dest)?;
-        if let Some(gateway) = self.gateway {
-            write!(f, " via {gateway}")?;
+
+        /// What a difference is about.
+        #[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash)]
+        pub enum Key {
+            /// Our device itself; a difference there may affect everything on it.
+            Device,
+            $( $(#[$doc])* $kind(<$kind as EntryKind>::Key), )+
         }
-        match self.oif {
-            Oif::Other(index) => write!(f, " dev #{index}")?,
-            Oif::Nexthop(id) => write!(f, " nhid {id}")?,
-            Oif::Ours | Oif::Special(_) => {}
+
+        /// A change of an entry that concerns us, as the kernel reports it.
+        #[derive(Debug, Clone, Copy, PartialEq, Eq)]
+        pub enum Observed {
+            $( $(#[$doc])* $kind(<$kind as EntryKind>::Report), )+
         }
-        if self.onlink {
-            f.write_str(" onlink")?;
+
+        /// What the kernel should hold.
+        #[derive(Debug, Clone, Default, PartialEq)]
+        pub struct Want {
+            /// Our device.
+            pub device: DeviceWant,
+            $( $(#[$doc])* pub $table: Wanted<$kind>, )+
+            /// Whether these are all peers. Until then, what no known peer has may belong to an unknown one.
+            pub peers_complete: bool,
         }
-        if self.metric != 0 {
-            write!(f, " metric {}", self.metric)?;
+
+        /// What the kernel holds, as far as it concerns us.
+        #[derive(Debug, Clone, Default, PartialEq, Eq)]
+        pub struct Have {
+            /// The device with our name.
+            pub device: Option<ExistingDevice>,
+            $( $(#[$doc])* pub $table: Held<$kind>, )+
         }
-        Ok(())
-    }
+
+        $( impl From<$kind> for Entry {
+            fn from(entry: $kind) -> Self {
+                Entry::$kind(entry)
+            }
+        } )+
+
+        impl Entry {
+            /// What the entry is found by.
+            pub fn key(&self) -> Key {
+                match self { $( Entry::$kind(entry) => Key::$kind(entry.into_parts().0), )+ }
+            }
+
+            /// The verb for making the entry or replacing the one with its key.
+            pub fn set_verb(&self) -> &'static str {
+                match self { $( Entry::$kind(_) => $kind::SET_VERB, )+ }
+            }
+
+            /// Names the entry as far as the kernel needs to know it in order to delete it.
+            pub fn identity(&self) -> String {
+                match self { $( Entry::$kind(entry) => format!("{} {}", $kind::NAME, entry.identity()), )+ }
+            }
+
+            /// Tells whether the entry can only exist on our device.
+            pub fn is_on_device(&self) -> bool {
+                match self { $( Entry::$kind(entry) => entry.is_on_device(), )+ }
+            }
+        }
+
+        impl fmt::Display for Entry {
+            fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+                match self { $( Entry::$kind(entry) => write!(f, "{} {entry}", $kind::NAME), )+ }
+            }
+        }
+
+        impl Key {
+            /// The place of the kind in the order of work, and its name in singular and plural.
+            pub fn kind(&self) -> (Phase, &'static str, &'static str) {
+                match self {
+                    Key::Device => (Phase::Device, "device", "changes of the device"),
+                    $( Key::$kind(_) => ($kind::SET, $kind::NAME, $kind::NAMES), )+
+                }
+            }
+        }
+
+        impl fmt::Display for Key {
+            fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+                match self {
+                    Key::Device => f.write_str("device"),
+                    $( Key::$kind(key) => write!(f, "{} {key}", $kind::NAME), )+
+                }
+            }
+        }
+
+        impl Want {
+            /// Adds a user of an entry, and gives the entry's key.
+            pub fn demand(&mut self, entry: impl Into<Entry>) -> Key {
+                match entry.into() { $( Entry::$kind(entry) => Key::$kind(self.$table.demand(entry)), )+ }
+            }
+
+            /// Removes a user of an entry, and gives the entry's key.
+            pub fn withdraw(&mut self, entry: impl Into<Entry>) -> Key {
+                match entry.into() { $( Entry::$kind(entry) => Key::$kind(self.$table.withdraw(entry)), )+ }
+            }
+
+            /// Takes as little memory as possible.
+            pub fn compact(&mut self) {
+                $( self.$table.compact(); )+
+            }
+
+            /// Compares one entry with what the kernel holds.
+            pub(super) fn diff_at(&self, key: Key, have: &Have, context: &Context, steps: &mut Steps) {
+                match key {
+                    Key::Device => {}
+                    $( Key::$kind(key) => self.$table.diff_at(key, &have.$table, context, steps), )+
+                }
+            }
+
+            /// Compares all entries with what the kernel holds.
+            pub(super) fn diff_all(&self, have: &Have, context: &Context, steps: &mut Steps) {
+                $( self.$table.diff_all(&have.$table, context, steps); )+
+            }
+        }
+
+        impl Have {
+            /// Takes in a change that the kernel reports. If it is known already, nothing changes.
+            pub fn notice(&mut self, change: Observed) -> Noticed<Key> {
+                match change {
+                    $( Observed::$kind(report) => $kind::notice(report, &mut self.$table).map(Key::$kind), )+
+                }
+            }
+
+            /// Takes as little memory as possible.
+            pub fn compact(&mut self) {
+                $( compact(&mut self.$table); )+
+            }
+
+            fn was_set(&mut self, entry: Entry) {
+                match entry { $( Entry::$kind(entry) => entry.was_set(&mut self.$table), )+ }
+            }
+
+            fn was_added(&mut self, entry: Entry) {
+                match entry { $( Entry::$kind(entry) => entry.was_added(&mut self.$table), )+ }
+            }
+
+            fn was_deleted(&mut self, entry: Entry) {
+                match entry { $( Entry::$kind(entry) => entry.was_deleted(&mut self.$table), )+ }
+            }
+
+            fn device_was_deleted(&mut self) {
+                self.device = None;
+                $( $kind::device_was_deleted(&mut self.$table); )+
+            }
+
+            fn device_mac_was_changed(&mut self) {
+                $( $kind::device_mac_was_changed(&mut self.$table); )+
+            }
+        }
+    };
 }
 
-/// As `ip route` names a type of route.
-fn type_name(kind: u8) -> Cow<'static, str> {
-    match kind {
-        2 => "local".into(),
-        BLACKHOLE => "blackhole".into(),
-        7 => "unreachable".into(),
-        8 => "prohibit".into(),
-        9 => "throw".into(),
-        other => format!("type {other}").into(),
-    }
-}
-
-/// What the kernel should hold. All of it is keyed as the kernel keys it, so there is one wanted value per key.
-#[derive(Debug, Clone, Default, PartialEq, Eq)]
-pub struct Want {
-    /// Our VXLAN device; `None` until it is known what it should be.
-    pub device: Option<Device>,
-    /// Addresses on it.
-    pub addresses: BTreeSet<IpNet>,
-    /// Inner IP of a peer's VTEP to its MAC.
-    pub neighbors: BTreeMap<IpAddr, VtepMac>,
-    /// MAC of a peer's VTEP to its underlay address.
-    pub fdb: BTreeMap<VtepMac, IpAddr>,
-    /// Subnet of a peer to the way there.
-    pub routes: BTreeMap<IpNet, Route>,
-    /// Whether these are all peers. Until it is true, what no known peer has may belong to an unknown one.
-    pub peers_complete: bool,
-}
-
-/// Several, but hardly ever more than one: that one lies in the list itself.
-pub type Few<T> = SmallVec<[T; 1]>;
-
-/// What the kernel holds, as far as it concerns us.
-#[derive(Debug, Clone, Default, PartialEq, Eq)]
-pub struct Have {
-    /// The device with our name.
-    pub device: Option<ExistingDevice>,
-    /// All its addresses but link-local ones.
-    pub addresses: BTreeSet<IpNet>,
-    /// All its neighbours.
-    pub neighbors: BTreeMap<IpAddr, Neighbor>,
-    /// All its permanent FDB entries.
-    pub fdb: BTreeMap<VtepMac, Few<IpAddr>>,
-    /// Routes in table main that leave by our device or lead into the overlay, by destination.
-    pub routes: BTreeMap<IpNet, Few<Route>>,
+tables! {
+    /// An address on our device.
+    addresses: Address,
+    /// A neighbour on our device.
+    neighbors: Neighbor,
+    /// A permanent FDB entry of our device.
+    fdb: FdbEntry,
+    /// A route in table main that leaves by our device or leads into the overlay.
+    routes: Route,
 }
 
 impl Have {
-    /// The MAC of the VXLAN device with our name, if it exists.
+    /// The MAC of the device with our name, if there is such a device.
     pub fn device_mac(&self) -> Option<VtepMac> {
-        match self.device.as_ref()? {
-            ExistingDevice::Vxlan(_, device) => Some(device.mac),
-            ExistingDevice::Other(..) => None,
+        self.device.as_ref()?.known()?.mac
+    }
+
+    /// Records that the kernel has done `op`; `index` is what the kernel would give a new device.
+    pub fn apply(&mut self, op: &Op, index: u32) {
+        match op {
+            Op::DeleteDevice(_) => self.device_was_deleted(),
+            Op::CreateDevice(device) => self.device = Some(ExistingDevice::Known(index, (**device).clone())),
+            Op::ChangeDevice(_, device) => {
+                let (before, after) = (self.device_mac(), device.mac.or(self.device_mac()));
+                if before != after {
+                    self.device_mac_was_changed();
+                }
+                if let Some(ExistingDevice::Known(_, have)) = &mut self.device {
+                    *have = Device { mac: after, ..(**device).clone() };
+                }
+            }
+            Op::Set(entry) => self.was_set(*entry),
+            Op::Add(entry) => self.was_added(*entry),
+            Op::Delete(entry) => self.was_deleted(*entry),
+            Op::ClearFdb(mac) => drop(self.fdb.remove(mac)),
         }
     }
 }
@@ -229,7 +219,7 @@ pub struct Scope {
     /// Name of our device.
     pub device: String,
     /// The overlay's networks.
-    pub networks: Vec<IpNet>,
+    pub networks: PerFamily<IpNet>,
     /// Index of the external interface; 0 for none.
     pub nic: u32,
 }
@@ -237,7 +227,7 @@ pub struct Scope {
 impl Scope {
     /// An address on our device is ours when it lies inside the overlay.
     pub fn owns_address(&self, address: &IpNet) -> bool {
-        self.networks.iter().any(|network| network.contains(&address.addr()))
+        self.covers(address.addr().into())
     }
 
     /// A route on our device is ours when it leads into the overlay or has flannel's own shape (which catches what
@@ -252,6 +242,10 @@ impl Scope {
 
     /// Whether a destination lies inside the overlay.
     pub fn covers(&self, dest: IpNet) -> bool {
-        self.networks.iter().any(|network| network.contains(&dest))
+        self.networks.get(Family::of(dest.addr())).is_some_and(|network| network.contains(&dest))
     }
 }
+
+#[cfg(test)]
+#[path = "kernel_state_tests.rs"]
+mod tests;

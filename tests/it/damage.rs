@@ -89,6 +89,13 @@ pub const DEVICES: &[Damage] = &[
         "VNI 77, not 1",
         18,
     ),
+    (
+        "ip link del flannel.1
+         ip link add flannel.1 type vxlan id 1 dev eth0 local 172.31.0.1 dstport 4789 nolearning
+         ip link set flannel.1 up",
+        "port 4789, not 8472",
+        18,
+    ),
     ("ip link del flannel.1; ip link add flannel.1 type vxlan id 1 dev docker0 dstport 8472", "lower device", 18),
     ("ip link del flannel.1; ip link add flannel.1 type vxlan id 1 dstport 8472 remote 172.31.0.2", "group", 18),
     ("ip link del flannel.1; ip link add flannel.1 type bridge", "is a bridge device, not VXLAN", 18),

@@ -2,7 +2,8 @@
 
 use crate::lab::*;
 use flanneld::kernel::Kernel;
-use flanneld::model::kernel_state::{Device, ExistingDevice, Oif, Route, Vxlan};
+use flanneld::model::device::{Device, ExistingDevice, Link};
+use flanneld::model::entry::{Address, FdbEntry, Neighbor, Oif, Route};
 use flanneld::model::plan::Op;
 use nix::libc::{EEXIST, EINVAL, ENODEV, EOPNOTSUPP};
 use serde_json::{Value, json};
@@ -24,9 +25,9 @@ fn seen(name: &str) -> Value {
 
 /// What `ip` should say about it.
 fn expected(device: &Device) -> Value {
-    let vxlan = &device.vxlan;
+    let Link::Vxlan(vxlan) = &device.link;
     json!({
-        "kind": "vxlan", "mac": device.mac.to_string(), "mtu": device.mtu, "up": device.up, "queue": null,
+        "kind": "vxlan", "mac": device.mac.expect("a MAC").to_string(), "mtu": device.mtu, "up": device.up, "queue": null,
         "vni": vxlan.vni, "local": vxlan.local, "link": "eth0", "port": vxlan.port, "learning": vxlan.learning,
         "gbp": if vxlan.gbp { json!(true) } else { Value::Null }, "ttl": vxlan.ttl, "ageing": vxlan.ageing,
         "checksum": true, "link-local": "none",
@@ -42,15 +43,15 @@ fn a_new_device_has_every_parameter_and_reads_back_as_it_was_made() {
     on_a_new_host(async |mut lab| {
         let usual = lab.device();
         let mut unusual = lab.device();
-        unusual.vxlan.gbp = true;
-        unusual.vxlan.learning = true;
-        unusual.vxlan.ttl = 64;
-        unusual.vxlan.ageing = 100;
-        unusual.vxlan.port = 4789;
-        unusual.vxlan.vni = 4242;
+        vxlan(&mut unusual).gbp = true;
+        vxlan(&mut unusual).learning = true;
+        vxlan(&mut unusual).ttl = 64;
+        vxlan(&mut unusual).ageing = 100;
+        vxlan(&mut unusual).port = 4789;
+        vxlan(&mut unusual).vni = 4242;
         unusual.mtu = 1300;
         let mut v6 = lab.device();
-        v6.vxlan.local = Some(addr("fd31::1"));
+        vxlan(&mut v6).local = Some(addr("fd31::1"));
         v6.mtu = 1430;
         for device in [usual, unusual, v6] {
             lab.must(&[Op::CreateDevice(device.clone().into())]).await;
@@ -59,7 +60,7 @@ fn a_new_device_has_every_parameter_and_reads_back_as_it_was_made() {
             assert!(!ip("addr show dev flannel.1").contains("inet"), "an address that nobody asked for");
             let index = lab.index().await;
             let have = lab.have().await;
-            assert_eq!(have.device, Some(ExistingDevice::Vxlan(index, device)));
+            assert_eq!(have.device, Some(ExistingDevice::Known(index, device)));
             assert!(have.addresses.is_empty() && have.neighbors.is_empty() && have.fdb.is_empty());
             lab.must(&[Op::DeleteDevice(index), Op::DeleteDevice(index)]).await;
             assert_eq!(lab.have().await.device, None);
@@ -68,13 +69,22 @@ fn a_new_device_has_every_parameter_and_reads_back_as_it_was_made() {
 }
 
 #[test]
-fn a_device_without_a_port_of_its_own_gets_the_kernels() {
+fn the_port_is_compared_although_the_config_names_none() {
     on_a_new_host(async |mut lab| {
-        let mut want = lab.want();
-        if let Some(device) = &mut want.device {
-            device.vxlan.port = 0;
-        }
+        let make = "link add flannel.1 address 0e:01:02:03:04:05 mtu 1450 type vxlan id 1 local 172.31.0.1 dev eth0 \
+                    nolearning";
+        let up = "link set flannel.1 up";
+        // The port that a Go flanneld leaves to the kernel.
+        (ip(make), ip("addr add 10.5.34.0/32 dev flannel.1"), ip(up));
+        let host = lab.kernel.host().await.expect("the host");
+        assert_eq!(Some(seen("flannel.1")["port"].clone()), host.vxlan_port.map(Value::from));
+        assert_eq!(lab.plan(&lab.want()).await, []);
+        let index = lab.index().await;
+        // The port of another make of VXLAN, with which no packet of the overlay passes.
+        (ip("link del flannel.1"), ip(&format!("{make} dstport 4789")), ip(up));
+        let want = lab.want();
         lab.reach(&want).await;
+        assert_ne!(lab.index().await, index);
         assert_eq!(seen("flannel.1")["port"], 8472);
     });
 }
@@ -88,15 +98,15 @@ fn parameters_change_in_place_and_nothing_on_the_device_is_lost() {
         lab.reach(&want).await;
         let (index, before) = (lab.index().await, lab.have().await);
         let changes: [fn(&mut Device); 6] = [
-            |device| device.vxlan.local = Some(addr("172.31.0.9")),
-            |device| device.vxlan.learning = true,
-            |device| device.vxlan.ageing = 77,
-            |device| device.vxlan.ttl = 9,
-            |device| device.vxlan.ttl = 0,
+            |device| vxlan(device).local = Some(addr("172.31.0.9")),
+            |device| vxlan(device).learning = true,
+            |device| vxlan(device).ageing = 77,
+            |device| vxlan(device).ttl = 9,
+            |device| vxlan(device).ttl = 0,
             |device| device.mtu = 1400,
         ];
         for change in changes {
-            let device = want.device.as_mut().expect("a device");
+            let device = want.device.get_mut().expect("a device");
             change(device);
             let device = device.clone();
             assert_eq!(lab.plan(&want).await, [Op::ChangeDevice(index, device.clone().into())]);
@@ -117,8 +127,8 @@ fn a_new_mac_flushes_the_neighbours_and_nothing_else() {
         add_peer(&mut want, 0x0501);
         lab.reach(&want).await;
         let (index, before) = (lab.index().await, lab.have().await);
-        let device = want.device.as_mut().expect("a device");
-        device.mac = mac("0e:99:00:00:00:01");
+        let device = want.device.get_mut().expect("a device");
+        device.mac = Some(mac("0e:99:00:00:00:01"));
         let device = device.clone();
         lab.must(&[Op::ChangeDevice(index, device.clone().into())]).await;
         assert_eq!(seen("flannel.1"), expected(&device));
@@ -150,20 +160,20 @@ fn what_cannot_change_makes_a_new_device() {
         let mut want = lab.want();
         lab.reach(&want).await;
         let changes: [fn(&mut Device); 4] = [
-            |device| device.vxlan.port = 4789,
-            |device| device.vxlan.gbp = true,
-            |device| device.vxlan.vni = 2,
-            |device| (device.vxlan.local, device.mtu) = (Some(addr("fd31::1")), 1430),
+            |device| vxlan(device).port = 4789,
+            |device| vxlan(device).gbp = true,
+            |device| vxlan(device).vni = 2,
+            |device| (vxlan(device).local, device.mtu) = (Some(addr("fd31::1")), 1430),
         ];
         for change in changes {
             let index = lab.index().await;
-            change(want.device.as_mut().expect("a device"));
+            change(want.device.get_mut().expect("a device"));
             lab.reach(&want).await;
             assert_ne!(lab.index().await, index);
-            assert_eq!(seen("flannel.1"), expected(want.device.as_ref().expect("a device")));
+            assert_eq!(seen("flannel.1"), expected(want.device.get().expect("a device")));
         }
         let index = lab.index().await;
-        want.device.as_mut().expect("a device").vxlan.lower =
+        vxlan(want.device.get_mut().expect("a device")).lower =
             ip_json("link show dev wire")[0]["ifindex"].as_u64().expect("an index") as u32;
         lab.reach(&want).await;
         assert_ne!(lab.index().await, index);
@@ -178,7 +188,7 @@ fn another_kind_of_device_in_our_place_is_replaced() {
             ip("addr add 10.5.9.0/24 dev flannel.1");
             let Some(ExistingDevice::Other(_, found)) = lab.have().await.device else { panic!("{kind} not found") };
             assert_eq!(found, kind);
-            let set = Op::SetNeighbor(addr("10.5.1.0"), mac("0e:00:00:00:00:01"));
+            let set = Op::set(Neighbor { ip: addr("10.5.1.0"), mac: mac("0e:00:00:00:00:01") });
             assert_eq!(lab.try_all(&[set]).await, [Err(ENODEV)], "nothing is put on somebody else's device");
             let mut want = lab.want();
             add_peer(&mut want, 0x0501);
@@ -192,9 +202,10 @@ fn another_kind_of_device_in_our_place_is_replaced() {
 fn a_foreign_group_and_an_underlay_of_ipv6_are_seen() {
     on_a_new_host(async |mut lab| {
         ip("link add flannel.1 type vxlan id 1 group ff05::8 dev eth0 dstport 8472 ttl 3");
-        let Some(ExistingDevice::Vxlan(_, device)) = lab.have().await.device else { panic!("not found") };
-        assert_eq!((device.vxlan.group, device.vxlan.local), (Some(addr("ff05::8")), None));
-        assert_eq!((device.vxlan.ttl, device.vxlan.learning, device.up), (3, true, false));
+        let Some(ExistingDevice::Known(_, device)) = lab.have().await.device else { panic!("not found") };
+        let Link::Vxlan(vxlan) = device.link;
+        assert_eq!((vxlan.group, vxlan.local), (Some(addr("ff05::8")), None));
+        assert_eq!((vxlan.ttl, vxlan.learning, device.up), (3, true, false));
         let fdb = lab.have().await.fdb;
         // Its entry names the device below, so it is none that an operation of ours could have made or could delete.
         assert!(fdb[&mac("00:00:00:00:00:00")].is_empty());
@@ -215,7 +226,8 @@ fn refusals_say_why() {
         assert!(text.contains("create device flannel.2") && text.contains("specified VNI already exists"), "{text}");
 
         let too_much = Device { mtu: 1501, ..lab.device() };
-        let other_vni = Device { vxlan: Vxlan { vni: 5, ..lab.device().vxlan }, ..lab.device() };
+        let mut other_vni = lab.device();
+        vxlan(&mut other_vni).vni = 5;
         let ops = [
             Op::CreateDevice(lab.device().into()),
             Op::ChangeDevice(index, too_much.into()),
@@ -234,15 +246,15 @@ fn without_a_device_deleting_succeeds_and_adding_fails() {
         let route = overlay_route(net("10.5.1.0/24"));
         let elsewhere = Route { gateway: Some(addr("172.31.0.7")), oif: Oif::Other(lab.lower), onlink: false, ..route };
         let ops = [
-            Op::DeleteAddress(net("10.5.34.0/32")),
-            Op::DeleteNeighbor(peer),
-            Op::DeleteFdb(mac, addr("172.31.0.2")),
-            Op::DeleteRoute(route),
-            Op::AddRoute(elsewhere),
-            Op::AddRoute(route),
-            Op::SetFdb(mac, addr("172.31.0.2")),
-            Op::SetNeighbor(peer, mac),
-            Op::AddAddress(net("10.5.34.0/32")),
+            Op::delete(Address(net("10.5.34.0/32"))),
+            Op::delete(Neighbor { ip: peer, mac }),
+            Op::delete(FdbEntry { mac, dst: addr("172.31.0.2") }),
+            Op::delete(route),
+            Op::add(elsewhere),
+            Op::add(route),
+            Op::set(FdbEntry { mac, dst: addr("172.31.0.2") }),
+            Op::set(Neighbor { ip: peer, mac }),
+            Op::set(Address(net("10.5.34.0/32"))),
         ];
         let (ok, no) = (Ok(()), Err(ENODEV));
         assert_eq!(lab.try_all(&ops).await, [ok, ok, ok, ok, ok, no, no, no, no]);

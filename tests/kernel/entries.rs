@@ -2,7 +2,7 @@
 
 use crate::lab::*;
 use flanneld::kernel::Kernel;
-use flanneld::model::kernel_state::{Neighbor, Oif, Route};
+use flanneld::model::entry::{Address, FdbEntry, Neighbor, NeighborState, Oif, Route};
 use flanneld::model::plan::Op;
 use nix::libc::{EEXIST, EINVAL, ENETUNREACH};
 use serde_json::{Value, json};
@@ -33,14 +33,15 @@ fn neighbours_are_set_overwritten_and_deleted() {
         for text in ["10.5.1.0", "fd05:0:0:1::"] {
             let ip_addr = addr(text);
             for mac_text in ["0e:00:00:00:00:01", "0e:00:00:00:00:02", "0e:00:00:00:00:02"] {
-                lab.must(&[Op::SetNeighbor(ip_addr, mac(mac_text))]).await;
+                lab.must(&[Op::set(Neighbor { ip: ip_addr, mac: mac(mac_text) })]).await;
                 let seen = neighbors(text);
                 assert_eq!(seen.len(), 1);
                 assert_eq!((&seen[0]["lladdr"], &seen[0]["state"]), (&json!(mac_text), &json!(["PERMANENT"])));
-                let neighbor = Neighbor { mac: Some(mac(mac_text)), permanent: true };
+                let neighbor = NeighborState { mac: Some(mac(mac_text)), permanent: true };
                 assert_eq!(lab.have().await.neighbors, [(ip_addr, neighbor)].into());
             }
-            lab.must(&[Op::DeleteNeighbor(ip_addr), Op::DeleteNeighbor(ip_addr)]).await;
+            let delete = Op::delete(Neighbor { ip: ip_addr, mac: mac("0e:00:00:00:00:02") });
+            lab.must(&[delete.clone(), delete]).await;
             assert_eq!(neighbors(text).len() + lab.have().await.neighbors.len(), 0);
         }
     });
@@ -54,12 +55,12 @@ fn a_neighbour_that_the_kernel_learned_is_seen_and_becomes_ours() {
         ip("neigh add 10.5.2.0 dev flannel.1 nud failed");
         ip("neigh add 10.5.3.0 dev flannel.1 lladdr 0e:00:00:00:00:03 nud noarp");
         let seen = lab.have().await.neighbors;
-        let learned = Neighbor { mac: Some(mac("0e:00:00:00:00:09")), permanent: false };
-        let failed = Neighbor { mac: None, permanent: false };
+        let learned = NeighborState { mac: Some(mac("0e:00:00:00:00:09")), permanent: false };
+        let failed = NeighborState { mac: None, permanent: false };
         assert_eq!(seen, [(addr("10.5.1.0"), learned), (addr("10.5.2.0"), failed)].into());
         let ours = mac("0e:00:00:00:00:01");
-        lab.must(&["10.5.1.0", "10.5.2.0"].map(|ip| Op::SetNeighbor(addr(ip), ours))).await;
-        let all_ours = |neighbor: &Neighbor| neighbor.permanent && neighbor.mac == Some(ours);
+        lab.must(&["10.5.1.0", "10.5.2.0"].map(|ip| Op::set(Neighbor { ip: addr(ip), mac: ours }))).await;
+        let all_ours = |neighbor: &NeighborState| neighbor.permanent && neighbor.mac == Some(ours);
         assert!(lab.have().await.neighbors.values().all(all_ours));
     });
 }
@@ -73,21 +74,25 @@ fn fdb_entries_are_set_moved_and_deleted() {
             if first.contains(':') {
                 // The family of the underlay is the device's.
                 let mut device = lab.device();
-                device.vxlan.local = Some(addr("fd31::1"));
+                vxlan(&mut device).local = Some(addr("fd31::1"));
                 let index = lab.index().await;
                 lab.must(&[Op::DeleteDevice(index), Op::CreateDevice(device.into())]).await;
             }
             for dst in [first, second, second] {
-                lab.must(&[Op::SetFdb(mac(mac_text), addr(dst))]).await;
+                lab.must(&[Op::set(FdbEntry { mac: mac(mac_text), dst: addr(dst) })]).await;
                 let seen = fdb(mac_text);
                 assert_eq!(seen.len(), 1);
                 assert_eq!((&seen[0]["dst"], &seen[0]["state"]), (&json!(dst), &json!("permanent")));
                 assert_eq!(seen[0]["flags"], json!(["self"]));
                 assert_eq!(lab.have().await.fdb, [(mac(mac_text), [addr(dst)].into())].into());
             }
-            lab.must(&[Op::DeleteFdb(mac(mac_text), addr(first))]).await;
+            lab.must(&[Op::delete(FdbEntry { mac: mac(mac_text), dst: addr(first) })]).await;
             assert_eq!(fdb(mac_text).len(), 1, "an entry that has moved on stays");
-            lab.must(&[Op::DeleteFdb(mac(mac_text), addr(second)), Op::DeleteFdb(mac(mac_text), addr(second))]).await;
+            lab.must(&[
+                Op::delete(FdbEntry { mac: mac(mac_text), dst: addr(second) }),
+                Op::delete(FdbEntry { mac: mac(mac_text), dst: addr(second) }),
+            ])
+            .await;
             assert_eq!(fdb(mac_text).len() + lab.have().await.fdb.len(), 0);
         }
     });
@@ -105,10 +110,15 @@ fn odd_fdb_entries_are_seen_and_put_right() {
         let both = [addr("172.31.0.2"), addr("172.31.0.3")];
         assert_eq!(lab.have().await.fdb, [(odd, Default::default()), (zero, both[..].into())].into());
         let dynamic = mac("0e:00:00:00:00:02");
-        lab.must(&[Op::SetFdb(odd, both[0]), Op::SetFdb(dynamic, both[1]), Op::DeleteFdb(zero, both[0])]).await;
+        lab.must(&[
+            Op::set(FdbEntry { mac: odd, dst: both[0] }),
+            Op::set(FdbEntry { mac: dynamic, dst: both[1] }),
+            Op::delete(FdbEntry { mac: zero, dst: both[0] }),
+        ])
+        .await;
         let right = [(odd, [both[0]].into()), (zero, [both[1]].into()), (dynamic, [both[1]].into())];
         assert_eq!(lab.have().await.fdb, right.into());
-        lab.must(&[Op::DeleteFdb(zero, both[1])]).await;
+        lab.must(&[Op::delete(FdbEntry { mac: zero, dst: both[1] })]).await;
         assert_eq!(fdb("00:00:00:00:00:00").len(), 0);
     });
 }
@@ -122,7 +132,7 @@ fn an_fdb_entry_with_a_nexthop_group_is_replaced() {
         ip("nexthop add id 20 group 10 fdb");
         let (mac_text, dst) = ("0e:00:00:00:00:01", addr("172.31.0.2"));
         let mut want = lab.want();
-        want.fdb.insert(mac(mac_text), dst);
+        want.demand(FdbEntry { mac: mac(mac_text), dst });
         for kind in ["permanent", "dynamic"] {
             let words = format!("fdb add {mac_text} dev flannel.1 nhid 20 self {kind}");
             let made = Command::new("bridge").args(words.split(' ')).output().expect("bridge");
@@ -131,7 +141,7 @@ fn an_fdb_entry_with_a_nexthop_group_is_replaced() {
                 assert!(error.contains("A nexthop fdb cannot be dynamic"), "{error}");
                 continue;
             }
-            lab.must(&[Op::SetFdb(mac(mac_text), dst)]).await;
+            lab.must(&[Op::set(FdbEntry { mac: mac(mac_text), dst })]).await;
             assert_eq!(fdb(mac_text)[0]["dst"], Value::Null, "{kind}");
             lab.reach(&want).await;
             assert_eq!((fdb(mac_text).len(), &fdb(mac_text)[0]["dst"]), (1, &json!("172.31.0.2")));
@@ -157,18 +167,18 @@ fn addresses_are_added_and_deleted_each_with_its_own_prefix() {
     on_a_new_host(async |mut lab| {
         lab.with_device().await;
         let all = ["10.5.34.0/32", "10.5.34.0/16", "10.5.35.0/32", "fd05:0:0:22::/128", "fd05:0:0:23::/64"].map(net);
-        lab.must(&all.map(Op::AddAddress)).await;
-        lab.must(&all.map(Op::AddAddress)).await;
-        assert_eq!(lab.have().await.addresses, all.into());
+        lab.must(&all.map(|net| Op::set(Address(net)))).await;
+        lab.must(&all.map(|net| Op::set(Address(net)))).await;
+        assert_eq!(lab.have().await.addresses, all.map(|net| (net, ())).into());
         let seen = &ip_json("addr show dev flannel.1")[0]["addr_info"];
         assert_eq!(seen.as_array().expect("a list").len(), all.len());
         assert!(seen.as_array().expect("a list").iter().all(|address| address["scope"] == "global"));
         let v6 = with(seen, "family", "inet6");
         assert!(v6.iter().all(|address| address["nodad"] == true && address["tentative"].is_null()), "{v6:?}");
         for gone in [all[1], all[4], all[0], all[0]] {
-            lab.must(&[Op::DeleteAddress(gone)]).await;
+            lab.must(&[Op::delete(Address(gone))]).await;
         }
-        assert_eq!(lab.have().await.addresses, [all[2], all[3]].into());
+        assert_eq!(lab.have().await.addresses, [(all[2], ()), (all[3], ())].into());
     });
 }
 
@@ -178,7 +188,7 @@ fn ipv6_link_local_addresses_are_nobodys_business() {
         lab.with_device().await;
         ip("addr add fe80::7/64 dev flannel.1");
         ip("addr add 169.254.7.7/32 scope link dev flannel.1");
-        assert_eq!(lab.have().await.addresses, [net("169.254.7.7/32")].into());
+        assert_eq!(lab.have().await.addresses, [(net("169.254.7.7/32"), ())].into());
         assert!(lab.have().await.routes.is_empty());
     });
 }
@@ -189,23 +199,23 @@ fn routes_are_added_replaced_and_deleted() {
         lab.with_device().await;
         for dest in ["10.5.1.0/24", "fd05:0:0:1::/64"] {
             let ours = Route { protocol: 123, ..overlay_route(net(dest)) };
-            lab.must(&[Op::AddRoute(ours)]).await;
+            lab.must(&[Op::add(ours)]).await;
             let seen = routes(dest);
             assert_eq!(seen.len(), 1);
             assert_eq!((&seen[0]["dev"], &seen[0]["flags"]), (&json!("flannel.1"), &json!(["onlink"])));
             assert_eq!(seen[0]["gateway"], json!(ours.gateway));
             assert_eq!((&seen[0]["protocol"], &seen[0]["type"]), (&json!("123"), &json!("unicast")));
             assert_eq!(lab.have().await.routes, [(ours.dest, [ours].into())].into());
-            assert_eq!(lab.try_all(&[Op::AddRoute(ours)]).await, [Err(EEXIST)]);
+            assert_eq!(lab.try_all(&[Op::add(ours)]).await, [Err(EEXIST)]);
 
             let other = Route { gateway: Some(net(dest).hosts().nth(4).expect("a host")), protocol: 124, ..ours };
-            lab.must(&[Op::ReplaceRoute(other)]).await;
+            lab.must(&[Op::set(other)]).await;
             assert_eq!(lab.have().await.routes, [(ours.dest, [other].into())].into());
-            lab.must(&[Op::DeleteRoute(ours)]).await;
+            lab.must(&[Op::delete(ours)]).await;
             assert_eq!(routes(dest).len(), 1, "another way to the same place is another route");
-            lab.must(&[Op::DeleteRoute(other), Op::DeleteRoute(other), Op::ReplaceRoute(ours)]).await;
+            lab.must(&[Op::delete(other), Op::delete(other), Op::set(ours)]).await;
             assert_eq!(lab.have().await.routes, [(ours.dest, [ours].into())].into());
-            lab.must(&[Op::DeleteRoute(Route { protocol: 7, ..ours })]).await;
+            lab.must(&[Op::delete(Route { protocol: 7, ..ours })]).await;
             assert_eq!(routes(dest).len(), 0, "who installed it does not matter");
         }
     });
@@ -235,7 +245,7 @@ fn exactly_the_stray_is_deleted() {
         assert_eq!(left[7].to_string(), "10.5.1.0/24 nhid 9 metric 11");
         for at in [1, 3, 3, 2, 3, 2, 0, 0] {
             let stray = left.remove(at);
-            lab.must(&[Op::DeleteRoute(stray)]).await;
+            lab.must(&[Op::delete(stray)]).await;
             let now = lab.have().await.routes.remove(&net("10.5.1.0/24")).unwrap_or_default();
             assert_eq!(now, left, "after deleting {stray}");
         }
@@ -258,7 +268,7 @@ fn exactly_the_ipv6_stray_is_deleted() {
         assert_eq!(left.iter().map(|route| route.metric).collect::<Vec<_>>(), [5, 6, 7, 1024]);
         for at in [3, 2, 0, 0] {
             let stray = left.remove(at);
-            lab.must(&[Op::DeleteRoute(stray)]).await;
+            lab.must(&[Op::delete(stray)]).await;
             let now = lab.have().await.routes.remove(&net("fd05:0:0:1::/64")).unwrap_or_default();
             assert_eq!(now, left, "after deleting {stray}");
         }
@@ -275,8 +285,8 @@ fn a_connected_network_is_not_destroyed() {
         ip("addr add 10.5.1.1/24 dev docker0");
         ip("addr add fd05:0:0:1::1/64 dev docker0");
         let before = (ip("route show"), ip("-6 route show"));
-        let v4 = Op::AddRoute(overlay_route(net("10.5.1.0/24")));
-        let v6 = Op::AddRoute(Route { metric: 256, ..overlay_route(net("fd05:0:0:1::/64")) });
+        let v4 = Op::add(overlay_route(net("10.5.1.0/24")));
+        let v6 = Op::add(Route { metric: 256, ..overlay_route(net("fd05:0:0:1::/64")) });
         // Some kernels take no onlink gateway that another device leads to: 5.10 none at all, up to 6.18 none of IPv6.
         for refused in lab.try_all(&[v4, v6]).await {
             assert!([Err(EEXIST), Err(EINVAL)].contains(&refused), "{refused:?}");
@@ -290,9 +300,9 @@ fn a_failing_operation_in_a_batch_keeps_nothing_else_from_being_done() {
     on_a_new_host(async |mut lab| {
         lab.with_device().await;
         let good = |n: u8| overlay_route(format!("10.5.{n}.0/24").parse().expect("a subnet"));
-        let mut ops: Vec<Op> = (0..250).map(|n| Op::AddRoute(good(n))).collect();
-        ops[100] = Op::AddRoute(Route { onlink: false, ..good(100) });
-        ops[201] = Op::AddRoute(Route { dest: net("10.5.1.0/24"), ..good(1) });
+        let mut ops: Vec<Op> = (0..250).map(|n| Op::add(good(n))).collect();
+        ops[100] = Op::add(Route { onlink: false, ..good(100) });
+        ops[201] = Op::add(Route { dest: net("10.5.1.0/24"), ..good(1) });
         let results = lab.kernel.apply(&lab.scope.clone(), &ops).await;
         for (at, result) in results.iter().enumerate() {
             assert_eq!(result.is_err(), [100, 201].contains(&at), "{at}: {result:?}");

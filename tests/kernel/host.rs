@@ -11,8 +11,11 @@ use serde_json::json;
 fn an_empty_namespace_holds_nothing() {
     in_a_new_namespace(async || {
         let mut kernel = NetlinkKernel::new().expect("a netlink socket");
-        let scope =
-            Scope { device: "flannel.1".to_owned(), networks: vec![net("10.5.0.0/16"), net("fd05::/48")], nic: 2 };
+        let scope = Scope {
+            device: "flannel.1".to_owned(),
+            networks: [net("10.5.0.0/16"), net("fd05::/48")].into_iter().collect(),
+            nic: 2,
+        };
         assert_eq!(kernel.observe(&scope).await, Ok(Have::default()));
         let host = kernel.host().await.expect("host");
         assert_eq!((host.interfaces.len(), host.default_routes.len()), (1, 0));

@@ -2,8 +2,9 @@
 
 use crate::lab::*;
 use flanneld::kernel::{Event, Kernel};
-use flanneld::model::kernel_state::{Device, ExistingDevice, Neighbor, Oif, Route, Want};
-use flanneld::model::mirror::Observed;
+use flanneld::model::device::{Device, DeviceWant, ExistingDevice};
+use flanneld::model::entry::{Address, FdbEntry, FdbReport, Neighbor, NeighborState, Oif, Route, RouteReport};
+use flanneld::model::kernel_state::{Observed, Want};
 use flanneld::model::plan::Op;
 use serde_json::{Value, json};
 use std::time::Duration;
@@ -14,7 +15,7 @@ const SUBNET: &str = "fd05:0:0:1::/64";
 /// The device of an underlay of IPv6.
 fn device(lab: &Lab) -> Device {
     let mut device = lab.device();
-    device.vxlan.local = Some(addr("fd31::1"));
+    vxlan(&mut device).local = Some(addr("fd31::1"));
     device.mtu = 1430;
     device
 }
@@ -22,11 +23,12 @@ fn device(lab: &Lab) -> Device {
 /// The device, an address and one peer.
 fn want(lab: &Lab) -> Want {
     let mut want = lab.want();
-    want.device = Some(device(lab));
-    want.addresses = [net("fd05:0:0:22::/128")].into();
-    want.neighbors.insert(net(SUBNET).addr(), mac(MAC));
-    want.fdb.insert(mac(MAC), addr("fd31::2"));
-    want.routes.insert(net(SUBNET), overlay_route(net(SUBNET)));
+    want.device = DeviceWant::Is(device(lab));
+    want.addresses = Default::default();
+    want.demand(Address(net("fd05:0:0:22::/128")));
+    want.demand(Neighbor { ip: net(SUBNET).addr(), mac: mac(MAC) });
+    want.demand(FdbEntry { mac: mac(MAC), dst: addr("fd31::2") });
+    want.demand(overlay_route(net(SUBNET)));
     want
 }
 
@@ -41,12 +43,12 @@ fn a_host_with_a_peer_is_made_read_back_and_emptied() {
         lab.reach(&want).await;
         let have = lab.have().await;
         assert!(
-            matches!(&have.device, Some(ExistingDevice::Vxlan(_, made)) if *made == device(&lab)),
+            matches!(&have.device, Some(ExistingDevice::Known(_, made)) if *made == device(&lab)),
             "{:?}",
             have.device
         );
-        assert_eq!(have.addresses, want.addresses);
-        let neighbor = Neighbor { mac: Some(mac(MAC)), permanent: true };
+        assert!(have.addresses.into_keys().eq(want.addresses.keys()));
+        let neighbor = NeighborState { mac: Some(mac(MAC)), permanent: true };
         assert_eq!(have.neighbors, [(net(SUBNET).addr(), neighbor)].into());
         assert_eq!(have.fdb, [(mac(MAC), [addr("fd31::2")].into())].into());
         let link = &ip_json("link show dev flannel.1")[0];
@@ -67,23 +69,24 @@ fn each_change_is_reported_as_it_is() {
         lab.reach(&want).await;
         lab.have().await;
         lab.kernel.take_changes(&lab.scope);
-        let route = want.routes[&net(SUBNET)];
-        let neighbor = Neighbor { mac: Some(mac(MAC)), permanent: true };
+        let route = want.routes.get(&net(SUBNET)).expect("a route");
+        let neighbor = NeighborState { mac: Some(mac(MAC)), permanent: true };
         run("bridge", &format!("fdb del {MAC} dev flannel.1 dst fd31::2 self"));
         run("bridge", &format!("fdb add {MAC} dev flannel.1 dst fd31::2 self permanent"));
         ip(&format!("-6 route del {SUBNET} dev flannel.1"));
-        lab.must(&[Op::AddRoute(route), Op::SetNeighbor(addr("fd05:0:0:2::"), mac(MAC))]).await;
+        lab.must(&[Op::add(route), Op::set(Neighbor { ip: addr("fd05:0:0:2::"), mac: mac(MAC) })]).await;
+        let entry = FdbEntry { mac: mac(MAC), dst: addr("fd31::2") };
         let expected = [
-            Observed::FdbGone(mac(MAC), addr("fd31::2")),
-            Observed::FdbSet(mac(MAC), addr("fd31::2")),
-            Observed::RouteGone(route),
-            Observed::RouteAdded(route),
-            Observed::Neighbor(addr("fd05:0:0:2::"), Some(neighbor)),
+            Observed::FdbEntry(FdbReport::Gone(entry)),
+            Observed::FdbEntry(FdbReport::Set(entry)),
+            Observed::Route(RouteReport::Gone(route)),
+            Observed::Route(RouteReport::Added(route)),
+            Observed::Neighbor((addr("fd05:0:0:2::"), Some(neighbor))),
         ];
         let events = lab.kernel.take_changes(&lab.scope);
         // The link comes up in its own time, with neighbours of the kernel's.
         let is_entry =
-            |event: &Event| matches!(event, Event::Entry(entry) if !matches!(entry, Observed::Neighbor(_, None)));
+            |event: &Event| matches!(event, Event::Entry(entry) if !matches!(entry, Observed::Neighbor((_, None))));
         let events: Vec<Event> = events.into_iter().filter(is_entry).collect();
         assert_eq!(events, expected.map(Event::Entry));
     });
@@ -94,10 +97,10 @@ fn each_change_is_reported_as_it_is() {
 fn a_metric_of_zero_becomes_1024() {
     on_a_new_host(async |mut lab| {
         lab.reach(&Want { routes: Default::default(), ..want(&lab) }).await;
-        lab.must(&[Op::AddRoute(Route { metric: 0, ..overlay_route(net(SUBNET)) })]).await;
+        lab.must(&[Op::add(Route { metric: 0, ..overlay_route(net(SUBNET)) })]).await;
         assert_eq!(lab.have().await.routes[&net(SUBNET)], [overlay_route(net(SUBNET))].into());
         assert_eq!(lab.plan(&want(&lab)).await, []);
-        lab.must(&[Op::DeleteRoute(overlay_route(net(SUBNET)))]).await;
+        lab.must(&[Op::delete(overlay_route(net(SUBNET)))]).await;
         assert_eq!(shown(), json!([]));
     });
 }
@@ -140,8 +143,8 @@ fn a_route_of_many_next_hops_is_replaced_as_a_whole() {
         ip(&format!("-6 route flush {SUBNET}"));
         let hops: String = (7..10).map(|n| format!(" nexthop via fd05:0:0:1::{n} dev flannel.1 onlink")).collect();
         ip(&format!("-6 route add {SUBNET} metric 1024{hops}"));
-        lab.must(&[Op::ReplaceRoute(want.routes[&net(SUBNET)])]).await;
-        assert_eq!(lab.have().await.routes[&net(SUBNET)], [want.routes[&net(SUBNET)]].into());
+        lab.must(&[Op::set(want.routes.get(&net(SUBNET)).expect("a route"))]).await;
+        assert_eq!(lab.have().await.routes[&net(SUBNET)], [want.routes.get(&net(SUBNET)).expect("a route")].into());
         assert_eq!(shown().as_array().map(Vec::len), Some(1));
     });
 }
@@ -156,7 +159,7 @@ fn a_blackhole_is_seen_with_metric_and_protocol() {
             let seen = lab.have().await.routes[&net(SUBNET)][0];
             assert!(matches!(seen.oif, Oif::Special(6)), "{seen:?}");
             assert_eq!((seen.metric, seen.protocol, seen.gateway), (metric, protocol, None), "{words}");
-            lab.must(&[Op::DeleteRoute(seen)]).await;
+            lab.must(&[Op::delete(seen)]).await;
             assert_eq!(shown(), json!([]), "{words}");
         }
     });
@@ -172,7 +175,7 @@ fn packets_of_both_families_pass() {
         ip("-n peer addr add fd31::2/64 dev wire nodad");
         let mut want = want(&lab);
         lab.reach(&want).await;
-        let ours = lab.device().mac;
+        let ours = lab.device().mac.expect("a MAC");
         ip(&format!(
             "-n peer link add flannel.1 address {MAC} type vxlan id 1 local fd31::2 dev wire dstport 8472 nolearning"
         ));
@@ -182,9 +185,9 @@ fn packets_of_both_families_pass() {
         run("bridge", &format!("-n peer fdb add {ours} dev flannel.1 dst fd31::1 self permanent"));
         ip("-n peer -6 route add fd05:0:0:22::/64 via fd05:0:0:22:: dev flannel.1 onlink");
         // IPv4 over the same device.
-        want.addresses.insert(net("10.5.34.0/32"));
-        want.neighbors.insert(addr("10.5.1.0"), mac(MAC));
-        want.routes.insert(net("10.5.1.0/24"), overlay_route(net("10.5.1.0/24")));
+        want.demand(Address(net("10.5.34.0/32")));
+        want.demand(Neighbor { ip: addr("10.5.1.0"), mac: mac(MAC) });
+        want.demand(overlay_route(net("10.5.1.0/24")));
         lab.reach(&want).await;
         ip("-n peer addr add 10.5.1.0/32 dev flannel.1");
         ip(&format!("-n peer neigh add 10.5.34.0 lladdr {ours} dev flannel.1 nud permanent"));

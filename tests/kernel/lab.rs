@@ -1,14 +1,18 @@
 //! A host of its own for each test: a network namespace that one thread has to itself. It goes with the thread.
 
+use flanneld::backend::{self, Backend};
 use flanneld::kernel::Kernel;
 use flanneld::kernel::netlink::NetlinkKernel;
-use flanneld::model::kernel_state::{Device, ExistingDevice, Have, Oif, Route, Scope, Vxlan, Want};
+use flanneld::model::device::{Device, DeviceWant, ExistingDevice, Link, Vxlan};
+use flanneld::model::entry::{Address, FdbEntry, Neighbor, Oif, Route};
+use flanneld::model::iface::{ExternalInterface, HostView};
+use flanneld::model::kernel_state::{Have, Scope, Want};
 use flanneld::model::mac::VtepMac;
 use flanneld::model::plan::{Op, Plan};
 use ipnet::IpNet;
 use nix::sched::{CloneFlags, unshare};
 use serde_json::Value;
-use std::net::IpAddr;
+use std::net::{IpAddr, Ipv4Addr};
 use std::process::Command;
 
 /// A host with loopback and `eth0` (172.31.0.1/24, fd31::1/64), without our device.
@@ -45,27 +49,25 @@ impl Lab {
         ip("link set eth0 up");
         ip("addr add 172.31.0.1/24 dev eth0");
         ip("addr add fd31::1/64 dev eth0 nodad");
-        let networks = vec![net("10.5.0.0/16"), net("fd05::/48")];
+        let networks = [net("10.5.0.0/16"), net("fd05::/48")].into_iter().collect();
         let lower = ip_json("link show dev eth0")[0]["ifindex"].as_u64().expect("an index") as u32;
         let scope = Scope { device: "flannel.1".to_owned(), networks, nic: lower };
         Lab { kernel: NetlinkKernel::new().expect("a netlink socket"), scope, lower }
     }
 
-    /// The device as flannel makes it by default.
+    /// The device as production code makes it by default.
     pub fn device(&self) -> Device {
-        let vxlan = Vxlan {
-            vni: 1,
-            local: Some(addr("172.31.0.1")),
-            lower: self.lower,
-            port: 8472,
-            learning: false,
-            gbp: false,
-            group: None,
-            ttl: 0,
-            ageing: 300,
-        };
-        let mac = VtepMac([0x0e, 1, 2, 3, 4, 5]);
-        Device { name: self.scope.device.clone(), mac, mtu: 1450, up: true, tx_checksum_off: false, vxlan }
+        let (address, index) = (Ipv4Addr::new(172, 31, 0, 1), self.lower);
+        let nic =
+            ExternalInterface { index, name: "eth0".to_owned(), mtu: 1500, mac: None, address, public_ip: address };
+        let subnet = "10.5.34.0/24".parse().expect("a subnet");
+        let own = backend::vxlan::Vxlan::default().own_entries(
+            &nic,
+            &HostView::default(),
+            subnet,
+            VtepMac([0x0e, 1, 2, 3, 4, 5]),
+        );
+        own.device.get().expect("a device").clone()
     }
 
     /// Makes that device and gives its index.
@@ -78,7 +80,7 @@ impl Lab {
     /// The index of our device, which there must be.
     pub async fn index(&mut self) -> u32 {
         match self.have().await.device {
-            Some(ExistingDevice::Vxlan(index, _)) => index,
+            Some(ExistingDevice::Known(index, _)) => index,
             other => panic!("not our device: {other:?}"),
         }
     }
@@ -116,12 +118,9 @@ impl Lab {
 
     /// The whole of the device, the peers none yet.
     pub fn want(&self) -> Want {
-        Want {
-            device: Some(self.device()),
-            addresses: [net("10.5.34.0/32")].into(),
-            peers_complete: true,
-            ..Want::default()
-        }
+        let mut want = Want { device: DeviceWant::Is(self.device()), peers_complete: true, ..Want::default() };
+        want.demand(Address(net("10.5.34.0/32")));
+        want
     }
 }
 
@@ -130,9 +129,15 @@ pub fn add_peer(want: &mut Want, n: u32) {
     let subnet = IpNet::new(IpAddr::from((0x0a00_0000 | n << 8).to_be_bytes()), 24).expect("a subnet");
     let [_, b, c, d] = n.to_be_bytes();
     let mac = VtepMac([0x0e, 0xfe, 0, b, c, d]);
-    want.neighbors.insert(subnet.addr(), mac);
-    want.fdb.insert(mac, IpAddr::from([172, 31, c, d]));
-    want.routes.insert(subnet, Route { protocol: 100 + (n % 86) as u8, ..overlay_route(subnet) });
+    want.demand(Neighbor { ip: subnet.addr(), mac });
+    want.demand(FdbEntry { mac, dst: IpAddr::from([172, 31, c, d]) });
+    want.demand(Route { protocol: 100 + (n % 86) as u8, ..overlay_route(subnet) });
+}
+
+/// The parameters of a device's tunnel.
+pub fn vxlan(device: &mut Device) -> &mut Vxlan {
+    let Link::Vxlan(vxlan) = &mut device.link;
+    vxlan
 }
 
 /// The route to a peer's subnet as flannel makes it.

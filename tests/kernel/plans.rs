@@ -1,7 +1,9 @@
 //! Plans on the real kernel: what they reach, and what they leave alone.
 
 use crate::lab::*;
-use flanneld::model::kernel_state::{Oif, Route, Want};
+use flanneld::model::entry::{Address, FdbEntry, Neighbor, Oif, Route};
+use flanneld::model::kernel_state::Want;
+use flanneld::model::mac::VtepMac;
 use flanneld::model::plan::{Op, Plan};
 use rand::rngs::StdRng;
 use rand::{RngExt, SeedableRng};
@@ -31,10 +33,10 @@ fn an_upgrade_from_0_7_leaves_only_what_is_ours() {
         lab.reach(&want).await;
         assert_eq!(lab.index().await, index, "the device is the same");
         let have = lab.have().await;
-        assert_eq!(have.addresses, want.addresses);
+        assert!(have.addresses.into_keys().eq(want.addresses.keys()));
         assert_eq!(
             have.routes.into_values().flatten().collect::<Vec<_>>(),
-            want.routes.into_values().collect::<Vec<_>>()
+            want.routes.iter().map(|(_, route)| route).collect::<Vec<_>>()
         );
         assert_eq!(have.fdb.len(), 4);
         assert_eq!(have.neighbors.values().filter(|neighbor| neighbor.permanent).count(), 4);
@@ -101,22 +103,22 @@ fn a_stray_in_a_peers_place_goes() {
         ip("route add 10.66.9.0/24 via 10.66.9.0 dev flannel.1 onlink");
         lab.reach(&want).await;
         let have: Vec<Route> = lab.have().await.routes.into_values().flatten().collect();
-        assert_eq!(have, want.routes.values().copied().collect::<Vec<_>>());
+        assert_eq!(have, want.routes.iter().map(|(_, route)| route).collect::<Vec<_>>());
     });
 }
 
 /// Something that may be wanted: some of 12 peers in two families, now here, now there.
 fn random_want(lab: &Lab, random: &mut StdRng) -> Want {
     let mut want = lab.want();
-    let device = want.device.as_mut().expect("a device");
+    let device = want.device.get_mut().expect("a device");
     device.mtu = random.random_range(1300..=1450);
-    device.vxlan.learning = random.random();
-    device.vxlan.ttl = random.random_range(0..3);
-    device.vxlan.ageing = random.random_range(298..302);
-    device.mac.0[5] = random.random_range(0..3);
-    device.vxlan.port = if random.random_bool(0.1) { 4789 } else { 8472 };
+    vxlan(device).learning = random.random();
+    vxlan(device).ttl = random.random_range(0..3);
+    vxlan(device).ageing = random.random_range(298..302);
+    device.mac = Some(VtepMac([0x0e, 1, 2, 3, 4, random.random_range(0..3)]));
+    vxlan(device).port = if random.random_bool(0.1) { 4789 } else { 8472 };
     if random.random_bool(0.5) {
-        want.addresses.insert(net("fd05:0:0:22::/128"));
+        want.demand(Address(net("fd05:0:0:22::/128")));
     }
     for n in 1..=12u8 {
         if random.random_bool(0.4) {
@@ -125,14 +127,14 @@ fn random_want(lab: &Lab, random: &mut StdRng) -> Want {
         let v6 = format!("fd05:0:0:{n:x}::/64");
         let subnet = if random.random() { net(&v6) } else { net(&format!("10.5.{n}.0/24")) };
         let mac = mac(&format!("0e:fe:00:00:00:{:02x}", random.random_range(1..20)));
-        want.neighbors.insert(subnet.addr(), mac);
-        want.fdb.insert(mac, addr(&format!("172.31.0.{}", random.random_range(2..9))));
+        want.demand(Neighbor { ip: subnet.addr(), mac });
+        want.demand(FdbEntry { mac, dst: addr(&format!("172.31.0.{}", random.random_range(2..9))) });
         let mut route = Route { protocol: random.random_range(100..186), ..overlay_route(subnet) };
         if random.random_bool(0.2) {
             let gateway = if subnet.addr().is_ipv6() { "fd31::9" } else { "172.31.0.9" };
             route = Route { gateway: Some(addr(gateway)), oif: Oif::Other(lab.lower), onlink: false, ..route };
         }
-        want.routes.insert(subnet, route);
+        want.demand(route);
     }
     want
 }

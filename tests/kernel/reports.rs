@@ -5,8 +5,8 @@
 use crate::lab::*;
 use flanneld::kernel::Event;
 use flanneld::kernel::listener::read;
-use flanneld::model::kernel_state::Scope;
-use flanneld::model::mirror::Observed;
+use flanneld::model::entry::{FdbEntry, FdbReport};
+use flanneld::model::kernel_state::{Observed, Scope};
 use netlink_sys::Socket;
 use netlink_sys::protocols::NETLINK_ROUTE;
 use nix::libc::MSG_DONTWAIT;
@@ -64,9 +64,9 @@ fn meaning(datagrams: &[Vec<u8>], scope: &Scope, index: u32) -> Vec<String> {
     let mut events = Vec::new();
     datagrams.iter().for_each(|datagram| read(datagram, scope, Some(index), &mut events));
     let words = |event| match event {
-        Event::Entry(Observed::FdbSet(mac, dst)) => Some(format!("set {mac} {dst}")),
-        Event::Entry(Observed::FdbGone(mac, dst)) => Some(format!("gone {mac} {dst}")),
-        Event::Entry(Observed::FdbForeign(mac)) => Some(format!("foreign {mac}")),
+        Event::Entry(Observed::FdbEntry(FdbReport::Set(FdbEntry { mac, dst }))) => Some(format!("set {mac} {dst}")),
+        Event::Entry(Observed::FdbEntry(FdbReport::Gone(FdbEntry { mac, dst }))) => Some(format!("gone {mac} {dst}")),
+        Event::Entry(Observed::FdbEntry(FdbReport::Foreign(mac))) => Some(format!("foreign {mac}")),
         Event::Entry(Observed::Neighbor(..)) => None,
         other => Some(format!("{other:?}")),
     };

@@ -1,14 +1,16 @@
 //! Many peers.
 
 use crate::lab::*;
+use flanneld::model::entry::Address;
 use flanneld::model::plan::{Op, Plan};
 use std::time::Instant;
 
 /// Joins `peers` peers, leaves them again, and prints how long each step took.
 async fn join_and_leave(mut lab: Lab, peers: u32) {
-    lab.scope.networks = vec![net("10.0.0.0/8")];
+    lab.scope.networks = [net("10.0.0.0/8")].into_iter().collect();
     let mut want = lab.want();
-    want.addresses = [net("10.255.255.0/32")].into();
+    want.addresses = Default::default();
+    want.demand(Address(net("10.255.255.0/32")));
     lab.reach(&want).await;
     (0..peers).for_each(|n| add_peer(&mut want, n));
     let have = lab.have().await;
@@ -26,9 +28,7 @@ async fn join_and_leave(mut lab: Lab, peers: u32) {
     let planned = start.elapsed();
     assert!(left.is_empty(), "{} steps left", left.steps.len());
 
-    want.neighbors.clear();
-    want.fdb.clear();
-    want.routes.clear();
+    (want.neighbors, want.fdb, want.routes) = Default::default();
     let ops = lab.plan(&want).await;
     assert_eq!(ops.len() as u32, 3 * peers);
     let start = Instant::now();

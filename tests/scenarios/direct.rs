@@ -1,7 +1,8 @@
 //! DirectRouting: who is on the link of the external interface is reached without the tunnel, and nobody else.
 
 use crate::lab::{Cluster, DEVICE, Peer, TTL, millis, mins, secs};
-use flanneld::model::kernel_state::Oif;
+use flanneld::model::entry::Oif;
+use flanneld::model::kernel_state::Entry;
 use flanneld::model::plan::Op;
 
 /// Three hosts on one link and a guest behind the router, all as the config says.
@@ -42,7 +43,7 @@ async fn there_is_a_route_all_the_time_while_neighbours_leave_the_link_and_come_
         assert!(cluster.settle().await < secs(1));
         assert_eq!(direct(&cluster, 1), count);
         let log = cluster[1].kernel.take_log();
-        assert!(log.len() == 2 && log.iter().all(|op| matches!(op, Op::ReplaceRoute(_))), "{log:?}");
+        assert!(log.len() == 2 && log.iter().all(|op| matches!(op, Op::Set(Entry::Route(_)))), "{log:?}");
     }
 }
 
@@ -93,8 +94,8 @@ async fn a_change_of_the_config_holds_after_a_restart_also_for_who_left_meanwhil
         cluster.settle().await;
         assert_eq!(direct(&cluster, 1), count);
         let log = cluster[1].kernel.take_log();
-        let added = log.iter().filter(|op| matches!(op, Op::AddRoute(_))).count();
-        let replaced = log.iter().filter(|op| matches!(op, Op::ReplaceRoute(_))).count();
+        let added = log.iter().filter(|op| matches!(op, Op::Add(Entry::Route(_)))).count();
+        let replaced = log.iter().filter(|op| matches!(op, Op::Set(Entry::Route(_)))).count();
         assert_eq!((added, replaced), (0, 2), "{log:?}");
         cluster.numbers().into_iter().for_each(|number| cluster.stop(number));
     }
@@ -144,7 +145,10 @@ async fn who_is_on_the_link_is_held_like_others_when_the_store_was_wiped_meanwhi
     cluster.pass(mins(5)).await;
     assert_eq!(direct(&cluster, 1), 2, "{}", cluster[1].status_line());
     let log = cluster[1].kernel.take_log();
-    assert!(!log.iter().any(|op| matches!(op, Op::DeleteRoute(_) | Op::DeleteFdb(..))), "{log:?}");
+    assert!(
+        !log.iter().any(|op| matches!(op, Op::Delete(Entry::Route(_)) | Op::Delete(Entry::FdbEntry(_)))),
+        "{log:?}"
+    );
     cluster.pass(TTL * 2).await;
     assert_eq!(direct(&cluster, 1), 0, "{}", cluster[1].status_line());
 }

@@ -3,9 +3,9 @@
 
 use crate::lab::{Cluster, DEVICE, Peer, TTL, mins, secs};
 use flanneld::kernel::Event;
-use flanneld::model::kernel_state::{Have, Neighbor};
-use flanneld::model::mirror::Observed;
-use flanneld::model::plan::{Key, Op};
+use flanneld::model::entry::{FdbEntry, FdbReport, Neighbor, NeighborState, RouteReport};
+use flanneld::model::kernel_state::{Entry, Have, Key, Observed};
+use flanneld::model::plan::Op;
 use std::cell::Cell;
 use std::collections::BTreeMap;
 
@@ -23,13 +23,15 @@ async fn cluster() -> Cluster {
 /// What the kernel reports of an operation when it reports what was asked for.
 fn as_asked(op: &Op) -> Vec<Event> {
     let entry = match op {
-        Op::SetNeighbor(ip, mac) => Observed::Neighbor(*ip, Some(Neighbor { mac: Some(*mac), permanent: true })),
-        Op::DeleteNeighbor(ip) => Observed::Neighbor(*ip, None),
-        Op::SetFdb(mac, dst) => Observed::FdbSet(*mac, *dst),
-        Op::DeleteFdb(mac, dst) => Observed::FdbGone(*mac, *dst),
-        Op::AddRoute(route) => Observed::RouteAdded(*route),
-        Op::ReplaceRoute(route) => Observed::RouteReplaced(*route),
-        Op::DeleteRoute(route) => Observed::RouteGone(*route),
+        Op::Set(Entry::Neighbor(Neighbor { ip, mac })) => {
+            Observed::Neighbor((*ip, Some(NeighborState { mac: Some(*mac), permanent: true })))
+        }
+        Op::Delete(Entry::Neighbor(Neighbor { ip, .. })) => Observed::Neighbor((*ip, None)),
+        Op::Set(Entry::FdbEntry(entry)) => Observed::FdbEntry(FdbReport::Set(*entry)),
+        Op::Delete(Entry::FdbEntry(entry)) => Observed::FdbEntry(FdbReport::Gone(*entry)),
+        Op::Add(Entry::Route(route)) => Observed::Route(RouteReport::Added(*route)),
+        Op::Set(Entry::Route(route)) => Observed::Route(RouteReport::Replaced(*route)),
+        Op::Delete(Entry::Route(route)) => Observed::Route(RouteReport::Gone(*route)),
         Op::ClearFdb(_) => return vec![],
         _ => return vec![Event::Device],
     };
@@ -38,8 +40,8 @@ fn as_asked(op: &Op) -> Vec<Event> {
 
 fn foreign(op: &Op) -> Vec<Event> {
     let mut events = as_asked(op);
-    if let Op::SetFdb(mac, _) = op {
-        events.push(Event::Entry(Observed::FdbForeign(*mac)));
+    if let Op::Set(Entry::FdbEntry(FdbEntry { mac, .. })) = op {
+        events.push(Event::Entry(Observed::FdbEntry(FdbReport::Foreign(*mac))));
     }
     events
 }
@@ -112,7 +114,7 @@ async fn an_entry_that_is_always_reported_as_another_is_left_alone_after_a_readi
 async fn an_entry_that_is_always_moved_is_put_back_once_a_minute() {
     let cluster = cluster().await;
     cluster[1].kernel.answer_each(|op, have| {
-        if let Op::SetFdb(mac, _) = op {
+        if let Op::Set(Entry::FdbEntry(FdbEntry { mac, .. })) = op {
             have.fdb.insert(*mac, Default::default());
         }
         foreign(op)

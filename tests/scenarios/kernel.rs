@@ -2,7 +2,9 @@
 
 use crate::lab::{Cluster, DEVICE, Host, Peer, TTL, millis, mins, secs};
 use flanneld::kernel::Event;
-use flanneld::model::kernel_state::{ExistingDevice, Oif, Route};
+use flanneld::model::device::ExistingDevice;
+use flanneld::model::entry::{Oif, Route};
+use flanneld::model::kernel_state::Entry;
 use flanneld::model::plan::Op;
 use nix::libc::{EBUSY, EEXIST, ENETDOWN, ENOBUFS, ENODEV, ENOMEM, EPERM};
 use std::net::IpAddr;
@@ -68,7 +70,7 @@ async fn the_kernel_is_read_at_once_when_an_operation_finds_the_device_gone_or_d
         cluster[1].kernel.fail_next_halfway(is_about(&guest), errno, 1, move |have| {
             have.routes.clear();
             match &mut have.device {
-                Some(ExistingDevice::Vxlan(_, device)) if is_down => device.up = false,
+                Some(ExistingDevice::Known(_, device)) if is_down => device.up = false,
                 device => *device = None,
             }
         });
@@ -141,7 +143,8 @@ async fn a_peer_that_fails_for_ever_keeps_nobody_from_getting_ready() {
 
 #[tokio::test(start_paused = true)]
 async fn without_device_or_address_a_host_is_not_ready() {
-    let fails_at: [fn(&Op) -> bool; 2] = [|op| matches!(op, Op::CreateDevice(_)), |op| matches!(op, Op::AddAddress(_))];
+    let fails_at: [fn(&Op) -> bool; 2] =
+        [|op| matches!(op, Op::CreateDevice(_)), |op| matches!(op, Op::Set(Entry::Address(_)))];
     for applies in fails_at {
         let mut cluster = Cluster::new(1);
         cluster[1].kernel.fail_next(applies, EBUSY, 6);
@@ -235,7 +238,7 @@ async fn what_is_not_ours_stays() {
     ];
     cluster[1].kernel.damage(DEVICE, |have| {
         routes.iter().for_each(|route| have.routes.entry(route.dest).or_default().push(*route));
-        have.addresses.insert("172.20.0.1/24".parse().unwrap());
+        have.addresses.insert("172.20.0.1/24".parse().unwrap(), ());
     });
     cluster[1].kernel.take_log();
     cluster.pass(mins(5)).await;
@@ -257,7 +260,7 @@ async fn a_connected_network_in_a_peers_place_stays_and_is_reported() {
         protocol: 2,
     };
     cluster[1].kernel.damage(DEVICE, |have| drop(have.routes.insert(connected.dest, [connected].into())));
-    cluster[1].kernel.fail_next(|op| matches!(op, Op::ReplaceRoute(_)), EEXIST, usize::MAX);
+    cluster[1].kernel.fail_next(|op| matches!(op, Op::Set(Entry::Route(_))), EEXIST, usize::MAX);
     put(&cluster, &guest);
     put(&cluster, &Peer::guest(202));
     cluster.pass(mins(2)).await;

@@ -4,7 +4,12 @@ mod desired;
 mod plan;
 
 use crate::lab::seed;
-use flanneld::model::kernel_state::{Device, ExistingDevice, Have, Neighbor, Vxlan, Want};
+use flanneld::backend::Backend;
+use flanneld::backend::vxlan::Vxlan;
+use flanneld::model::device::{Device, ExistingDevice};
+use flanneld::model::entry::NeighborState;
+use flanneld::model::iface::{ExternalInterface, HostView};
+use flanneld::model::kernel_state::{Have, Want};
 use flanneld::model::mac::VtepMac;
 use flanneld::model::plan::Plan;
 use proptest::test_runner::{Config, RngSeed};
@@ -18,31 +23,23 @@ fn mac(last: u8) -> VtepMac {
     VtepMac([0x0e, 0, 0, 0, 0, last])
 }
 
-/// The device as it should be.
+/// The device as production code makes it by default.
 fn device() -> Device {
-    let vxlan = Vxlan {
-        vni: 1,
-        local: Some("192.168.0.1".parse().unwrap()),
-        lower: 2,
-        port: 8472,
-        learning: false,
-        gbp: false,
-        group: None,
-        ttl: 0,
-        ageing: 300,
-    };
-    Device { name: "flannel.1".into(), mac: mac(1), mtu: 1450, up: true, tx_checksum_off: false, vxlan }
+    let address = "192.168.0.1".parse().unwrap();
+    let nic = ExternalInterface { index: 2, name: "eth0".into(), mtu: 1500, mac: None, address, public_ip: address };
+    let own = Vxlan::default().own_entries(&nic, &HostView::default(), "10.5.1.0/24".parse().unwrap(), mac(1));
+    own.device.get().unwrap().clone()
 }
 
 /// A kernel that holds exactly what is wanted.
 fn as_wanted(want: &Want) -> Have {
-    let permanent = |mac: &VtepMac| Neighbor { mac: Some(*mac), permanent: true };
+    let permanent = |mac| NeighborState { mac: Some(mac), permanent: true };
     Have {
-        device: want.device.clone().map(|device| ExistingDevice::Vxlan(5, device)),
-        addresses: want.addresses.clone(),
-        neighbors: want.neighbors.iter().map(|(ip, mac)| (*ip, permanent(mac))).collect(),
-        fdb: want.fdb.iter().map(|(mac, dst)| (*mac, [*dst].into())).collect(),
-        routes: want.routes.iter().map(|(dest, route)| (*dest, [*route].into())).collect(),
+        device: want.device.get().cloned().map(|device| ExistingDevice::Known(5, device)),
+        addresses: want.addresses.iter().collect(),
+        neighbors: want.neighbors.iter().map(|(ip, mac)| (ip, permanent(mac))).collect(),
+        fdb: want.fdb.iter().map(|(mac, dst)| (mac, [dst].into())).collect(),
+        routes: want.routes.iter().map(|(dest, route)| (dest, [route].into())).collect(),
     }
 }
 

@@ -1,6 +1,6 @@
 //! Peers change, move, leave: every other host follows at once.
 
-use crate::lab::{Cluster, Peer, TTL, millis, mins, secs};
+use crate::lab::{Cluster, DEVICE, Peer, TTL, millis, mins, secs};
 
 /// A cluster of three with a guest, whose next change all hosts must follow at once.
 async fn with_guest() -> (Cluster, Peer) {
@@ -27,6 +27,30 @@ async fn a_peer_gets_another_mac() {
     let changed = Peer { mac: "0e:00:00:00:00:77".into(), ..guest };
     cluster.store.put_for(&changed.key(), changed.json(), TTL);
     assert_followed(&cluster, 3).await;
+}
+
+#[tokio::test(start_paused = true)]
+async fn one_peers_change_and_one_repair_compare_one_peers_entries() {
+    let cluster = Cluster::joined(2).await;
+    let guests: Vec<Peer> = (100..200).map(Peer::guest).collect();
+    for guest in &guests {
+        cluster.store.put_for(&guest.key(), guest.json(), TTL);
+    }
+    cluster.settle().await;
+    cluster.pass(secs(1)).await;
+    let compared = || cluster[1].status().read().counters.compared;
+    let before = compared();
+    let changed = Peer { mac: "0e:00:00:00:01:77".into(), ..guests[50].clone() };
+    cluster.store.put_for(&changed.key(), changed.json(), TTL);
+    assert!(cluster.settle().await < millis(50));
+    cluster.pass(secs(1)).await;
+    // Two FDB entries, a neighbour and a route; each once more when the kernel reports its change.
+    let after = compared();
+    assert!((before + 4..=before + 8).contains(&after), "{before}, then {after}");
+    cluster[1].kernel.disturb(DEVICE, |have| drop(have.routes.pop_last()));
+    assert!(cluster.settle().await < millis(50));
+    cluster.pass(secs(1)).await;
+    assert!((after + 1..=after + 2).contains(&compared()), "{after}, then {}", compared());
 }
 
 #[tokio::test(start_paused = true)]

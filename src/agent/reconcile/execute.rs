@@ -8,9 +8,10 @@ use crate::agent::status::Condition;
 use crate::kernel::{Kernel, KernelError};
 use crate::malloc;
 use crate::model::desired::Dirty;
-use crate::model::kernel_state::ExistingDevice;
+use crate::model::device::ExistingDevice;
+use crate::model::kernel_state::Key;
 use crate::model::lease_set::Moment;
-use crate::model::plan::{Key, Op, Plan, Step};
+use crate::model::plan::{Op, Plan, Step};
 use std::collections::BTreeMap;
 
 /// The outcome of steps that were applied together.
@@ -77,7 +78,9 @@ impl<K: Kernel> Reconciler<K> {
             return None;
         }
         let mut plan = self.differences(state, due);
-        let needs_device = !plan.steps.is_empty() && !matches!(state.have.device, Some(ExistingDevice::Vxlan(..)));
+        self.status.update(|status| status.counters.compared += plan.compared as u64);
+        let is_missing = !matches!(state.have.device, Some(ExistingDevice::Known(..)));
+        let needs_device = !plan.is_empty() && is_missing && self.desired.want().device.get().is_some();
         // All steps on one entry wait together: a stray must be deleted before ours can be added.
         let mut waiting = state.retries.waiting(plan.steps.iter().map(|step| &step.op), now);
         // A change that the facts ask for is no repair, and does not wait like one.

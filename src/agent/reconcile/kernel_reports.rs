@@ -8,10 +8,10 @@ use crate::agent::status::Condition;
 use crate::firewall::obstacles::OnHost;
 use crate::kernel::{Event, Kernel, KernelError};
 use crate::model::desired::{Dirty, LocalNode};
+use crate::model::device::ExistingDevice;
 use crate::model::iface::{ExternalInterface, HostView};
-use crate::model::kernel_state::ExistingDevice;
 use crate::model::lease_set::Moment;
-use crate::model::mirror::Noticed;
+use crate::model::table::Noticed;
 
 impl<K: Kernel> Reconciler<K> {
     /// Takes in all reports of the kernel. Only the last report on an entry is the kernel's present state, so none is left
@@ -30,7 +30,7 @@ impl<K: Kernel> Reconciler<K> {
     fn take_kernel_event(&self, event: Event, state: &mut LoopState, now: Moment) {
         let nic = &self.desired.own().nic;
         match event {
-            Event::Entry(observed) => match state.have.notice(&observed) {
+            Event::Entry(observed) => match state.have.notice(observed) {
                 Noticed::Nothing => {}
                 Noticed::Key(key) => state.damage.merge(Dirty::Keys([key].into())),
                 Noticed::Doubt => state.reads.read_soon(now),
@@ -84,8 +84,8 @@ impl<K: Kernel> Reconciler<K> {
     /// Logs that the device has an offload off without `--tx-checksum-off`. It stays off: perhaps the administrator had a
     /// reason, or an earlier run with that flag.
     fn log_offload(&mut self, state: &LoopState) {
-        let Some(ExistingDevice::Vxlan(_, have)) = &state.have.device else { return };
-        let wanted = self.desired.want().device.as_ref().is_some_and(|want| want.tx_checksum_off);
+        let Some(ExistingDevice::Known(_, have)) = &state.have.device else { return };
+        let wanted = self.desired.want().device.get().is_some_and(|want| want.tx_checksum_off);
         let unasked = have.tx_checksum_off && !wanted;
         if unasked && !self.offload_was_logged {
             let name = &have.name;

@@ -5,8 +5,9 @@ use crate::agent::loop_state::LoopState;
 use crate::agent::runtime::Notice;
 use crate::agent::status::Condition;
 use crate::kernel::Kernel;
+use crate::model::kernel_state::Key;
 use crate::model::lease_set::Moment;
-use crate::model::plan::{Key, Plan};
+use crate::model::plan::Plan;
 
 impl<K: Kernel> Reconciler<K> {
     /// Writes `subnet.env` and `docker_opts.env` if their contents have changed.
@@ -33,7 +34,7 @@ impl<K: Kernel> Reconciler<K> {
             return;
         }
         let listed = self.desired.leases().is_known() && state.news.is_clean();
-        let addresses: Vec<Key> = self.desired.want().addresses.iter().copied().map(Key::Address).collect();
+        let addresses: Vec<Key> = self.desired.want().addresses.keys().map(Key::Address).collect();
         let plan = Plan::at(&addresses, &state.have, self.desired.want(), &self.desired.scope());
         let device_is_in_place = !plan.touches_device() && !state.nic_is_gone;
         let rules_in_place = *self.ends.rules_in_place.borrow();

@@ -1,7 +1,9 @@
 //! What every host should hold, worked out from the bytes in the store, beside what it does hold.
 
 use super::{Cluster, DEVICE, Host};
-use flanneld::model::kernel_state::{ExistingDevice, Have, Oif, Route};
+use flanneld::model::device::{ExistingDevice, Link};
+use flanneld::model::entry::{Oif, Route};
+use flanneld::model::kernel_state::Have;
 use serde_json::Value;
 
 /// A lease as a person reads it.
@@ -138,7 +140,7 @@ impl Host {
 /// What the kernel holds, as lines in the manner of `ip`.
 pub fn kernel_lines(have: &Have) -> Vec<String> {
     let mut lines: Vec<String> = have.device.iter().map(device_line).collect();
-    lines.extend(have.addresses.iter().map(|address| format!("address {address}")));
+    lines.extend(have.addresses.keys().map(|address| format!("address {address}")));
     for (ip, neighbor) in &have.neighbors {
         let mac = neighbor.mac.map_or("?".into(), |mac| mac.to_string());
         let state = if neighbor.permanent { "permanent" } else { "learned" };
@@ -152,12 +154,13 @@ pub fn kernel_lines(have: &Have) -> Vec<String> {
 }
 
 fn device_line(found: &ExistingDevice) -> String {
-    let ExistingDevice::Vxlan(_, device) = found else { return format!("{found:?}") };
-    let (vxlan, state) = (&device.vxlan, if device.up { "up" } else { "down" });
+    let ExistingDevice::Known(_, device) = found else { return format!("{found:?}") };
+    let Link::Vxlan(vxlan) = &device.link;
+    let (mac, state) = (device.mac.expect("a MAC"), if device.up { "up" } else { "down" });
     let local = vxlan.local.map_or("none".into(), |ip| ip.to_string());
     format!(
         "device {} mtu {} {state} local {local} lower {} port {} vni {}",
-        device.mac, device.mtu, vxlan.lower, vxlan.port, vxlan.vni
+        mac, device.mtu, vxlan.lower, vxlan.port, vxlan.vni
     )
 }
 

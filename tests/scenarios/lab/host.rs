@@ -8,8 +8,8 @@ use flanneld::agent::status::StatusHandle;
 use flanneld::agent::{self, Parts, Settings};
 use flanneld::firewall::NoFirewall;
 use flanneld::kernel::Event;
+use flanneld::model::entry::Oif;
 use flanneld::model::iface::{DefaultRoute, HostView, IfaceRules, Interface, InterfaceAddress};
-use flanneld::model::kernel_state::Oif;
 use flanneld::model::links::{LinkRoute, Links};
 use flanneld_lab::kernel::FakeKernel;
 use flanneld_lab::store::MemoryStore;
@@ -319,7 +319,7 @@ impl Host {
             interfaces.push(eth0);
             default_routes.push(route);
         }
-        HostView { interfaces, default_routes, links: self.links() }
+        HostView { interfaces, default_routes, links: self.links(), vxlan_port: None }
     }
 
     /// The network that the NIC's addresses are in, and the default route.

@@ -3,13 +3,14 @@
 use super::{as_wanted, config, mac, ops};
 use flanneld::backend::vxlan::Vxlan;
 use flanneld::model::desired::{DesiredState, Dirty, LocalNode};
+use flanneld::model::entry::Oif;
 use flanneld::model::go_json::GoObject;
 use flanneld::model::iface::{ExternalInterface, HostView, Interface, InterfaceAddress};
-use flanneld::model::kernel_state::{Oif, Want};
+use flanneld::model::kernel_state::{Key, Want};
 use flanneld::model::lease::{LeaseId, Record, Revision};
 use flanneld::model::lease_set::{Change, Moment};
 use flanneld::model::links::{LinkRoute, Links};
-use flanneld::model::plan::{Key, Plan};
+use flanneld::model::plan::Plan;
 use proptest::prelude::*;
 use proptest::sample::select;
 use std::collections::BTreeMap;
@@ -222,8 +223,9 @@ proptest! {
         for event in &events {
             run.take(event);
             let want = run.world.want();
-            for (dest, route) in &want.routes {
-                let address = want.fdb[&want.neighbors[&dest.addr()]];
+            for (dest, route) in want.routes.iter() {
+                let mac = want.neighbors.get(&dest.addr()).expect("a neighbour");
+                let address = want.fdb.get(&mac).expect("an FDB entry");
                 let hidden = run.variant == 5 || run.variant == 6 && address.to_string() == "192.168.0.3";
                 let on_link = address.to_string().starts_with("192.168.0.") && !hidden;
                 let expected = if on_link { (Oif::Other(2), address) } else { (Oif::Ours, dest.addr()) };
@@ -240,10 +242,10 @@ proptest! {
             let want = run.world.want();
             let dests: Vec<_> = want.routes.keys().collect();
             for (at, dest) in dests.iter().enumerate() {
-                prop_assert!(dests[at + 1..].iter().all(|other| !other.contains(*dest) && !dest.contains(*other)));
+                prop_assert!(dests[at + 1..].iter().all(|other| !other.contains(dest) && !dest.contains(other)));
                 prop_assert!(want.neighbors.contains_key(&dest.addr()));
             }
-            prop_assert!(want.neighbors.values().all(|mac| want.fdb.contains_key(mac)));
+            prop_assert!(want.neighbors.iter().all(|(_, mac)| want.fdb.contains_key(&mac)));
             prop_assert_eq!(want.neighbors.len(), want.routes.len());
         }
     }

@@ -2,6 +2,7 @@
 //! what the kernels were told to do, and what the daemons say of themselves.
 
 use super::lab::{Cluster, Host, secs};
+use flanneld::model::kernel_state::Entry;
 use flanneld::model::lease::{Name, Record};
 use flanneld::model::plan::Op;
 use flanneld::store::{Change, Registry, Watch};
@@ -150,11 +151,11 @@ impl Laws {
                 format!("{op:?}").hash(&mut self.digest);
                 let removes = matches!(
                     op,
-                    Op::DeleteNeighbor(_)
-                        | Op::DeleteFdb(..)
+                    Op::Delete(Entry::Neighbor(_))
+                        | Op::Delete(Entry::FdbEntry(_))
                         | Op::ClearFdb(_)
-                        | Op::DeleteRoute(_)
-                        | Op::DeleteAddress(_)
+                        | Op::Delete(Entry::Route(_))
+                        | Op::Delete(Entry::Address(_))
                         | Op::DeleteDevice(_)
                 );
                 if removes && self.gentle {

@@ -19,10 +19,10 @@ use clap::Parser;
 use flanneld::backend::vxlan::Vxlan;
 use flanneld::model::desired::{DesiredState, Dirty, LocalNode};
 use flanneld::model::iface::{ExternalInterface, HostView, Interface, InterfaceAddress};
-use flanneld::model::kernel_state::Have;
+use flanneld::model::kernel_state::{Have, Key};
 use flanneld::model::lease::{LeaseId, Record};
 use flanneld::model::lease_set::Change;
-use flanneld::model::plan::{Key, Plan};
+use flanneld::model::plan::Plan;
 use ipnet::IpNet;
 use nix::time::{ClockId, clock_gettime};
 

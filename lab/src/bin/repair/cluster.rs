@@ -7,7 +7,8 @@ use std::time::Duration;
 
 use flanneld::backend::Backend;
 use flanneld::backend::vxlan::Vxlan;
-use flanneld::model::kernel_state::{Oif, Route, Scope};
+use flanneld::model::entry::{Oif, Route};
+use flanneld::model::kernel_state::Scope;
 use flanneld::model::mac::VtepMac;
 use flanneld::model::subnet::SubnetKey;
 use flanneld::store::etcd::EtcdStore;
@@ -96,7 +97,7 @@ impl Network {
     /// The scope of flanneld in a host of this network.
     pub fn scope(&self) -> Scope {
         let network: Ipv4Net = "10.0.0.0/8".parse().expect("a network");
-        Scope { device: DEVICE.to_owned(), networks: vec![network.into()], nic: 0 }
+        Scope { device: DEVICE.to_owned(), networks: [network.into()].into_iter().collect(), nic: 0 }
     }
 
     /// Flags that every flanneld knows.

@@ -7,6 +7,7 @@ use std::time::Instant;
 use flanneld::kernel::Kernel;
 use flanneld::kernel::netlink::NetlinkKernel;
 use flanneld::kernel::socket::{NetlinkSocket, Request};
+use flanneld::model::entry::{FdbEntry, Neighbor};
 use flanneld::model::kernel_state::Scope;
 use flanneld::model::mac::VtepMac;
 use flanneld::model::plan::Op;
@@ -135,11 +136,11 @@ impl Vandal {
         let index = self.index().await?;
         let gateway = peer.gateway().into();
         match damage {
-            Damage::RouteDeleted => self.apply(Op::DeleteRoute(peer.route())).await,
-            Damage::NeighborDeleted => self.apply(Op::DeleteNeighbor(gateway)).await,
-            Damage::NeighborChanged => self.apply(Op::SetNeighbor(gateway, NOBODY)).await,
-            Damage::FdbDeleted => self.apply(Op::DeleteFdb(peer.mac, peer.public_ip.into())).await,
-            Damage::FdbMoved => self.apply(Op::SetFdb(peer.mac, NOWHERE.into())).await,
+            Damage::RouteDeleted => self.apply(Op::delete(peer.route())).await,
+            Damage::NeighborDeleted => self.apply(Op::delete(Neighbor { ip: gateway, mac: peer.mac })).await,
+            Damage::NeighborChanged => self.apply(Op::set(Neighbor { ip: gateway, mac: NOBODY })).await,
+            Damage::FdbDeleted => self.apply(Op::delete(FdbEntry { mac: peer.mac, dst: peer.public_ip.into() })).await,
+            Damage::FdbMoved => self.apply(Op::set(FdbEntry { mac: peer.mac, dst: NOWHERE.into() })).await,
             Damage::StrayRoute => self.prepend_route(peer, index).await,
             Damage::DeviceDown => self.bring_down(index).await,
             Damage::DeviceDeleted => self.apply(Op::DeleteDevice(index)).await,

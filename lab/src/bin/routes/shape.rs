@@ -1,6 +1,6 @@
 //! The shapes that the entries of a peer could have.
 
-use flanneld::model::kernel_state::{Oif, Route};
+use flanneld::model::entry::{FdbEntry, Neighbor, Oif, Route};
 use flanneld::model::mac::VtepMac;
 use flanneld::model::plan::Op;
 use ipnet::IpNet;
@@ -42,18 +42,18 @@ impl Shape {
     /// The request that adds the entry of the `n`th peer.
     pub fn add(&self, n: u32) -> Op {
         match self.kind {
-            Kind::Neighbor => Op::SetNeighbor(subnet(n).addr(), mac(n)),
-            Kind::Fdb => Op::SetFdb(mac(n), outer(n)),
-            _ => Op::AddRoute(self.route(n)),
+            Kind::Neighbor => Op::set(Neighbor { ip: subnet(n).addr(), mac: mac(n) }),
+            Kind::Fdb => Op::set(FdbEntry { mac: mac(n), dst: outer(n) }),
+            _ => Op::add(self.route(n)),
         }
     }
 
     /// The request that removes it.
     pub fn delete(&self, n: u32) -> Op {
         match self.kind {
-            Kind::Neighbor => Op::DeleteNeighbor(subnet(n).addr()),
-            Kind::Fdb => Op::DeleteFdb(mac(n), outer(n)),
-            _ => Op::DeleteRoute(self.route(n)),
+            Kind::Neighbor => Op::delete(Neighbor { ip: subnet(n).addr(), mac: mac(n) }),
+            Kind::Fdb => Op::delete(FdbEntry { mac: mac(n), dst: outer(n) }),
+            _ => Op::delete(self.route(n)),
         }
     }
 

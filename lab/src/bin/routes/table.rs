@@ -2,12 +2,18 @@
 
 use crate::objects;
 use crate::shape::{Shape, subnet};
+use flanneld::backend::Backend;
+use flanneld::backend::vxlan::Vxlan;
 use flanneld::kernel::Kernel;
 use flanneld::kernel::netlink::NetlinkKernel;
-use flanneld::model::kernel_state::{Device, ExistingDevice, Scope, Vxlan};
+use flanneld::model::device::ExistingDevice;
+use flanneld::model::family::PerFamily;
+use flanneld::model::iface::{ExternalInterface, HostView};
+use flanneld::model::kernel_state::Scope;
 use flanneld::model::mac::VtepMac;
 use flanneld::model::plan::Op;
 use std::fmt;
+use std::net::Ipv4Addr;
 use std::ops::Range;
 use std::process::Command;
 use std::time::{Duration, Instant};
@@ -61,36 +67,23 @@ struct Host {
 impl Host {
     async fn new() -> Host {
         let kernel = NetlinkKernel::new().expect("a netlink socket");
-        let scope =
-            Scope { device: "flannel.1".to_owned(), networks: vec!["10.0.0.0/8".parse().expect("a network")], nic: 0 };
+        let scope = Scope {
+            device: "flannel.1".to_owned(),
+            networks: PerFamily { v4: "10.0.0.0/8".parse().ok(), v6: None },
+            nic: 0,
+        };
         let mut host = Host { kernel, scope, index: 0 };
-        let vxlan = Vxlan {
-            vni: 1,
-            local: "127.0.0.1".parse().ok(),
-            lower: 0,
-            port: 8472,
-            learning: false,
-            gbp: false,
-            group: None,
-            ttl: 0,
-            ageing: 300,
-        };
-        let device = Device {
-            name: "flannel.1".to_owned(),
-            mac: VtepMac([0x0e, 1, 2, 3, 4, 5]),
-            mtu: 1450,
-            up: true,
-            tx_checksum_off: false,
-            vxlan,
-        };
+        let address = Ipv4Addr::LOCALHOST;
+        let nic =
+            ExternalInterface { index: 0, name: "lo".to_owned(), mtu: 1500, mac: None, address, public_ip: address };
+        let subnet = "10.255.255.0/24".parse().expect("a subnet");
+        let own = Vxlan::default().own_entries(&nic, &HostView::default(), subnet, VtepMac([0x0e, 1, 2, 3, 4, 5]));
+        let device = own.device.get().expect("a device").clone();
         ip("link set lo up");
-        host.must(vec![
-            Op::CreateDevice(device.into()),
-            Op::AddAddress("10.255.255.0/32".parse().expect("an address")),
-        ])
-        .await;
+        let entries = own.entries.into_iter().map(Op::Set);
+        host.must([Op::CreateDevice(device.into())].into_iter().chain(entries).collect()).await;
         let have = host.kernel.observe(&host.scope).await.expect("a device");
-        if let Some(ExistingDevice::Vxlan(index, _)) = have.device {
+        if let Some(ExistingDevice::Known(index, _)) = have.device {
             host.index = index;
         }
         host
