@@ -69,7 +69,8 @@ impl ServiceManager {
 }
 
 fn cut(text: &str) -> &str {
-    &text[..text.floor_char_boundary(LONGEST_VALUE)]
+    let ends = text.char_indices().map(|(start, character)| start + character.len_utf8());
+    &text[..ends.take_while(|end| *end <= LONGEST_VALUE).last().unwrap_or(0)]
 }
 
 fn send(path: &OsStr, text: &[u8]) -> io::Result<()> {

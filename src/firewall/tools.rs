@@ -63,10 +63,10 @@ pub async fn run(program: &'static str, args: &[&str], input: &str) -> Result<St
             // A program that does not read to the end says itself why.
             let _ = stdin.write_all(input.as_bytes()).await;
         }
+        Ok(())
     };
     let work = async {
-        let (_, output, errors) =
-            tokio::try_join!(async { Ok(feed.await) }, read(stdout, LARGEST_OUTPUT), read(stderr, LARGEST_ERROR))?;
+        let ((), output, errors) = tokio::try_join!(feed, read(stdout, LARGEST_OUTPUT), read(stderr, LARGEST_ERROR))?;
         Ok::<_, String>((output, errors, child.wait().await.map_err(|error| error.to_string())?))
     };
     let (output, errors, status) = match timeout(DEADLINE, work).await {

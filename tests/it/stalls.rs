@@ -183,7 +183,7 @@ fn programs_of_the_firewall_that_hang_or_flood() {
         ends(&mut host);
         eventually("nothing that it started is left", || {
             let pids = fs::read_to_string(&children).unwrap_or_default();
-            !pids.lines().any(|pid| runs(pid))
+            !pids.lines().any(runs)
         });
     }
 }
