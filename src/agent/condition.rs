@@ -47,8 +47,8 @@ impl Condition {
             Condition::Kernel => "the kernel holds all that is wanted",
             Condition::Files => "the environment files are written",
             Condition::Firewall => "the firewall holds our rules",
-            Condition::Obstacle => "rules of others no longer drop packets of our containers,",
-            Condition::Subnet => "our subnet no longer holds addresses that this host needs,",
+            Condition::Obstacle => "the rules of others let packets of our containers pass",
+            Condition::Subnet => "our subnet is free of addresses that this host needs",
             Condition::Docker => "Docker uses our subnet and MTU",
         };
         format!("{ended} after {}", rounded(duration))

@@ -130,7 +130,7 @@ async fn a_store_that_compacts_every_revision_at_once_is_not_listed_in_a_hot_loo
     let before = cluster[1].store.calls().list;
     cluster.pass(mins(10)).await;
     let lists = cluster[1].store.calls().list - before;
-    // The pauses grow to five seconds.
-    assert!((60..=200).contains(&lists), "{lists} lists in ten minutes");
+    // The pauses grow, and lists go on.
+    assert!((5..=200).contains(&lists), "{lists} lists in ten minutes");
     cluster.assert_settled();
 }
