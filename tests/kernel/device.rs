@@ -75,13 +75,17 @@ fn the_port_is_compared_although_the_config_names_none() {
                     nolearning";
         let up = "link set flannel.1 up";
         // The port that a Go flanneld leaves to the kernel.
-        (ip(make), ip("addr add 10.5.34.0/32 dev flannel.1"), ip(up));
+        ip(make);
+        ip("addr add 10.5.34.0/32 dev flannel.1");
+        ip(up);
         let host = lab.kernel.host().await.expect("the host");
         assert_eq!(Some(seen("flannel.1")["port"].clone()), host.vxlan_port.map(Value::from));
         assert_eq!(lab.plan(&lab.want()).await, []);
         let index = lab.index().await;
         // The port of another make of VXLAN, with which no packet of the overlay passes.
-        (ip("link del flannel.1"), ip(&format!("{make} dstport 4789")), ip(up));
+        ip("link del flannel.1");
+        ip(&format!("{make} dstport 4789"));
+        ip(up);
         let want = lab.want();
         lab.reach(&want).await;
         assert_ne!(lab.index().await, index);
