@@ -74,13 +74,13 @@ fn memory_against(results: &Results, who: &str, size: u32) -> Row {
 fn calls(results: &Results, ours: &str) -> Row {
     let counts = results.sizes.iter().filter_map(|&size| Some((size, results.value(ours, size, JOIN_CALLS)??)));
     let counts: Vec<(u32, f64)> = counts.collect();
-    // Each of the two lists of a join comes in pages of 10,000 keys.
-    let pages = |size: u32| f64::from(2 * (size / SIZE_AIMED_AT));
+    // A list comes in pages of 64, 512 and 4,096 keys, then of 2 MiB; a join reads two, of which the first finds the size.
+    let pages = |size: u32| f64::from(4 + 2 * (size / 5_000));
     let least = counts.iter().map(|(_, count)| *count).fold(f64::INFINITY, f64::min);
     let constant = counts.iter().all(|(size, count)| *count <= least + pages(*size));
     let numbers = counts.iter().map(|(size, count)| format!("{count} at {}", thousands(f64::from(*size), 0)));
     (
-        "calls to etcd at the join constant but for pages of 10,000 keys".into(),
+        "calls to etcd at the join constant but for pages of 2 MiB".into(),
         Some(constant),
         numbers.collect::<Vec<_>>().join(", "),
     )
