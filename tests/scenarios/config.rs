@@ -22,7 +22,7 @@ async fn assert_joins(cluster: &Cluster) {
 #[tokio::test(start_paused = true)]
 async fn a_missing_or_wrong_config_is_waited_for() {
     for (config, says) in [
-        (None, "there is no key /coreos.com/network/config"),
+        (None, "there is no key /coreos.com/network/config; check --etcd-prefix (no config was found"),
         (Some(""), "not a JSON object"),
         (Some("{"), "not a JSON object"),
         (Some("{}"), "Network is missing"),

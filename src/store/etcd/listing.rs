@@ -14,7 +14,8 @@ use crate::model::subnet::SubnetKey;
 use crate::store::Snapshot;
 use etcd_client::{GetOptions, GetResponse, KeyValue};
 use std::cell::{Cell, RefCell};
-use std::collections::HashMap;
+use std::collections::BTreeMap;
+use std::ops::Bound;
 
 /// How many bytes a page should hold.
 const PAGE_BYTES: usize = 2 << 20;
@@ -23,7 +24,7 @@ const MOST_KEYS: i64 = 10_000;
 /// How many keys the first page of the first list asks for: at most 96 MB in etcd's default limits.
 const FIRST_KEYS: i64 = 64;
 /// How much longer a page may be than the one before.
-const GROWTH: i64 = 16;
+const GROWTH: i64 = 8;
 /// How much shorter a page is after one that failed.
 const SHRINKING: i64 = 8;
 /// After a timeout a page still has this many keys: 4 KB, unless the values are long.
@@ -31,7 +32,7 @@ const FEWEST_AFTER_TIMEOUT: i64 = 16;
 /// Pages whose keys are longer than this on average are followed by a page of names.
 const LONG_AVERAGE: usize = 64 << 10;
 /// How many names are read without their values.
-const NAMES: i64 = 64;
+const NAMES: i64 = 32;
 /// A value that is longer than this is no lease. Such keys are remembered by what they were read as.
 const LONG_VALUE: usize = 4 << 10;
 /// What a key costs on the wire beside its name and its value.
@@ -44,8 +45,8 @@ pub(super) struct Experience {
     keys: Cell<i64>,
     /// The most keys that a page may have, because a longer one did not arrive in time; 0 if none did not.
     most: Cell<i64>,
-    /// The keys with long values, as they were read last.
-    long: RefCell<HashMap<Name, Record>>,
+    /// The keys with long values, and junk among them, as they were read last.
+    long: RefCell<BTreeMap<Name, Record>>,
 }
 
 impl Experience {
@@ -85,7 +86,7 @@ pub(super) struct Listing<'a> {
     snapshot: Snapshot,
     /// How many keys there are, by the first page.
     total: Option<i64>,
-    long: HashMap<Name, Record>,
+    long: BTreeMap<Name, Record>,
     /// Whether the last page was of long values.
     is_long: bool,
 }
@@ -100,12 +101,12 @@ impl<'a> Listing<'a> {
         keys: &'a Keys,
         experience: &'a Experience,
     ) -> Result<Snapshot, CallError> {
-        let (snapshot, long) = (Snapshot::default(), HashMap::new());
+        let (snapshot, long) = (Snapshot::default(), BTreeMap::new());
         let mut listing = Listing { pool, keys, experience, snapshot, total: None, long, is_long: false };
         let mut rest = Some(keys.subnets());
         while let Some(from) = rest {
             rest = match std::mem::take(&mut listing.is_long) {
-                true => listing.names(from, NAMES).await?,
+                true => listing.names(from).await?,
                 false => listing.page(from).await?,
             };
         }
@@ -122,16 +123,24 @@ impl<'a> Listing<'a> {
         }
     }
 
-    /// Reads a page of keys with their values; returns where the rest begins.
+    /// Reads a page of keys with their values; returns where the rest begins. The page ends before the next key that is
+    /// known to be long.
     async fn page(&mut self, from: Vec<u8>) -> Result<Option<Vec<u8>>, CallError> {
+        let stop = self.next_long(&from);
+        if stop.is_some() {
+            self.count().await?;
+        }
+        if stop.as_ref() == Some(&from) {
+            return self.names(from).await;
+        }
         let limit = self.experience.page();
-        let page = match self.range(from.clone(), GetOptions::new().with_limit(limit)).await {
+        let page = match self.range(from.clone(), stop.clone(), GetOptions::new().with_limit(limit)).await {
             Ok(page) => page,
-            Err(error) if error.is_too_large() && limit > 1 => {
+            Err(error) if error.is_too_large() => {
                 self.experience.shrink();
-                return Ok(Some(from));
+                self.is_long = true;
+                return self.count().await.map(|()| Some(from));
             }
-            Err(error) if error.is_too_large() && self.total.is_some() => return self.names(from, 1).await,
             Err(error) => return Err(error),
         };
         self.start(&page)?;
@@ -144,19 +153,35 @@ impl<'a> Listing<'a> {
         for kv in page.kvs() {
             self.take(kv);
         }
-        Ok(rest(&page))
+        Ok(rest(&page).or(stop))
+    }
+
+    /// Begins the list without a page.
+    async fn count(&mut self) -> Result<(), CallError> {
+        if self.total.is_some() {
+            return Ok(());
+        }
+        let all = self.range(self.keys.subnets(), None, GetOptions::new().with_count_only()).await?;
+        self.start(&all)
+    }
+
+    /// The first key from here on that was long in the last list.
+    fn next_long(&self, from: &[u8]) -> Option<Vec<u8>> {
+        let name = self.keys.name(from);
+        let long = self.experience.long.borrow();
+        let next = long.range::<str, _>((Bound::Included(name.as_str()), Bound::Unbounded)).next();
+        next.map(|(name, _)| [&self.keys.subnets(), name.as_bytes()].concat()).filter(|key| **key >= *from)
     }
 
     /// Reads keys without their values, then those values that matter one by one.
-    async fn names(&mut self, from: Vec<u8>, limit: i64) -> Result<Option<Vec<u8>>, CallError> {
-        let page = self.range(from, GetOptions::new().with_limit(limit).with_keys_only()).await?;
+    async fn names(&mut self, from: Vec<u8>) -> Result<Option<Vec<u8>>, CallError> {
+        let page = self.range(from, None, GetOptions::new().with_limit(NAMES).with_keys_only()).await?;
         for kv in page.kvs() {
             let name = self.keys.name(kv.key());
             if SubnetKey::parse(&name).is_err() {
-                self.snapshot.records.push(self.keys.record(kv));
+                self.take_long(self.keys.record(kv));
             } else if let Some(known) = self.known(&name, kv.mod_revision()) {
-                self.long.insert(known.name.clone(), known.clone());
-                self.snapshot.records.push(known);
+                self.take_long(known);
             } else {
                 self.value(kv).await?;
             }
@@ -171,7 +196,7 @@ impl<'a> Listing<'a> {
         match self.pool.call(async |mut s| s.kv.get(key.clone(), Some(options.clone())).await).await {
             Ok(read) => read.kvs().first().into_iter().for_each(|kv| self.take(kv)),
             // Read without its value the key is malformed, too.
-            Err(error) if error.is_too_large() => self.snapshot.records.push(self.keys.record(name)),
+            Err(error) if error.is_too_large() => self.take_long(self.keys.record(name)),
             Err(error) => return Err(error),
         }
         Ok(())
@@ -179,9 +204,14 @@ impl<'a> Listing<'a> {
 
     fn take(&mut self, kv: &KeyValue) {
         let record = self.keys.record(kv);
-        if kv.value().len() > LONG_VALUE {
-            self.long.insert(record.name.clone(), record.clone());
+        match kv.value().len() > LONG_VALUE {
+            true => self.take_long(record),
+            false => self.snapshot.records.push(record),
         }
+    }
+
+    fn take_long(&mut self, record: Record) {
+        self.long.insert(record.name.clone(), record.clone());
         self.snapshot.records.push(record);
     }
 
@@ -199,8 +229,10 @@ impl<'a> Listing<'a> {
         Ok(())
     }
 
-    async fn range(&self, from: Vec<u8>, options: GetOptions) -> Result<GetResponse, CallError> {
-        let options = options.with_range(self.keys.subnets_end()).with_revision(self.snapshot.revision);
+    /// Reads a range at the list's revision, up to all keys.
+    async fn range(&self, from: Vec<u8>, end: Option<Vec<u8>>, options: GetOptions) -> Result<GetResponse, CallError> {
+        let end = end.unwrap_or_else(|| self.keys.subnets_end());
+        let options = options.with_range(end).with_revision(self.snapshot.revision);
         self.pool.call(async |mut s| s.kv.get(from.clone(), Some(options.clone())).await).await
     }
 }
@@ -225,14 +257,13 @@ mod tests {
             experience.learn(average);
             experience.page()
         });
-        assert_eq!(sizes, [1024, 8388, 8388, 2, 32, 512, 1]);
+        assert_eq!(sizes, [512, 4096, 8388, 2, 16, 128, 1]);
     }
 
     #[test]
     fn a_page_that_failed_is_shorter_the_next_time_and_a_silent_etcd_does_not_shrink_it_to_one_key() {
         let experience = Experience::default();
-        experience.learn(250);
-        experience.learn(250);
+        (0..3).for_each(|_| experience.learn(250));
         let after_timeouts = [(); 4].map(|()| {
             experience.timed_out();
             experience.page()
