@@ -170,10 +170,11 @@ impl Identity {
         let on_host = around.on_host.iter().filter(|net| net.prefix_len() > overlay.network.prefix_len());
         let needed = around.needed.iter().map(|(_, ip)| IpNet::from(*ip)).chain(occupied.public_ips());
         let avoided: Vec<IpNet> = on_host.clone().map(|net| IpNet::from(*net)).chain(needed).collect();
-        let outside = || avoided.iter().copied().chain(occupied.all());
-        let inside = || avoided.iter().copied().chain(occupied.contesting());
-        let chosen = range.choose_free(outside(), random).or_else(|| range.choose_free(inside(), random));
-        if let Some(IpNet::V4(subnet)) = chosen {
+        let avoiding =
+            |taken: &mut dyn Iterator<Item = IpNet>| range.choose_free(avoided.iter().copied().chain(taken), random);
+        let outside = avoiding(&mut occupied.all());
+        let inside = || avoiding(&mut occupied.contesting());
+        if let Some(IpNet::V4(subnet)) = outside.or_else(|| if occupied.has_strays() { inside() } else { None }) {
             return Decision::Create(subnet);
         }
         let Some(IpNet::V4(free)) = range.choose_free(occupied.contesting(), random) else {

@@ -57,6 +57,11 @@ impl Occupied {
         self.contesting.iter().map(|net| IpNet::from(*net))
     }
 
+    /// Whether there are wide keys that are nobody's.
+    pub(super) fn has_strays(&self) -> bool {
+        !self.stray.is_empty()
+    }
+
     /// Everything that a key names.
     pub(super) fn all(&self) -> impl Iterator<Item = IpNet> + '_ {
         self.contesting().chain(self.stray.iter().map(|net| IpNet::from(*net)))
