@@ -48,7 +48,9 @@ impl Log {
 /// at any verbosity, because HTTP/2 alone would write several lines for each packet.
 pub fn init(verbosity: u8) -> Log {
     let to_journal = std::env::var("JOURNAL_STREAM").is_ok_and(|stream| is_stderr(&stream));
-    let sink = Arc::new(Sink { queue: Arc::default(), budget: Mutex::default(), with_priority: to_journal });
+    let has_budget = verbosity == 0;
+    let sink = Sink { queue: Arc::default(), budget: Mutex::default(), has_budget, with_priority: to_journal };
+    let sink = Arc::new(sink);
     let writer = Writer(sink.clone());
     let lines = tracing_subscriber::fmt().with_env_filter(filter(verbosity)).with_writer(writer).with_ansi(false);
     let lines = lines.with_target(false).log_internal_errors(false);
@@ -87,6 +89,8 @@ fn start_writer(sink: Arc<Sink>) -> Result<(), String> {
 struct Sink {
     queue: Arc<Queue>,
     budget: Mutex<Budget<Identifier>>,
+    /// Whether the budget holds. Who asks for details by `-v` gets all lines.
+    has_budget: bool,
     /// Whether lines begin with their priority as the journal reads it.
     with_priority: bool,
 }
@@ -109,9 +113,9 @@ impl Sink {
         self.queue.push(line.as_bytes());
     }
 
-    /// Errors are few, and whoever asks for details gets all of them.
+    /// Whether a line fits into the budget. Errors are few, so they have none.
     fn admits(&self, event: &Origin, text: &str) -> bool {
-        if !matches!(event.level, Level::WARN | Level::INFO) || event.is_about_the_log {
+        if !self.has_budget || event.level == Level::ERROR || event.is_about_the_log {
             return true;
         }
         let now = Instant::now();
@@ -156,7 +160,8 @@ fn priority(level: Level) -> u8 {
 /// What is logged by this thread while `work` runs.
 #[cfg(test)]
 pub fn captured(work: impl FnOnce()) -> String {
-    let sink = Arc::new(Sink { queue: Arc::default(), budget: Mutex::default(), with_priority: false });
+    let sink =
+        Arc::new(Sink { queue: Arc::default(), budget: Mutex::default(), has_budget: true, with_priority: false });
     let subscriber =
         tracing_subscriber::fmt().with_writer(Writer(sink.clone())).with_ansi(false).with_target(false).finish();
     tracing::subscriber::with_default(subscriber, work);
@@ -247,7 +252,7 @@ mod tests {
 
     #[test]
     fn the_journal_gets_the_priority_first() {
-        let sink = Sink { queue: Arc::default(), budget: Mutex::default(), with_priority: true };
+        let sink = Sink { queue: Arc::default(), budget: Mutex::default(), has_budget: true, with_priority: true };
         let sink = Arc::new(sink);
         let subscriber = tracing_subscriber::fmt().without_time().with_target(false).with_ansi(false);
         let subscriber = subscriber.with_writer(Writer(sink.clone())).finish();

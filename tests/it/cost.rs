@@ -38,14 +38,16 @@ fn knows(host: &Host, count: u32) {
 }
 
 #[test]
-fn joining_costs_the_same_calls_whatever_the_number_of_peers() {
+fn joining_costs_the_same_few_calls_whatever_the_number_of_peers() {
     let lab = Lab::new("join-cost");
     let etcd = lab.etcd();
     let mut hosts = lab.hosts(2);
-    let few = join(&etcd, &mut hosts[0], 50);
-    let many = join(&etcd, &mut hosts[1], 2000);
+    let (mut few, mut many) = (join(&etcd, &mut hosts[0], 50), join(&etcd, &mut hosts[1], 2000));
+    // A list begins with a short page, and the next ones grow.
+    let lists = [&mut few, &mut many].map(|calls| calls.remove("Range").expect("a list"));
+    assert!(lists[0] <= 3 && lists[1] <= lists[0] + 3, "{lists:?}");
     assert_eq!(few, many);
-    assert!(many["Range"] <= 6 && !many.contains_key("LeaseTimeToLive"), "{many:?}");
+    assert!(!many.contains_key("LeaseTimeToLive"), "{many:?}");
 }
 
 #[test]

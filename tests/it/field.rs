@@ -37,7 +37,10 @@ impl Field {
         let lab = Lab::new(name);
         let etcd = lab.etcd_with_config();
         etcd.put_leases(&(200..204).map(Lease::guest).collect::<Vec<_>>());
-        let mut hosts = lab.joined(2);
+        // All repairs are logged, not only as many as the budget of the log allows.
+        let mut hosts = lab.hosts(2);
+        hosts.iter_mut().for_each(|host| host.start(&["-v=1"]));
+        hosts.iter().for_each(Host::wait_ready);
         let containers = containers_on(&mut hosts);
         hosts[0].sh(STRANGERS);
         hosts.iter().for_each(|host| host.follows(&etcd));

@@ -1,5 +1,6 @@
 //! Keys that nobody should have put there: none of them reaches the kernel, and none keeps good peers from it.
 
+use std::collections::BTreeSet;
 use std::fs;
 
 use ipnet::Ipv4Net;
@@ -60,7 +61,7 @@ fn refused(own: &Lease) -> Vec<(String, String, &'static str)> {
         (key("172.30.200.128-25"), fit(237), "overlaps"),
         (key("172.30.200.0-23"), fit(238), "overlaps"),
         (at(239), lease("172.31.0.99", "0e:00:00:00:00:c8"), "MAC"),
-        (at(240), lease("172.30.201.5", "0e:00:00:00:00:f0"), "lies in the subnet of"),
+        (at(240), lease("172.30.201.5", "0e:00:00:00:00:f0"), "lies in the overlay 172.30.0.0/16"),
         (at(250), fit(250), "on this host's other0"),
     ]
 }
@@ -145,7 +146,12 @@ fn refused_leases_count_as_taken() {
     let mut host = lab.host(1);
     host.join();
     assert_eq!(host.subnet(), "172.30.7.0/24");
-    let mut late = lab.host(2);
+    // A key wider than a host's subnet that belongs to no host gives way when nothing else is left.
+    let mut others = [lab.host(2), lab.host(3)];
+    others.iter_mut().for_each(Host::join);
+    let subnets: BTreeSet<String> = others.iter().map(Host::subnet).collect();
+    assert_eq!(subnets, ["172.30.4.0/24", "172.30.5.0/24"].map(str::to_owned).into());
+    let mut late = lab.host(4);
     late.start(&[]);
     eventually("STATUS= says why it waits", || late.status().is_some_and(|status| status.contains("out of subnets")));
     etcd.del(&format!("{PREFIX}/subnets/172.30.1.0-24"));

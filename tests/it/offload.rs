@@ -55,7 +55,7 @@ fn with_the_flag_checksums_are_not_left_to_hardware_and_without_it_nothing_is_to
         hosts[0].wait_ready();
         assert_eq!(offload(&hosts[0]), Some(false), "{flags:?}");
         assert_eq!(monitor.about(DEVICE), Vec::<String>::new(), "{flags:?}");
-        let told = hosts[0].log_since(mark).contains("do: ethtool -K flannel.1 tx-checksum-ip-generic on");
+        let told = hosts[0].log_since(mark).contains("run: ethtool -K flannel.1 tx-checksum-ip-generic on");
         assert_eq!(told, flags.is_empty(), "{}", hosts[0].log_since(mark));
     }
 

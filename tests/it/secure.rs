@@ -126,7 +126,7 @@ fn neither_help_nor_mistakes_show_a_password() {
         &["--nonsense"],
         &["-v=x"],
         &["--etcd-password-file=x"],
-        &["--etcd-username=u", "--etcd-cafile=/nonexistent", "-v=5"],
+        &["--etcd-username=u", "--etcd-endpoints=https://127.0.0.1:1", "--etcd-cafile=/nonexistent", "-v=5"],
     ] {
         let flag = [&["--etcd-password", PASSWORD][..], flags].concat();
         for (words, variable) in [(&flag[..], ""), (flags, PASSWORD)] {

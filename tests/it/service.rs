@@ -181,7 +181,7 @@ fn while_it_waits_it_asks_for_time_and_once_ready_it_shows_that_it_is_alive() {
         heard.iter().filter_map(|n| Some((n.at, Duration::from_micros(micros(&n.text)?)))).collect()
     };
     let alive = |host: &Host| host.notified().iter().filter(|n| n.text == "WATCHDOG=1").count();
-    eventually("it asks for time again and again", || asked(&host).len() >= 5);
+    eventually("it asks for time again and again", || asked(&host).len() >= 3);
     for pair in asked(&host).windows(2) {
         let ((earlier, extended), (later, _)) = (pair[0], pair[1]);
         assert!(later - earlier < extended, "systemd would have killed it: {pair:?}");
