@@ -143,7 +143,8 @@ async fn a_client_that_was_cut_off_makes_up_for_all_it_missed_compacted_or_not()
         drop(churn);
         follower.agrees_with(&direct).await;
         follower.assert_flawless();
-        assert!(follower.whole_lists() >= 2 && follower.missed() == 0, "{}", follower.whole_lists());
+        // Lists that follow each other have pauses between them, so one may answer for several compactions.
+        assert!(follower.whole_lists() >= 1 && follower.missed() == 0, "{}", follower.whole_lists());
     };
     LocalSet::new().run_until(work).await;
 }

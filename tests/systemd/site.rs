@@ -10,7 +10,11 @@ pub const SUBNET_ENV: &str = "/run/flannel/subnet.env";
 
 /// A file of the folder `systemd`.
 pub fn shipped(name: &str) -> String {
-    let path = Path::new(env!("CARGO_MANIFEST_DIR")).join("systemd").join(name);
+    repository(&format!("systemd/{name}"))
+}
+
+fn repository(name: &str) -> String {
+    let path = Path::new(env!("CARGO_MANIFEST_DIR")).join(name);
     fs::read_to_string(&path).unwrap_or_else(|error| panic!("{}: {error}", path.display()))
 }
 
@@ -21,6 +25,7 @@ pub fn install(root: &Root) {
     root.write("/usr/lib/sysusers.d/flannel.conf", &shipped("flannel.sysusers.conf"));
     root.write("/usr/lib/tmpfiles.d/flannel.conf", &shipped("flannel.tmpfiles.conf"));
     root.write("/usr/lib/systemd/network/10-flannel.network", &shipped("flannel.network"));
+    root.write("/usr/share/man/man8/flanneld.8", &repository("packaging/man/flanneld.8"));
     configure(root, "");
 }
 
