@@ -131,7 +131,8 @@ fn networkd_leaves_the_device_alone(machine: &Machine) {
 fn a_key_that_only_root_may_read_is_named(machine: &Machine) {
     site::configure(
         &machine.root(),
-        "FLANNELD_ETCD_CERTFILE=/etc/flannel/client.crt\nFLANNELD_ETCD_KEYFILE=/etc/flannel/client.key",
+        "FLANNEL_ETCD_ENDPOINTS=https://172.31.0.254:2389\n\
+         FLANNELD_ETCD_CERTFILE=/etc/flannel/client.crt\nFLANNELD_ETCD_KEYFILE=/etc/flannel/client.key",
     );
     machine.root().remove("/etc/systemd/system/flanneld.service.d/credentials.conf");
     machine.sh("chmod 644 /etc/flannel/client.crt; systemctl daemon-reload; ! timeout 60 systemctl restart flanneld");
