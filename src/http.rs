@@ -49,7 +49,7 @@ pub fn start(
     std::thread::Builder::new().name("health".into()).spawn(serve).map(drop)
 }
 
-/// What is served.
+/// The endpoints.
 struct Page {
     health: Arc<Health>,
     now: Box<dyn Fn() -> Moment + Send + Sync>,

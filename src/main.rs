@@ -8,7 +8,7 @@ fn main() -> ExitCode {
     flanneld::cli::main()
 }
 
-/// What a program must know that brings glibc along (`make static`).
+/// Set-up of a program that brings glibc along (`make static`).
 #[cfg(all(target_env = "gnu", target_feature = "crt-static"))]
 #[allow(unsafe_code, reason = "no crate wraps this function of glibc")]
 mod static_glibc {

@@ -1,4 +1,4 @@
-//! What other threads may know of the daemon: its readiness, and whether its own thread still runs.
+//! The part of the daemon's state that other threads may read: its readiness, and whether its own thread still runs.
 
 use super::runtime::{Notice, Runtime};
 use super::status::StatusHandle;
@@ -26,7 +26,7 @@ pub struct Report {
     pub reasons: Vec<(String, Option<Moment>)>,
 }
 
-/// What other threads may know of the daemon.
+/// The part of the daemon's state that other threads may read.
 #[derive(Debug)]
 pub struct Health(Mutex<State>);
 

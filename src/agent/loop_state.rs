@@ -1,4 +1,4 @@
-//! What the main loop remembers from tick to tick, and when it ticks next.
+//! The memory of the main loop between ticks, and the time of its next tick.
 
 use super::read_schedule::ReadSchedule;
 use super::repair_limiter::RepairLimiter;
@@ -17,7 +17,7 @@ const TICK_EVERY: Duration = Duration::from_secs(5);
 /// device.
 const BREATH: Duration = Duration::from_millis(10);
 
-/// What the main loop remembers from tick to tick.
+/// The memory of the main loop between ticks.
 pub(super) struct LoopState {
     pub(super) have: Have,
     /// The entries that may differ because the facts changed.
@@ -92,7 +92,7 @@ impl LoopState {
         self.write_files_at = now + self.files_failing.pause(runtime);
     }
 
-    /// So many objects were handled together.
+    /// The number of objects that were handled together.
     pub(super) fn handled(&mut self, objects: usize) {
         self.was_large |= objects >= malloc::MANY;
     }

@@ -57,7 +57,7 @@ pub struct Parts<S, K, F> {
     pub kernel: K,
     /// The host's firewall.
     pub firewall: F,
-    /// What the operator sets.
+    /// The operator's settings.
     pub settings: Settings,
     /// Time, randomness and the service manager.
     pub runtime: Rc<Runtime>,

@@ -14,7 +14,7 @@ use std::time::Duration;
 use tokio::sync::mpsc;
 use tokio::time::sleep;
 
-/// What there is to know of the keys in the store.
+/// News about the keys in the store.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub enum News {
     /// All of them.
@@ -30,7 +30,7 @@ pub enum News {
 pub struct Cadence {
     /// An audit comes at most so often.
     pub audit_at_least: Duration,
-    /// What a list shows the watch may still tell for so long, before it counts as missed.
+    /// How long the watch may take to report a change that a list shows, before the change counts as missed.
     pub grace: Duration,
     /// The pause before an answer that is too old is asked for again.
     pub ask_again: Duration,

@@ -40,7 +40,7 @@ impl Repairs {
     }
 }
 
-/// What has been repaired lately.
+/// The recent repairs.
 #[derive(Debug, Default)]
 pub struct RepairLimiter {
     /// By object; `None` is all of them together.

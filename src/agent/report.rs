@@ -1,4 +1,4 @@
-//! What the log tells of changes made to the kernel: a line each while they are few, else one line for all of them.
+//! Log lines about changes made to the kernel: one for each while they are few, else one line for all of them.
 
 use crate::model::plan::Step;
 use std::collections::BTreeMap;
@@ -7,7 +7,7 @@ use std::time::Duration;
 /// A plan of at most this many steps is logged step by step, a larger one in a line.
 const ONE_BY_ONE: usize = 16;
 
-/// So many of the reasons for a larger one are named.
+/// The number of reasons that the line for many changes names.
 const REASONS: usize = 3;
 
 /// Logs changes: what, why, and how long they `took`. `kind` is put before what was done.

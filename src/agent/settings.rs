@@ -1,11 +1,11 @@
-//! What the operator sets on the command line, as far as the daemon needs it.
+//! The operator's settings, as far as the daemon needs them.
 
 use super::firewall::FirewallSettings;
 use crate::model::iface::IfaceRules;
 use std::path::PathBuf;
 use std::time::Duration;
 
-/// What the operator sets, beyond the network config in the store.
+/// The operator's settings, beyond the network config in the store.
 #[derive(Debug, Clone)]
 pub struct Settings {
     /// Where in the store everything is (`--etcd-prefix`), for messages and for the state file's name.

@@ -24,7 +24,7 @@ pub struct Status {
     pub leases: Tally,
     /// Peers whose entries stay although their keys have gone.
     pub held: usize,
-    /// What happened since the start.
+    /// Counters since the start.
     pub counters: Counters,
     /// Lines of the log that were lost since the start because nobody read them.
     pub log_lines_lost: u64,
@@ -84,8 +84,8 @@ struct Raised {
     quiet_until: Moment,
 }
 
-/// So many different reasons of one trouble are logged as they come; others, and those that come back, less and less
-/// often.
+/// The number of different reasons of one condition that are logged at once. Others, and those that come back, are
+/// logged less and less often.
 const NEW_REASONS: usize = 10;
 /// The first and the longest pause between those.
 const OTHER_REASONS: Slowdown =
@@ -164,7 +164,7 @@ impl StatusHandle {
         StatusHandle { status: Rc::new(RefCell::new(status)), line: Rc::default(), health, runtime }
     }
 
-    /// What other threads may know of it.
+    /// The part that other threads may read.
     pub fn health(&self) -> Arc<Health> {
         self.health.clone()
     }

@@ -24,7 +24,7 @@ pub(super) struct ReconcilerEnds {
     pub(super) news: mpsc::Receiver<News>,
     /// Whether the firewall's rules are in place. The host is not ready without them.
     pub(super) rules_in_place: watch::Receiver<bool>,
-    /// What the watch shows of our own key.
+    /// Our own key, as the watch shows it.
     pub(super) observations: watch::Sender<Option<KeyObservation>>,
     /// Our addresses.
     pub(super) addresses: watch::Sender<Address>,
@@ -38,7 +38,7 @@ pub(super) struct ReconcilerEnds {
 
 /// The lease manager's ends.
 pub(super) struct LeaseEnds {
-    /// What the watch shows of our own key.
+    /// Our own key, as the watch shows it.
     pub(super) observations: watch::Receiver<Option<KeyObservation>>,
     /// Our addresses.
     pub(super) addresses: watch::Receiver<Address>,

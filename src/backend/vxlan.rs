@@ -37,7 +37,7 @@ use std::net::{IpAddr, Ipv4Addr};
 /// The name of the backend in configs and leases.
 pub const KIND: &str = "vxlan";
 
-/// What tunnelling adds to a packet over IPv4, in bytes: outer IP 20, UDP 8, VXLAN 8, inner Ethernet 14.
+/// Bytes that tunnelling adds to a packet over IPv4: outer IP 20, UDP 8, VXLAN 8, inner Ethernet 14.
 pub const OVERHEAD: u32 = 50;
 
 /// The UDP port that the kernel's module `vxlan` uses by default. It is older than the port that IANA assigned, 4789.

@@ -51,7 +51,7 @@ pub struct Options {
     pub verbosity: u8,
 }
 
-/// What a command line asks for.
+/// The request that a command line makes.
 #[derive(Clone, Debug)]
 pub enum Invocation {
     /// Run the daemon; the strings are warnings, to be logged once logging works.
@@ -241,7 +241,7 @@ fn lease_times(given: &mut Given) -> Option<LeaseTimes> {
     Some(LeaseTimes { ttl, renew_margin: margin? })
 }
 
-/// What the firewall is to hold.
+/// The rules that the firewall should hold.
 fn firewall(given: &mut Given) -> Option<FirewallSettings> {
     let masquerade = given.read("ip-masq", values::boolean);
     let plain_ports = given.read("ip-masq-fully-random-disable", values::boolean);

@@ -118,7 +118,7 @@ impl<T> Task<T> {
     }
 }
 
-/// What a writer's process does with a path. Each of these may wait for a frozen file system.
+/// The task of a writer's process. Each of these may wait for a frozen file system.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 enum Verb {
     /// Put what is on standard input there.

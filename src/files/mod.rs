@@ -21,8 +21,8 @@ const TEMPORARY: &str = ".flanneld-";
 /// No file of ours comes near this size.
 const LARGEST: u64 = 1 << 20;
 
-/// What a file holds. A FIFO or a device, which may never come to an end, is refused, and so is a file too large to be
-/// one of ours.
+/// The content of a file. A FIFO or a device, which may never come to an end, is refused, and so is a file too large
+/// to be one of ours.
 pub(crate) fn read(path: &Path) -> io::Result<Vec<u8>> {
     let file = fs::OpenOptions::new().read(true).custom_flags(libc::O_NONBLOCK | libc::O_NOCTTY).open(path)?;
     let metadata = file.metadata()?;

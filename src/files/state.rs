@@ -34,7 +34,7 @@ impl StateFile {
         StateFile { disk, saver: None, was_slow: false }
     }
 
-    /// What is remembered of the host with this public IP, or of the one with this NIC when its address has changed. What
+    /// The memory of the host with this public IP, or of the one with this NIC when its address has changed. What
     /// an earlier run left half-written is removed.
     pub async fn load(&mut self, public_ip: Ipv4Addr, nic_mac: Option<VtepMac>) -> Option<Remembered> {
         let disk = self.disk.clone();

@@ -36,7 +36,7 @@ pub enum ToolError {
     Failed {
         /// Its name.
         program: &'static str,
-        /// What it said.
+        /// The program's own words.
         text: String,
     },
 }
@@ -172,7 +172,7 @@ mod tests {
         let script = format!("sleep 1000 & echo $! >{}; wait", pid.display());
         let args = ["-c", &script];
         let hangs = run("sh", &args, "");
-        // Whoever waits may lose interest as well as the deadline may pass.
+        // The caller may drop the future before the deadline passes.
         assert!(timeout(Duration::from_secs(2), hangs).await.is_err());
         ends(&std::fs::read_to_string(pid).unwrap()).await;
     }

@@ -81,7 +81,7 @@ pub fn device_address(message: &AddressMessage, index: u32) -> Option<IpNet> {
     (on == index && !is_link_local).then_some(address.net)
 }
 
-/// What kind of device it is that has our name. Of its offloads the message says nothing.
+/// The kind of the device that has our name. The message does not contain its offloads.
 pub fn found(message: &LinkMessage) -> ExistingDevice {
     let index = message.header.index;
     let info = message.attributes.iter().find_map(|attribute| match attribute {

@@ -1,4 +1,4 @@
-//! What the kernel reports by itself: changes of links, addresses, neighbours, FDB entries and routes.
+//! The kernel's own reports: changes of links, addresses, neighbours, FDB entries and routes.
 
 use super::socket::enlarge_receive_buffer;
 use super::wire::{Kind, frames};

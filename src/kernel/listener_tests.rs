@@ -1,4 +1,4 @@
-//! What recorded reports of real kernels mean. `tests/kernel/reports.rs` made the files.
+//! The meaning of recorded reports of real kernels. `tests/kernel/reports.rs` made the files.
 
 use super::Event;
 use super::listener::read;
@@ -29,7 +29,7 @@ fn events(datagram: &[u8], index: u32) -> Vec<Event> {
     events
 }
 
-/// What one report means, as `cases.txt` writes it; nothing for what is not about the FDB.
+/// The meaning of one report, as `cases.txt` writes it; nothing for what is not about the FDB.
 fn meaning(hex: &str, index: u32) -> Vec<String> {
     let words = |event| match event {
         Event::Entry(Observed::FdbEntry(FdbReport::Set(FdbEntry { mac, dst }))) => Some(format!("= set {mac} {dst}")),

@@ -25,7 +25,7 @@ use std::net::IpAddr;
 #[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
 #[error("{what}: {reason}")]
 pub struct KernelError {
-    /// What was asked, such as `dump routes`.
+    /// The request, such as `dump routes`.
     pub what: String,
     /// The positive errno, or 0 when the request failed before the kernel judged it.
     pub errno: i32,

@@ -53,7 +53,7 @@ impl NetlinkKernel {
         }
     }
 
-    /// What the device holds.
+    /// The entries of the device.
     async fn read_device(&mut self, index: u32, have: &mut Have) -> Result<(), KernelError> {
         let address = |frame: Frame| match object(frame)? {
             Message::NewAddress(address) => decode::device_address(&address, index),
@@ -291,7 +291,7 @@ fn is_about_device(op: &Op) -> bool {
     matches!(op, Op::DeleteDevice(_) | Op::CreateDevice(_) | Op::ChangeDevice(..))
 }
 
-/// What the kernel's answer to `op` means. Here it is decided that deleting what is not there is success.
+/// Interprets the kernel's answer to `op`. To delete an entry that is not there is success.
 fn judge(op: &Op, result: Result<(), Refusal>) -> Result<(), KernelError> {
     match result {
         Err(refusal) if is_delete(op) && [ESRCH, ENOENT, EADDRNOTAVAIL, ENODEV].contains(&refusal.errno) => Ok(()),

@@ -1,4 +1,4 @@
-//! What a backend publishes of a host: JSON of its own, which others keep as it is.
+//! The backend's part of a lease: JSON of its own, which others keep as it is.
 
 use super::foreign::{QUOTED, shown};
 use super::go_json::GoObject;
@@ -25,7 +25,7 @@ impl BackendData {
         }
     }
 
-    /// What it says if it is that of the VXLAN backend.
+    /// Reads it as the VXLAN backend's.
     ///
     /// # Errors
     /// Says which member is missing or wrong.
@@ -46,7 +46,7 @@ impl<T: AsRef<str> + Into<Box<str>>> From<T> for BackendData {
     }
 }
 
-/// What the VXLAN backend publishes of a host: `{"VNI":1,"VtepMAC":"c6:d2:32:6f:8f:44"}`.
+/// The VXLAN backend's part of a lease: `{"VNI":1,"VtepMAC":"c6:d2:32:6f:8f:44"}`.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub struct VxlanData {
     /// VXLAN network identifier; absent in 0.7's form.

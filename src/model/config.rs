@@ -47,9 +47,9 @@ pub struct Draft {
     pub enable_ipv4: bool,
     /// `EnableIPv6`.
     pub enable_ipv6: bool,
-    /// What is wrong, apart from the members of IPv6.
+    /// The problems, apart from those of the members of IPv6.
     pub problems: Vec<String>,
-    /// What is wrong with the members of IPv6. Who has no IPv6 need not know.
+    /// The problems of the members of IPv6. They do not matter to a host without IPv6.
     pub ipv6_problems: Vec<String>,
 }
 
@@ -63,7 +63,7 @@ impl fmt::Display for ConfigErrors {
     }
 }
 
-/// What differs between the families: names of the members and limits, as in flannel's `pkg/subnet/config.go`.
+/// The differences between the families: names of the members and limits, as in flannel's `pkg/subnet/config.go`.
 struct Rules {
     network: &'static str,
     min: &'static str,
@@ -176,7 +176,7 @@ impl Problems {
         Some(network)
     }
 
-    /// What can be wrong with the other members whatever the network is.
+    /// Checks the other members as far as that does not depend on the network.
     fn forms<N: Family>(&mut self, object: &GoObject, rules: &Rules) {
         self.take(object.get::<u64>(rules.len, "a whole number of bits"));
         for name in [rules.min, rules.max] {

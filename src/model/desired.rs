@@ -1,6 +1,7 @@
 //! All facts of one host, and what the kernel should hold because of them. Pure; the loop feeds it facts and asks which
 //! entries may differ now and what is worth a line of log.
 
+use super::backend::Backend;
 use super::docker;
 use super::entry::Route;
 use super::findings::{Finding, Findings};
@@ -13,7 +14,6 @@ use super::mac::VtepMac;
 use super::peer_policy::{self, Endpoint, Facts, Peers, Tally, Verdict};
 use super::subnet::SubnetKey;
 use super::table;
-use crate::backend::Backend;
 use ipnet::Ipv4Net;
 use std::collections::{BTreeMap, BTreeSet};
 use std::net::IpAddr;
@@ -23,7 +23,7 @@ use std::time::Duration;
 /// The blackhole route shows this protocol: the first of those of the backend's routes.
 const BLACKHOLE_PROTOCOL: u8 = 100;
 
-/// What a host knows for sure of itself.
+/// The facts that a host is sure of about itself.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct LocalNode {
     /// The interface that carries tunnel packets.
@@ -52,7 +52,7 @@ pub struct DesiredState {
     endpoints: Vec<IpAddr>,
     own: LocalNode,
     host: HostView,
-    /// Who is on the host's links, as far as that matters.
+    /// The addresses on the host's links, as far as they matter.
     links: Links,
     leases: LeaseSet,
     peers: Peers,
@@ -109,12 +109,12 @@ impl DesiredState {
         self.rebuild();
     }
 
-    /// What the kernel should hold.
+    /// The state that the kernel should hold.
     pub fn want(&self) -> &Want {
         &self.want
     }
 
-    /// What is ours in the kernel.
+    /// The part of the kernel's state that is ours.
     pub fn scope(&self) -> Scope {
         Scope {
             device: self.backend.device_name(),
@@ -128,7 +128,7 @@ impl DesiredState {
         self.backend.routes_directly()
     }
 
-    /// What this host knows of itself.
+    /// The facts about this host itself.
     pub fn own(&self) -> &LocalNode {
         &self.own
     }
@@ -148,12 +148,12 @@ impl DesiredState {
         self.backend.mtu(&self.own.nic)
     }
 
-    /// What was made of the leases.
+    /// The number of leases with each verdict.
     pub fn tally(&self) -> Tally {
         self.peers.tally()
     }
 
-    /// What is wrong when another host has registered with our public IP: nobody can tell the two apart.
+    /// The problem when another host has registered with our public IP. Nobody can tell the two apart.
     pub fn duplicate_ip(&self) -> Option<String> {
         self.findings.duplicate_ip()
     }
@@ -163,12 +163,12 @@ impl DesiredState {
         self.findings.take()
     }
 
-    /// What is wrong when Docker uses another subnet or MTU than was written for it.
+    /// The problem when Docker uses another subnet or MTU than the files give it.
     pub fn docker_complaint(&self) -> Option<String> {
         docker::complaint(&self.host, self.network, self.own.subnet, self.mtu())
     }
 
-    /// What is wrong when our subnet holds an address that this host itself depends on.
+    /// The problem when our subnet holds an address that this host itself depends on.
     pub fn subnet_complaint(&self) -> Option<String> {
         let held = self.peers.facts().own_subnet_objection()?;
         Some(format!(
@@ -179,7 +179,7 @@ impl DesiredState {
         ))
     }
 
-    /// What makes an external interface useless to the backend.
+    /// The reason why the backend cannot use an external interface, if there is one.
     pub fn interface_complaint(&self, nic: &ExternalInterface) -> Option<String> {
         self.backend.interface_complaint(nic)
     }

@@ -9,10 +9,10 @@ use ipnet::{IpNet, Ipv4Net};
 /// The bridge that gets the address of Docker's `--bip`; that option and a bridge of another name exclude each other.
 const BRIDGE: &str = "docker0";
 
-/// What helps.
+/// The remedy.
 const REMEDY: &str = "restart Docker: systemctl restart docker";
 
-/// What is wrong with Docker's bridge, and what to do. `None` also where Docker uses addresses outside of the overlay's
+/// The problem of Docker's bridge, with a remedy. `None` also where Docker uses addresses outside of the overlay's
 /// `network`: then it was never told of ours. `mtu` is the largest packet that containers may send, in bytes.
 pub fn complaint(host: &HostView, network: Ipv4Net, subnet: Ipv4Net, mtu: u32) -> Option<String> {
     let bridge = host.interfaces.iter().find(|interface| interface.name == BRIDGE)?;
@@ -56,7 +56,7 @@ mod tests {
         Interface { index, name: name.into(), mtu, mac: None, up: true, controller, addresses }
     }
 
-    /// What is said of these in 10.5.0.0/16, of which we have 10.5.7.0/24, with an MTU of 1450.
+    /// The complaint about these in 10.5.0.0/16, of which we have 10.5.7.0/24, with an MTU of 1450.
     fn said(interfaces: &[Interface]) -> Option<String> {
         let host = HostView { interfaces: interfaces.to_vec(), ..HostView::default() };
         complaint(&host, "10.5.0.0/16".parse().unwrap(), "10.5.7.0/24".parse().unwrap(), 1450)

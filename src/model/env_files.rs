@@ -100,7 +100,7 @@ impl From<&SubnetEnv> for DockerOpts {
 }
 
 impl DockerOpts {
-    /// What a Docker that was started with `before` does not know yet.
+    /// The changes since `before` that a running Docker does not know yet.
     pub fn changes_since(&self, before: &DockerOpts) -> Vec<String> {
         let bridge = self.bridge.zip(before.bridge).filter(|(now, before)| now != before);
         let mtu = self.mtu.zip(before.mtu).filter(|(now, before)| now != before);

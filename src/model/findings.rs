@@ -1,5 +1,5 @@
-//! What an administrator should learn of the leases and of the host's networks, as data: what is so now, and what began
-//! or ended since it was last taken.
+//! Findings about the leases and the host's networks for an administrator, as data: those that hold now, and those
+//! that began or ended since it was last taken.
 
 use super::lease::Name;
 use ipnet::Ipv4Net;
@@ -31,7 +31,7 @@ pub enum Finding {
     },
 }
 
-/// What is so now, and what has changed of it.
+/// The findings that hold now, and their changes.
 #[derive(Debug, Default)]
 pub struct Findings {
     /// The leases that are refused, and why.
@@ -44,7 +44,7 @@ pub struct Findings {
 }
 
 impl Findings {
-    /// What began or ended since the last call, in the order in which it did.
+    /// The findings that began or ended since the last call, in that order.
     pub fn take(&mut self) -> Vec<Finding> {
         std::mem::take(&mut self.news)
     }

@@ -4,7 +4,8 @@ use super::lease::Name;
 use super::lease_set::Moment;
 use std::collections::{BTreeMap, BTreeSet};
 
-/// Who is held until when. The loop asks in each round for those whose time is over, so they are kept in that order, too.
+/// The held peers with the ends of their holds. The loop asks in each round for those whose time is over, so they are
+/// kept in that order, too.
 #[derive(Debug, Default)]
 pub(super) struct Holds {
     until: BTreeMap<Name, Moment>,

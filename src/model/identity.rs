@@ -10,11 +10,11 @@ use ipnet::{IpNet, Ipv4Net};
 use std::collections::BTreeSet;
 use std::net::Ipv4Addr;
 
-/// So many rivals are remembered at most: flannel's own has a new MAC for each new device, and nothing of it may grow for
-/// ever.
+/// The largest number of rivals that is remembered: flannel's own has a new MAC for each new device, and nothing of
+/// it may grow for ever.
 const MOST_RIVALS: usize = 100;
 
-/// What a host knows of itself.
+/// The facts by which a host recognises its own lease.
 #[derive(Debug, Clone, Default, PartialEq, Eq)]
 pub struct Identity {
     /// The address that others reach this host at.
@@ -32,7 +32,7 @@ pub struct Identity {
     /// The MACs of hosts that have shown that they live under our public IP: while there are any, no lease is ours to
     /// adopt because of that address.
     pub rivals: BTreeSet<VtepMac>,
-    /// What this process has given to containers already.
+    /// The subnet that this process has given to containers already.
     pub in_use: Option<InUse>,
 }
 
@@ -45,7 +45,7 @@ pub struct InUse {
     pub created: Revision,
 }
 
-/// What a subnet of ours must leave alone: what a peer's lease would be refused for.
+/// The addresses that our subnet must not hold. A peer's lease would be refused for them.
 #[derive(Debug, Clone, Default, PartialEq, Eq)]
 pub struct Surroundings {
     /// The networks on this host's other interfaces.
@@ -54,7 +54,7 @@ pub struct Surroundings {
     pub needed: Vec<Needed>,
 }
 
-/// What to do about our lease.
+/// The decision about our lease.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub enum Decision {
     /// This one is ours beyond doubt: keep it, on its etcd lease.
@@ -159,7 +159,7 @@ impl Identity {
     /// Chooses a free subnet: the previous one if that can be, else any that nothing speaks against.
     fn create(&self, occupied: &Occupied, around: &Surroundings, overlay: &Overlay, random: u128) -> Decision {
         let range = &overlay.subnets;
-        // What is on the host may be our own bridge, which still has the previous subnet.
+        // A network on the host may be that of our own bridge, which still has the previous subnet.
         let objection = |subnet| needed_inside(&around.needed, subnet).or_else(|| occupied.public_ip_inside(subnet));
         let is_free = |subnet: &Ipv4Net| {
             range.contains((*subnet).into()) && !occupied.contests(*subnet) && objection(*subnet).is_none()

@@ -240,7 +240,7 @@ fn a_stray_wide_key_is_avoided_but_stops_nobody() {
         let full = decide(&[stray, &host, &rest[0], &rest[1]], random);
         assert_eq!(full, Decision::Create(net("10.5.1.0/24")), "{stray:?}");
     }
-    // What may be a host of an earlier config keeps its subnet while no host of this one is inside.
+    // A lease that may belong to a host of an earlier config keeps its subnet while no host of this one is inside.
     assert_eq!(decide(&[&leased, &rest[0], &rest[1]], 0), Decision::OutOfSubnets);
     assert!(matches!(decide(&[&junk, &rest[0], &rest[1]], 0), Decision::Create(_)));
     // A host that was here before gets its own subnet back.

@@ -70,7 +70,7 @@ pub struct HostView {
     pub interfaces: Vec<Interface>,
     /// The default routes of table main, one entry a next hop, best metric first.
     pub default_routes: Vec<DefaultRoute>,
-    /// Who is on their links.
+    /// The addresses on their links.
     pub links: Links,
     /// The UDP port that the kernel gives a VXLAN device for which none is asked (`udp_port` of the module `vxlan`); `None`
     /// while the module is not loaded.

@@ -22,7 +22,7 @@ macro_rules! tables {
             $( $(#[$doc])* $kind($kind), )+
         }
 
-        /// What a difference is about.
+        /// The entry that a difference is about.
         #[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash)]
         pub enum Key {
             /// Our device itself; a difference there may affect everything on it.
@@ -36,7 +36,7 @@ macro_rules! tables {
             $( $(#[$doc])* $kind(<$kind as EntryKind>::Report), )+
         }
 
-        /// What the kernel should hold.
+        /// The state that the kernel should hold.
         #[derive(Debug, Clone, Default, PartialEq)]
         pub struct Want {
             /// Our device.
@@ -46,7 +46,7 @@ macro_rules! tables {
             pub peers_complete: bool,
         }
 
-        /// What the kernel holds, as far as it concerns us.
+        /// The state that the kernel holds, as far as it concerns us.
         #[derive(Debug, Clone, Default, PartialEq, Eq)]
         pub struct Have {
             /// The device with our name.
@@ -61,7 +61,7 @@ macro_rules! tables {
         } )+
 
         impl Entry {
-            /// What the entry is found by.
+            /// The key of the entry.
             pub fn key(&self) -> Key {
                 match self { $( Entry::$kind(entry) => Key::$kind(entry.into_parts().0), )+ }
             }
@@ -213,7 +213,7 @@ impl Have {
     }
 }
 
-/// What is ours to change or delete. Everything else belongs to somebody else and stays.
+/// The part of the kernel's state that is ours to change or delete. Everything else stays.
 #[derive(Debug, Clone, Default, PartialEq, Eq)]
 pub struct Scope {
     /// Name of our device.

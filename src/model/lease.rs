@@ -16,7 +16,7 @@ use std::sync::Arc;
 /// A store's revision: grows with each change (etcd's `mod_revision` and `create_revision`).
 pub type Revision = i64;
 
-/// What keeps a key alive in the store (an etcd lease id). A key without one is a reservation and never expires.
+/// The etcd lease that keeps a key alive in the store. A key without one is a reservation and never expires.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash)]
 pub struct LeaseId(pub NonZeroI64);
 
@@ -82,7 +82,7 @@ pub struct Record {
 /// Why a key or its value is no lease.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Malformed {
-    /// What is wrong, for log and status.
+    /// The problem, for log and status.
     pub reason: String,
     /// The subnet that nobody else may be given, as far as the key tells.
     pub occupies: Option<Ipv4Net>,

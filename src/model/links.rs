@@ -1,4 +1,4 @@
-//! Who is on the same link: which addresses the host reaches without a gateway, as its routes in table main say.
+//! The addresses on the host's links, which it reaches without a gateway, as its routes in table main say.
 
 use ipnet::Ipv4Net;
 use std::cmp::Reverse;
@@ -23,8 +23,8 @@ pub struct Links {
 }
 
 impl Links {
-    /// What follows from these routes of table main. Of those that lead elsewhere than to a link only the ones into a
-    /// network on a link are kept: a host may have very many others.
+    /// Derives the links from these routes of table main. Of those that lead elsewhere than to a link only the ones
+    /// into a network on a link are kept: a host may have very many others.
     pub fn from_routes(routes: &[LinkRoute]) -> Self {
         let on_links: Vec<Ipv4Net> =
             routes.iter().filter(|route| route.link.is_some()).map(|route| route.dest).collect();

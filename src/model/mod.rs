@@ -1,5 +1,6 @@
-//! What flannel means, as pure values and functions: no I/O, no clock, no randomness of its own.
+//! flannel's terms as pure values and functions: no I/O, no clock, no randomness of its own.
 
+pub mod backend;
 pub mod backend_data;
 pub mod config;
 pub mod desired;

@@ -13,9 +13,9 @@ use ipnet::{IpNet, Ipv4Net};
 use std::collections::BTreeSet;
 use std::net::Ipv4Addr;
 
-/// What the keys in the store occupy.
+/// The subnets that keys in the store occupy.
 pub(super) struct Occupied {
-    /// What may be a host's.
+    /// The subnets that may belong to hosts.
     contesting: Vec<Ipv4Net>,
     /// Wide keys that are nobody's.
     stray: Vec<Ipv4Net>,
@@ -52,7 +52,7 @@ impl Occupied {
         self.contesting.iter().any(|net| overlap((*net).into(), subnet.into()))
     }
 
-    /// What may be a host's.
+    /// The subnets that may belong to hosts.
     pub(super) fn contesting(&self) -> impl Iterator<Item = IpNet> + '_ {
         self.contesting.iter().map(|net| IpNet::from(*net))
     }

@@ -50,7 +50,7 @@ impl Op {
         self.key() == Key::Device || matches!(self, Op::Set(Entry::Address(_)))
     }
 
-    /// What it is about.
+    /// The entry that it changes.
     pub fn key(&self) -> Key {
         match self {
             Op::DeleteDevice(_) | Op::CreateDevice(_) | Op::ChangeDevice(..) => Key::Device,
@@ -81,7 +81,7 @@ impl fmt::Display for Op {
 /// An operation and its reason.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Step {
-    /// What to do.
+    /// The operation.
     pub op: Op,
     /// Why, for the log.
     pub why: Cow<'static, str>,
@@ -118,11 +118,11 @@ impl Phase {
     const COUNT: usize = Phase::NeighborDelete as usize + 1;
 }
 
-/// What the comparison of one entry may depend on beside that entry.
+/// The context on which the comparison of one entry may depend.
 pub struct Context<'a> {
-    /// What else is wanted.
+    /// The whole state that is wanted.
     pub want: &'a Want,
-    /// What is ours to change.
+    /// The part that is ours to change.
     pub scope: &'a Scope,
 }
 
@@ -166,7 +166,7 @@ impl Steps {
         Plan { steps, compared: self.compared }
     }
 
-    /// What keeps the device from being as wanted.
+    /// The differences of the device.
     fn compare_device(&mut self, have: &Have, want: &Device) {
         let create = Op::CreateDevice(want.clone().into());
         let replace = |steps: &mut Steps, index: u32, why: String| {
@@ -206,7 +206,7 @@ impl Plan {
         Plan::compare(None, have, want, scope)
     }
 
-    /// What keeps these keys from being as wanted. A difference in the device itself widens it to everything.
+    /// The differences of these keys. A difference in the device itself widens it to everything.
     pub fn at(keys: &[Key], have: &Have, want: &Want, scope: &Scope) -> Plan {
         let all = keys.contains(&Key::Device);
         Plan::compare(Some(keys).filter(|_| !all), have, want, scope)
@@ -223,7 +223,7 @@ impl Plan {
         let on_device = &steps.phases[Phase::Device as usize];
         match keys {
             _ if !on_device.is_empty() => {
-                // What goes with the old device, or with its MAC, is missing afterwards.
+                // Entries that go with the old device, or with its MAC, are missing afterwards.
                 let mut after = have.clone();
                 on_device.iter().for_each(|step| after.apply(&step.op, 0));
                 want.diff_all(&after, &context, &mut steps);

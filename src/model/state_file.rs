@@ -118,7 +118,7 @@ pub fn file_name(prefix: &str, vni: u32, public_ip: Ipv4Addr) -> String {
     format!("{}{public_ip}.json", file_name_start(prefix, vni))
 }
 
-/// What the files of one prefix and VNI start with, whatever the public IP.
+/// The beginning of the names of all files of one prefix and VNI.
 pub fn file_name_start(prefix: &str, vni: u32) -> String {
     let plain = |c: char| if c.is_ascii_alphanumeric() || c == '.' || c == '_' { c } else { '-' };
     let prefix: String = prefix.trim_matches('/').chars().map(plain).collect();

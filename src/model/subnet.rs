@@ -18,7 +18,7 @@ pub struct SubnetKey {
 /// Why a key under `subnets/` names no subnet.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct BadKey {
-    /// What is wrong, for the log.
+    /// The problem, for the log.
     pub reason: String,
     /// The addresses that some other reader may think it names, so that nobody is given them.
     pub occupies: Option<Ipv4Net>,
@@ -54,7 +54,7 @@ impl SubnetKey {
     }
 }
 
-/// What some other reader may take a bad key for: flannel's own looks for a subnet anywhere before the end.
+/// The subnet that another reader may see in a bad key. flannel's own looks for one anywhere before the end.
 fn read_loosely(text: &str) -> Option<Ipv4Net> {
     static PATTERN: LazyLock<Regex> =
         LazyLock::new(|| Regex::new(r"(\d+\.\d+\.\d+\.\d+)-(\d+)(?:&.*)?$").expect("a constant"));

@@ -10,11 +10,11 @@ use std::fmt;
 
 /// One kind of kernel entry. A value of the type is one wanted entry.
 pub trait EntryKind: Copy + fmt::Display {
-    /// What the kernel finds an entry by; there is at most one wanted entry for each key.
+    /// The key by which the kernel finds an entry. There is at most one wanted entry for each key.
     type Key: Copy + Ord;
-    /// What is wanted under a key.
+    /// The wanted value of a key.
     type Value: Copy + PartialEq;
-    /// What the kernel holds under a key, which may be several entries.
+    /// The kernel's value of a key, which may be several entries.
     type Held: Clone + PartialEq;
     /// A change that the kernel reports; [`std::convert::Infallible`] if it reports none of this kind one by one.
     type Report: Copy;
@@ -76,12 +76,12 @@ pub trait EntryKind: Copy + fmt::Display {
     }
 }
 
-/// What a reported change means for the mirror of the kernel.
+/// The meaning of a reported change for the mirror of the kernel.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum Noticed<K> {
     /// The change was known.
     Nothing,
-    /// What is held under this key has changed.
+    /// The value of this key has changed.
     Key(K),
     /// The report does not tell what is held now: the kernel must be read in full.
     Doubt,
@@ -106,11 +106,11 @@ impl<K> Noticed<K> {
 /// Several values, but hardly ever more than one: the first lies in the list itself.
 pub type Few<T> = SmallVec<[T; 1]>;
 
-/// What the kernel holds of one kind, by key.
+/// The kernel's entries of one kind, by key.
 pub type Held<E> = BTreeMap<<E as EntryKind>::Key, <E as EntryKind>::Held>;
 
-/// What is wanted of one kind, by key. An entry stays wanted until each user has withdrawn it: a host with two subnets has
-/// one tunnel endpoint, and so one FDB entry, for both.
+/// The wanted entries of one kind, by key. An entry stays wanted until each user has withdrawn it: a host with two
+/// subnets has one tunnel endpoint, and so one FDB entry, for both.
 pub struct Wanted<E: EntryKind>(BTreeMap<E::Key, Demand<E::Value>>);
 
 /// A wanted value.

@@ -1,4 +1,4 @@
-//! What the store has told of its keys so far, and what a further answer is worth beside it.
+//! The keys as the store has reported them so far, and the worth of a further answer.
 //!
 //! A watch promises much: each change once, all of them, in order, from where one asks. Released versions of etcd have
 //! broken each of these promises (#15271 replays the past, #17529 loses events, #18089 and #19179 a deletion at a
@@ -35,7 +35,7 @@ impl History {
     }
 }
 
-/// What a complete list is worth.
+/// The worth of a complete list.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum Answer {
     /// It shows the store as it was after the list was asked for.
@@ -53,7 +53,7 @@ const MOST_GONE: usize = 4096;
 /// of a junk key that is repeated does no harm.
 const LONGEST_NAME: usize = 64;
 
-/// What stands for the whole content of a key: within one history the revision of its last change, and in two that have
+/// A stand-in for the whole content of a key: within one history the revision of its last change, and in two that have
 /// the same revisions what keeps it alive.
 #[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
 struct Seen {
@@ -62,7 +62,7 @@ struct Seen {
     is_lease: bool,
 }
 
-/// What is known of the keys in the store.
+/// The keys of the store, as far as they are known.
 #[derive(Debug, Default)]
 pub struct View {
     /// Whether it can be followed from here, or a complete list is needed first.
@@ -75,7 +75,7 @@ pub struct View {
     present: HashMap<Name, Seen>,
     /// How many of the keys are leases.
     leases: usize,
-    /// What was deleted after `base`, and when.
+    /// The deletions after `base`, with their revisions.
     gone: HashMap<Name, Revision>,
     /// Deletions up to this revision may have been forgotten.
     forgotten: Revision,
@@ -180,7 +180,7 @@ impl View {
         }
     }
 
-    /// What a list of this revision and history is worth that was asked for when `floor` was the highest revision.
+    /// The worth of a list of this revision and history that was requested when `floor` was the highest revision.
     ///
     /// A store that was wiped and has come further than before since then is not found by its revision, and not always
     /// by its history. But within one history no key goes back to an earlier change, nor has one change two contents.

@@ -65,11 +65,11 @@ pub(super) struct KeyObservation {
 pub(super) struct StartingPoint {
     /// The state file.
     pub(super) state_file: StateFile,
-    /// What proves a lease ours.
+    /// The proofs that a lease is ours.
     pub(super) identity: Identity,
     /// Our addresses.
     pub(super) address: Address,
-    /// What a subnet of ours must leave alone.
+    /// The addresses that our subnet must not hold.
     pub(super) surroundings: Surroundings,
     /// The peers that an earlier run left in the kernel.
     pub(super) left_behind: Vec<Record>,
@@ -111,7 +111,7 @@ pub(super) struct LeaseManager<S> {
     state_file: StateFile,
     identity: Identity,
     address: Address,
-    /// What a subnet of ours must leave alone.
+    /// The addresses that our subnet must not hold.
     surroundings: Surroundings,
     /// The peers that an earlier run left in the kernel.
     left_behind: Vec<Record>,

@@ -24,7 +24,7 @@ const REMEMBER_EVERY: Duration = Duration::from_secs(60);
 /// The end of the holds is written to the state file at most this often, after the first one, which is written at once.
 const REMEMBER_HOLDS_EVERY: Duration = Duration::from_secs(10);
 
-/// What is due for the lease, and when.
+/// The next tasks for the lease, with their times.
 struct Upkeep {
     /// When the state file is written with the store's progress.
     remember_at: Option<Moment>,

@@ -1,6 +1,6 @@
 //! The main loop: takes in facts, finds what differs from what is wanted, applies it, and tries again what failed.
 //!
-//! What the kernel holds is read in full at the start. From then on the kernel's reports keep it current, so the repair of
+//! The kernel's state is read in full at the start. From then on the kernel's reports keep it current, so the repair of
 //! one entry costs the work of one entry. It is read in full again after an event that can remove entries without a report
 //! (a change of the device or of its addresses), after reports were lost, and periodically.
 

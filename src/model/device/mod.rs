@@ -63,7 +63,7 @@ pub enum Link {
     Vxlan(Vxlan),
 }
 
-/// What it takes to make a device what it should be.
+/// The way from a device as it is to the device that is wanted.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub enum Comparison {
     /// Nothing.

@@ -28,7 +28,7 @@ impl EntryKind for Neighbor {
     type Key = IpAddr;
     type Value = VtepMac;
     type Held = NeighborState;
-    /// What the kernel holds for an address now; `None` if nothing.
+    /// The kernel's entry for an address now, if there is one.
     type Report = (IpAddr, Option<NeighborState>);
 
     const NAME: &'static str = "neighbour";

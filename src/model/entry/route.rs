@@ -33,7 +33,7 @@ pub struct Route {
     pub onlink: bool,
     /// Priority; 0 is tried first (for IPv6 the kernel turns 0 into 1024).
     pub metric: u32,
-    /// Who installed it (`RTPROT_*`): 2 is the kernel itself, 3 `boot`.
+    /// The program that installed it (`RTPROT_*`): 2 is the kernel itself, 3 `boot`.
     pub protocol: u8,
 }
 
@@ -57,7 +57,7 @@ impl Route {
         Route { protocol: 0, ..*self } == Route { protocol: 0, ..*other }
     }
 
-    /// What is sent to these addresses goes nowhere, unless another route leads there.
+    /// A route that drops packets to these addresses, unless another route leads there.
     pub fn blackhole(dest: IpNet, protocol: u8) -> Self {
         let oif = Oif::Special(BLACKHOLE);
         Route { dest, gateway: None, oif, onlink: false, metric: BLACKHOLE_METRIC, protocol }

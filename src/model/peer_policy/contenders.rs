@@ -39,7 +39,7 @@ pub(super) struct Candidate {
     pub(super) created: Revision,
 }
 
-/// Who goes first in a conflict: subnets of the usual size before all others, then older keys before younger ones.
+/// The rank of a lease in a conflict: subnets of the usual size before all others, then older keys before younger ones.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord)]
 struct Rank {
     age: u64,

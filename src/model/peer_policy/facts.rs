@@ -1,4 +1,4 @@
-//! What a lease is judged by apart from other leases: the overlay, and what this host itself needs.
+//! The facts by which a lease is judged apart from other leases: the overlay, and what this host itself needs.
 
 use super::Endpoint;
 use crate::model::iface::{ExternalInterface, HostView};
@@ -12,7 +12,7 @@ use std::net::{IpAddr, Ipv4Addr};
 /// An address with the words for it: `an endpoint of etcd`.
 pub type Needed = (String, IpAddr);
 
-/// What a lease is judged by, apart from other leases.
+/// The facts by which a lease is judged apart from other leases.
 #[derive(Debug, Clone, Default, PartialEq, Eq)]
 pub struct Facts {
     /// The overlay; `None` refuses everything.
@@ -60,8 +60,8 @@ impl Facts {
         })
     }
 
-    /// What of the underlay lies in our own subnet, in words: with that subnet this host cuts itself off as soon as
-    /// containers use it.
+    /// The address of the underlay that lies in our own subnet, in words, if there is one. With that subnet this host
+    /// cuts itself off as soon as containers use it.
     pub fn own_subnet_objection(&self) -> Option<String> {
         needed_inside(&self.underlay, self.own_subnet?)
     }

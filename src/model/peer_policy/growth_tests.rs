@@ -11,7 +11,7 @@ mod kinds;
 /// A change may take so many searches of an index, whatever leases there are: most are for the subnets around and the
 /// addresses inside one subnet, of which a /24 has 256.
 const MOST_STEPS: usize = 300;
-/// So many leases may turn from peers into refused ones, or back, because of one.
+/// The number of leases that may turn from peers into refused ones, or back, because of one.
 const MOST_TOUCHED: usize = 20;
 
 fn facts() -> Facts {

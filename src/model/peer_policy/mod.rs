@@ -27,7 +27,7 @@ pub struct Endpoint {
     pub mac: Option<VtepMac>,
 }
 
-/// What a backend reads in a lease.
+/// The backend's reading of a lease.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub enum Reading {
     /// A peer.
@@ -40,7 +40,7 @@ pub enum Reading {
     Bad(String),
 }
 
-/// What is to become of a lease.
+/// The verdict on a lease.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub enum Verdict {
     /// It is a peer of ours.
@@ -90,7 +90,7 @@ pub struct Peers {
     contenders: Contenders,
     /// Those of them that are refused for the sake of others.
     conflicts: BTreeSet<SubnetKey>,
-    /// What became of the others.
+    /// The verdicts on the others.
     rejected: BTreeMap<Name, Verdict>,
     tally: Tally,
 }
@@ -117,7 +117,7 @@ impl Peers {
         self.conflicts = keys.filter(|key| self.contenders.is_refused(key)).collect();
     }
 
-    /// What it judges by.
+    /// The facts by which it judges.
     pub fn facts(&self) -> &Facts {
         &self.checks.facts
     }
@@ -162,7 +162,7 @@ impl Peers {
         affected.into_iter().filter(|key| self.resolve_conflict(*key)).collect()
     }
 
-    /// What is to become of the lease with this name.
+    /// The verdict on the lease with this name.
     pub fn verdict(&self, name: &str) -> Option<Verdict> {
         if let Some(verdict) = self.rejected.get(name) {
             return Some(verdict.clone());

@@ -30,7 +30,7 @@ struct Name {
     lookup: RefCell<JoinSet<()>>,
 }
 
-/// What has been found so far.
+/// The addresses that have been found so far.
 struct Known {
     by_member: Mutex<Vec<Vec<IpAddr>>>,
     publish: Sender<Vec<IpAddr>>,

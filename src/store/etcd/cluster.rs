@@ -21,7 +21,7 @@ pub(super) struct Clusters {
     members: RefCell<Vec<Option<ClusterId>>>,
 }
 
-/// What a member's cluster ID means.
+/// The meaning of a member's cluster ID.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(super) enum Verdict {
     /// The member belongs to the cluster in use.

@@ -27,7 +27,7 @@ use tonic::transport::Endpoint;
 /// How long the first call waits for a disk.
 const SLOW: Duration = Duration::from_secs(1);
 
-/// What the flags say about access to etcd.
+/// The flags about access to etcd.
 #[derive(Debug, Clone, Default, PartialEq, Eq)]
 pub struct Access {
     /// The CA certificates of etcd's certificate, in PEM form; `None`: those of the system.
@@ -52,7 +52,7 @@ pub struct IdentityFiles {
 pub struct User {
     /// The name, as etcd knows it.
     pub name: String,
-    /// What proves it.
+    /// The proof.
     pub password: Password,
 }
 
@@ -82,7 +82,7 @@ impl fmt::Debug for Secret {
     }
 }
 
-/// What the files held when they were last usable.
+/// The content of the files when they were last usable.
 pub(super) struct Credentials {
     access: Access,
     pem: RefCell<Pem>,
@@ -90,7 +90,7 @@ pub(super) struct Credentials {
     password: RefCell<Option<Secret>>,
     pem_reading: Reading<Pem>,
     password_reading: Reading<Secret>,
-    /// What is wrong with the files now, so that it is said once.
+    /// The problem of the files now, so that it is logged once.
     pem_trouble: Trouble,
     password_trouble: Trouble,
 }
@@ -123,7 +123,7 @@ impl Credentials {
         })
     }
 
-    /// What the flags say.
+    /// The flags.
     pub(super) fn access(&self) -> &Access {
         &self.access
     }

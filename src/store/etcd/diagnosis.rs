@@ -1,4 +1,4 @@
-//! What it means when a member cannot be talked to over a new connection, and what would set it right.
+//! The reasons why a member cannot be reached over a new connection, with remedies.
 
 use super::credentials::Access;
 use super::{error, plain};
@@ -19,7 +19,7 @@ pub(super) struct Dialled<'a> {
 }
 
 impl Dialled<'_> {
-    /// What went wrong, in a few words, with the advice that helps.
+    /// The problem in a few words, with a remedy.
     pub(super) fn explain(&self, error: &Error) -> String {
         let chain = || causes(error);
         let while_dialling = chain().any(|cause| cause.is::<tonic::ConnectError>());

@@ -1,4 +1,4 @@
-//! What etcd-client's errors mean: did etcd answer, or must the next member be asked?
+//! The meaning of etcd-client's errors: did etcd answer, or must the next member be asked?
 
 use super::channel::TimedOut;
 use crate::store::StoreError;
