@@ -26,9 +26,11 @@
 //! | a packet walks through route, ARP and FDB | [`backend::vxlan`] |
 //! | a kind of entry is compared, made and removed | [`model::entry`], listed in [`model::kernel_state`] |
 //! | a device is compared, made and changed | [`model::device`], `kernel/link/` |
-//! | a deleted route is noticed | [`kernel::listener`], [`model::entry`], `agent/reconcile/kernel_reports.rs` |
+//! | a deleted route is noticed | [`kernel::listener`] decodes the report, `Route::notice` in [`model::entry`] decides |
 //! | a difference is planned, applied, retried | [`model::plan`], `agent/reconcile/execute.rs`, [`agent::retry_queue`] |
-//! | a WARN and the readiness are decided | [`agent::status`]; `agent/announce.rs` for refused leases |
+//! | the host is ready for the first time | `agent/reconcile/readiness.rs` |
+//! | a condition begins or ends, with a WARN | [`agent::status`]; [`model::findings`] for refused leases |
+//! | a single event is worth a WARN | where it happens |
 //! | the firewall's rules are kept | [`firewall`] for the rules, [`agent::firewall`] for the loop |
 //! | a command line becomes settings | [`cli::args`], `cli/run.rs` |
 //!

@@ -31,10 +31,20 @@ struct Repairs {
     again_at: Moment,
     /// How long the next repair has to wait after the last.
     pause: Duration,
+    repaired_at: Moment,
+    /// When it was first seen since the last repair that another one is needed.
+    damaged_at: Option<Moment>,
 }
 
 impl Repairs {
-    fn repaired(&mut self, now: Moment, slowdown: &Slowdown) {
+    /// Counts a repair. While nothing is fought over, a repair that has lasted for a while ends the count: damage that only
+    /// now and then comes back is no fight, however often it does.
+    fn repaired(&mut self, now: Moment, slowdown: &Slowdown, others_are_calm: bool) {
+        let lasted = self.damaged_at.take().unwrap_or(now).saturating_sub(self.repaired_at);
+        if others_are_calm && self.pause.is_zero() && lasted >= CALM_AFTER {
+            self.rate = RateLimit::default();
+        }
+        self.repaired_at = now;
         self.again_at = self.rate.slow_down(now, slowdown);
         self.pause = self.again_at.saturating_sub(now);
     }
@@ -59,11 +69,14 @@ impl RepairLimiter {
         fought_over.retain(|key, (_, last)| now < self.calm_at(key, *last));
         self.fought_over = fought_over;
         let keys: BTreeSet<Key> = ops.map(Op::key).collect();
-        if !keys.is_empty() {
-            self.repairs.entry(None).or_default().repaired(now, &OF_ALL);
+        if keys.is_empty() {
+            return;
         }
+        let all = self.repairs.entry(None).or_default();
+        all.repaired(now, &OF_ALL, true);
+        let others_are_calm = all.pause.is_zero();
         for key in keys {
-            self.repairs.entry(Some(key)).or_default().repaired(now, &OF_AN_OBJECT);
+            self.repairs.entry(Some(key)).or_default().repaired(now, &OF_AN_OBJECT, others_are_calm);
         }
     }
 
@@ -72,6 +85,9 @@ impl RepairLimiter {
         let all_wait = now < self.again_at(None);
         let mut waiting = BTreeSet::new();
         for key in planned {
+            if let Some(repairs) = self.repairs.get_mut(&Some(key)) {
+                repairs.damaged_at.get_or_insert(now);
+            }
             let waits = now < self.again_at(Some(key));
             if waits {
                 self.fought_over.entry(Some(key)).or_insert((now, now)).1 = now;
@@ -184,6 +200,16 @@ mod tests {
         now += 2 * OF_AN_OBJECT.longest_pause;
         assert_eq!(limiter.describe(now), None);
         assert!(!waits(&mut limiter, op(1).key(), now));
+    }
+
+    #[test]
+    fn damage_that_comes_back_now_and_then_is_repaired_at_once_each_time() {
+        let mut limiter = RepairLimiter::default();
+        for nth in 1..1000 {
+            let now = START + Duration::from_secs(20) * nth;
+            assert!(!waits(&mut limiter, op(1).key(), now), "the {nth}th time");
+            limiter.repaired([&op(1)].into_iter(), now);
+        }
     }
 
     #[test]

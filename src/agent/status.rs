@@ -78,21 +78,21 @@ struct Raised {
     since: Moment,
     /// The reasons that were logged, the last one at the end.
     logged: Vec<String>,
-    /// The log lines about reasons that came back, or that were none of the first.
-    lines: RateLimit,
-    /// The next such is logged from this moment on.
+    /// How often a reason was logged that had been logged before, or that came after the first [`NEW_REASONS`].
+    repeats: RateLimit,
+    /// Such a reason is logged again from this moment on.
     quiet_until: Moment,
 }
 
 /// The number of different reasons of one condition that are logged at once. Others, and those that come back, are
 /// logged less and less often.
 const NEW_REASONS: usize = 10;
-/// The first and the longest pause between those.
+/// The pauses between log lines about such reasons.
 const OTHER_REASONS: Slowdown =
     Slowdown { at_once: 1, first_pause: Duration::from_secs(60), longest_pause: Duration::from_secs(3600) };
 
 impl Raised {
-    /// Whether the reason as it stands is worth a line. A trouble that lasts may alternate between reasons for hours.
+    /// Whether the reason as it stands is worth a line. A condition that lasts may alternate between reasons for hours.
     fn is_worth_a_line(&mut self, now: Moment) -> bool {
         if self.logged.last() == Some(&self.reason) {
             return false;
@@ -102,7 +102,7 @@ impl Raised {
             if now < self.quiet_until {
                 return false;
             }
-            self.quiet_until = self.lines.slow_down(now, &OTHER_REASONS);
+            self.quiet_until = self.repeats.slow_down(now, &OTHER_REASONS);
             self.logged.remove(known.unwrap_or(0));
         }
         self.logged.push(self.reason.clone());

@@ -12,6 +12,7 @@ use std::io::{self, Read, Write};
 use std::os::unix::process::CommandExt;
 use std::path::Path;
 use std::process::{Command, ExitCode, Stdio};
+use std::sync::{Arc, Mutex, PoisonError};
 use std::time::{Duration, Instant};
 use tokio::sync::oneshot;
 
@@ -27,8 +28,25 @@ pub enum FileIo {
     /// By the caller, at once.
     #[default]
     Here,
-    /// By threads, and by processes of this program started as [`WRITER`]. Needs a tokio runtime.
+    /// By threads, and by processes of this program started as [`WRITER`].
     Aside,
+}
+
+/// Does some work in a thread of its own. If the host has no room for one more thread, the work is done here: then it may
+/// take its time, but the daemon goes on.
+fn in_a_thread(work: impl FnOnce() + Send + 'static) {
+    let work = Arc::new(Mutex::new(Some(work)));
+    let theirs = work.clone();
+    if std::thread::Builder::new().name("files".into()).spawn(move || do_once(&theirs)).is_err() {
+        do_once(&work);
+    }
+}
+
+fn do_once(work: &Mutex<Option<impl FnOnce()>>) {
+    let work = work.lock().unwrap_or_else(PoisonError::into_inner).take();
+    if let Some(work) = work {
+        work();
+    }
 }
 
 impl FileIo {
@@ -50,7 +68,7 @@ impl FileIo {
         let deliver = move || drop(sender.send(work()));
         match self {
             FileIo::Here => deliver(),
-            FileIo::Aside => drop(tokio::task::spawn_blocking(deliver)),
+            FileIo::Aside => in_a_thread(deliver),
         }
         Task { result: Some(result), ready: None, since: Instant::now() }
     }

@@ -68,6 +68,13 @@ impl StateFile {
 struct Saver {
     next: Arc<Next>,
     is_idle: watch::Receiver<bool>,
+    /// The thread takes it from here when it starts.
+    disk: Arc<Mutex<Option<Disk>>>,
+}
+
+/// The content of a mutex. Each change of it is complete in itself, so a panic elsewhere does not spoil it.
+fn locked<T>(mutex: &Mutex<T>) -> MutexGuard<'_, T> {
+    mutex.lock().unwrap_or_else(PoisonError::into_inner)
 }
 
 #[derive(Debug)]
@@ -78,24 +85,37 @@ struct Next {
 }
 
 impl Saver {
-    fn start(mut disk: Disk) -> Self {
+    fn start(disk: Disk) -> Self {
         let (is_idle, idle) = watch::channel(true);
         let next = Arc::new(Next { state: Mutex::default(), changed: Condvar::new(), is_idle });
-        let saver = Saver { next: next.clone(), is_idle: idle };
-        let save = move || loop {
-            let state = next.take();
-            if disk.save(&state).is_err() {
-                next.put_back(state);
+        let saver = Saver { next, is_idle: idle, disk: Arc::new(Mutex::new(Some(disk))) };
+        saver.start_thread();
+        saver
+    }
+
+    /// Starts the thread that writes, unless it runs. A host may have no room for a thread now, and have it later.
+    fn start_thread(&self) {
+        if locked(&self.disk).is_none() {
+            return;
+        }
+        let (next, disk) = (self.next.clone(), self.disk.clone());
+        let save = move || {
+            let Some(mut disk) = locked(&disk).take() else { return };
+            loop {
+                let state = next.take();
+                if disk.save(&state).is_err() {
+                    next.put_back(state);
+                }
+                next.rest();
             }
-            next.rest();
         };
         if let Err(error) = std::thread::Builder::new().name("state file".into()).spawn(save) {
             tracing::warn!("the state file cannot be written: {error}");
         }
-        saver
     }
 
     fn put(&self, state: Remembered) {
+        self.start_thread();
         self.next.is_idle.send_replace(false);
         *self.next.state() = Some(state);
         self.next.changed.notify_all();

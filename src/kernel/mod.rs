@@ -52,7 +52,7 @@ impl KernelError {
 pub enum Event {
     /// An entry that concerns us.
     Entry(Observed),
-    /// Our device, or an address on it: may have taken entries along without a word.
+    /// Our device, or an address on it. Entries may have gone with it without a report of their own.
     Device,
     /// Another interface, an address on it, or a default route (index 0).
     Host {
@@ -61,7 +61,7 @@ pub enum Event {
         /// Its name, when the change is one of the interface itself.
         name: Option<String>,
     },
-    /// A route of table main that is none of those.
+    /// Any other IPv4 route of table main. It may decide which peers are on a link.
     Underlay,
     /// A report that cannot be decoded: it may be about anything.
     Unclear,

@@ -27,7 +27,7 @@ pub trait Backend {
     /// The name of the backend in the config and in leases.
     fn kind(&self) -> &'static str;
 
-    /// Name of its device; its Linux name tells hosts' administrators which network it belongs to.
+    /// Linux's name of its device.
     fn device_name(&self) -> String;
 
     /// Whether peers on the same link are reached without a tunnel.

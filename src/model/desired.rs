@@ -190,7 +190,7 @@ impl DesiredState {
         self.rebuild();
     }
 
-    /// The host's interfaces, or what it knows of itself, may have changed.
+    /// Takes in the host's interfaces and the facts about this host. Returns the entries that may differ now.
     pub fn set_host(&mut self, own: LocalNode, mut host: HostView) -> Dirty {
         let links = std::mem::take(&mut host.links).outside(self.network);
         let same_self = own == self.own
@@ -204,7 +204,7 @@ impl DesiredState {
         Dirty::All
     }
 
-    /// The addresses of the store's members may have changed.
+    /// Takes in the addresses of the store's members. Returns the entries that may differ now.
     pub fn set_endpoints(&mut self, endpoints: Vec<IpAddr>) -> Dirty {
         self.endpoints = endpoints;
         if self.facts() == *self.peers.facts() {
@@ -214,7 +214,7 @@ impl DesiredState {
         Dirty::All
     }
 
-    /// A complete list of all keys.
+    /// Takes in a complete list of all keys. Returns the entries that may differ now.
     pub fn set_leases(&mut self, revision: Revision, records: Vec<Record>, now: Moment) -> Dirty {
         let first = !self.leases.is_known();
         let own = self.own_name();
@@ -236,7 +236,7 @@ impl DesiredState {
         self.leases.expect_loss_of(&self.own_name(), now);
     }
 
-    /// Changes of some keys.
+    /// Takes in changes of some keys. Returns the entries that may differ now.
     pub fn change_leases(&mut self, revision: Revision, changes: Vec<Change>, now: Moment) -> Dirty {
         let own = self.own_name();
         let changed = self.leases.apply(revision, changes, Some(&own), now, self.hold);

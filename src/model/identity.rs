@@ -41,7 +41,8 @@ pub struct Identity {
 pub struct InUse {
     /// The subnet.
     pub subnet: Ipv4Net,
-    /// When its key was made: while it lives on, whoever overwrites it has not found the subnet free.
+    /// The revision that created its key. A host that overwrites the key while this revision is unchanged has not found the
+    /// subnet free.
     pub created: Revision,
 }
 
@@ -156,7 +157,7 @@ impl Identity {
         self.create(&Occupied::by(records, overlay), around, overlay, random)
     }
 
-    /// Chooses a free subnet: the previous one if that can be, else any that nothing speaks against.
+    /// Decides which subnet to create: the previous one if it is free, else a random one that is free.
     fn create(&self, occupied: &Occupied, around: &Surroundings, overlay: &Overlay, random: u128) -> Decision {
         let range = &overlay.subnets;
         // A network on the host may be that of our own bridge, which still has the previous subnet.

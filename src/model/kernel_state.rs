@@ -1,7 +1,7 @@
 //! The part of a host's network state that flanneld looks after: what the kernel should hold ([`Want`]), what the kernel
 //! does hold ([`Have`]), and which of that flanneld may change ([`Scope`]).
 //!
-//! The kinds of entries are listed here once; everything that concerns all kinds follows from the list.
+//! The kinds of entries are listed here once. All types of the model that have a part for each kind follow from the list.
 
 use super::device::{Device, DeviceWant, ExistingDevice};
 use super::entry::{Address, FdbEntry, Neighbor, Oif, PROTOCOL_KERNEL, Route};

@@ -115,6 +115,7 @@ pub enum Phase {
 }
 
 impl Phase {
+    /// The number of phases, so the last one stands here.
     const COUNT: usize = Phase::NeighborDelete as usize + 1;
 }
 

@@ -70,7 +70,8 @@ impl<K: Kernel> Reconciler<K> {
         }
     }
 
-    /// The steps that can be done now. `None` if there are none.
+    /// Takes the differences that can be repaired now, and postpones the others. Returns `None`, and forgets what may differ,
+    /// if nothing can be done now.
     fn plan(&self, state: &mut LoopState) -> Option<Plan> {
         let now = self.runtime.now();
         let due = [state.retries.next(), state.repair_limiter.next()].into_iter().flatten().any(|at| now >= at);
