@@ -61,7 +61,7 @@ fn refused(own: &Lease) -> Vec<(String, String, &'static str)> {
         (key("172.30.200.128-25"), fit(237), "overlaps"),
         (key("172.30.200.0-23"), fit(238), "overlaps"),
         (at(239), lease("172.31.0.99", "0e:00:00:00:00:c8"), "MAC"),
-        (at(240), lease("172.30.201.5", "0e:00:00:00:00:f0"), "lies in the overlay 172.30.0.0/16"),
+        (at(240), lease("172.30.201.5", "0e:00:00:00:00:f0"), "lies in the subnet of"),
         (at(250), fit(250), "on this host's other0"),
     ]
 }

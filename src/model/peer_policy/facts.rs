@@ -81,10 +81,6 @@ pub(super) struct Checks {
     pub(super) facts: Facts,
     /// The addresses that no peer's subnet may hold.
     needed: BTreeMap<Ipv4Addr, Why>,
-    /// The connected networks, disjoint and in order.
-    on_link: Vec<Ipv4Net>,
-    /// Whether some of the underlay lies inside the overlay.
-    mixed: bool,
 }
 
 impl Checks {
@@ -102,11 +98,7 @@ impl Checks {
                 needed.entry(*ip).or_insert(Why::Underlay(index));
             }
         }
-        let nets: BTreeSet<Ipv4Net> = facts.connected.iter().map(|(_, net)| net.trunc()).collect();
-        let on_link = Ipv4Net::aggregate(&nets.into_iter().collect());
-        let network = facts.network;
-        let mixed = facts.underlay.iter().any(|(_, ip)| network.is_some_and(|network| network.contains(ip)));
-        Checks { facts, needed, on_link, mixed }
+        Checks { facts, needed }
     }
 
     /// Why a lease cannot be a peer, whatever the others are.
@@ -150,22 +142,10 @@ impl Checks {
         if subnet.contains(&ip) {
             return Some(format!("its PublicIP {ip} lies in its own subnet"));
         }
-        if let Some(network) =
-            facts.network.filter(|network| network.contains(&IpAddr::from(ip)) && !self.is_underlay(ip))
-        {
-            return Some(format!("its PublicIP {ip} lies in the overlay {network}, where the underlay has no network"));
-        }
         let mac = endpoint.mac?;
         if !mac.is_usable() {
             return Some(format!("its VtepMAC {mac} is not the address of a host"));
         }
         (facts.own_mac == Some(mac)).then(|| format!("its VtepMAC {mac} is ours"))
-    }
-
-    /// Whether an address inside the overlay may all the same be one of the underlay: it is on this host's link, or this
-    /// host depends on other such addresses.
-    fn is_underlay(&self, ip: Ipv4Addr) -> bool {
-        let at = self.on_link.partition_point(|net| net.network() <= ip);
-        self.mixed || self.on_link[..at].last().is_some_and(|net| net.contains(&ip))
     }
 }
