@@ -45,14 +45,14 @@ struct Inner {
     answer: Option<Answer>,
 }
 
-/// What somebody does after each of our operations: changes the state, and has something reported.
+/// A stranger's answer to each of our operations: it changes the state, and something is reported.
 type Answer = Box<dyn Fn(&Op, &mut Have) -> Vec<Event>>;
 
 struct Fault {
     applies: Box<dyn Fn(&Op) -> bool>,
     errno: i32,
     left: usize,
-    /// What the operation does although it fails.
+    /// The part of the operation that is done although it fails.
     does: Box<dyn Fn(&mut Have)>,
 }
 

@@ -1,4 +1,4 @@
-//! What flanneld is tested and measured with, and what no user gets.
+//! Test doubles and campaigns of flanneld. No release contains them.
 //!
 //! | where | what |
 //! |---|---|

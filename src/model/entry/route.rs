@@ -122,7 +122,7 @@ impl EntryKind for Route {
         }
     }
 
-    /// Ours takes the place of the first route with its destination and metric.
+    /// Ours replaces the first route with its destination and metric.
     fn was_set(self, held: &mut Held<Self>) {
         let routes = held.entry(self.dest).or_default();
         match routes.iter_mut().find(|other| other.metric == self.metric) {

@@ -18,7 +18,7 @@ pub(super) enum CallError {
     Answer(Box<Status>),
 }
 
-/// What went wrong at one member.
+/// The failure of one member.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub(super) enum Failure {
     /// No answer came, or not enough of it.

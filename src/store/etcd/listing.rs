@@ -35,10 +35,10 @@ const LONG_AVERAGE: usize = 64 << 10;
 const NAMES: i64 = 32;
 /// A value that is longer than this is no lease. Such keys are remembered by what they were read as.
 const LONG_VALUE: usize = 4 << 10;
-/// What a key costs on the wire beside its name and its value.
+/// Bytes of a key on the wire beside its name and its value.
 const OVERHEAD: usize = 40;
 
-/// What one list learned for the next one.
+/// The experience of one list for the next one.
 #[derive(Default)]
 pub(super) struct Experience {
     /// The number of keys in the next page; 0 before the first one.

@@ -53,7 +53,7 @@ pub struct EtcdStore {
     nearby: Rc<Nearby>,
 }
 
-/// What of `access` these endpoints need: the files for TLS only if one of them uses TLS. Files without effect may be missing.
+/// The part of `access` that these endpoints need: the files for TLS only if one of them uses TLS. Others may be missing.
 fn needed(endpoints: &[String], access: Access) -> Access {
     let is_encrypted = endpoints.iter().any(|endpoint| endpoint.starts_with("https://"));
     if is_encrypted { access } else { Access { user: access.user, ..Access::default() } }

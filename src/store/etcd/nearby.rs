@@ -13,7 +13,7 @@ use tokio::time::Instant;
 const SEARCH_EVERY: Duration = Duration::from_secs(60);
 /// How many directories are looked into beside ours, and beside the one above.
 const DIRECTORIES: usize = 20;
-/// What guides and packages of flannel use.
+/// The prefixes that guides and packages of flannel use.
 const USUAL: [&str; 4] = ["/coreos.com/network", "/flannel/network", "/kube-centos/network", "/atomic.io/network"];
 
 /// The configs that were found last.

@@ -18,7 +18,7 @@ pub(super) fn tls(error: &Error) -> String {
     }
 }
 
-/// What is wrong with a certificate.
+/// The problem of a certificate.
 pub(super) fn certificate(problem: &CertificateError) -> String {
     match problem {
         CertificateError::Other(other) => deepest(other),

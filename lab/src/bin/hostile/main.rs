@@ -1,4 +1,4 @@
-//! What hostile and broken leases cost: the CPU that one more event takes, with very many of them in the store.
+//! The cost of hostile and broken leases: the CPU that one more event takes, with very many of them in the store.
 //!
 //! Everything from the bytes of a key to the plan for the kernel is run as in the daemon: decode, judge, desired state,
 //! difference. An event is a key that comes, goes, turns bad or turns good again, the oldest one included; and
